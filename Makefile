@@ -1,0 +1,46 @@
+# make run     the main job: learn a shortcut for the bundled base, compare, report (10 minutes on 2 CPU cores)
+# make test    the test suite
+# Both create .venv first when it is missing or older than what it is made from.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: run test test-slow lint format clean help
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+run: $(STAMP)
+	$(BIN)/python -m migm.train +experiment=cifar10_shortcut
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+# make test-slow   what takes longer: whole commands, kills and resumes, the wheel
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# make lint        ruff and pyright;  make format  rewrites
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+# make clean       removes .venv and caches, not outputs
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

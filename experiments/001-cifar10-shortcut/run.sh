@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The whole study; every line goes on where it stopped. Run from the repository's root.
+set -euo pipefail
+here=experiments/001-cifar10-shortcut
+study=outputs/cifar10_study
+python -m migm.train +experiment=cifar10_study evaluate=false
+python -m migm.train +experiment=cifar10_study evaluate=false shortcut=no_cross_attention name=cifar10_study_no_cross_attention
+python -m migm.bench +experiment=cifar10_study
+python -m migm.evaluate +experiment=cifar10_study
+python -m migm.report +experiment=cifar10_study baseline="vanilla 16"
+cp $study/results.jsonl $study/bench.jsonl $here/
+cp $study/report/table.md $study/fit-profile.txt $here/
+mkdir -p $here/figures && cp $study/report/*.png $here/figures/

@@ -1,0 +1,88 @@
+"""`python -m migm.collect`: run the vanilla base and store its trajectories."""
+
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.refresh import Always
+from migm.bases.base import Base
+from migm.config import CollectConfig, build, conf_path, load
+from migm.progress import progress
+from migm.runtime import UserError, command
+from migm.sampling.loop import Sampling, generate_images
+from migm.trajectories.datamodule import TrajectoryData
+from migm.trajectories.record import Recorder, Trajectories
+from migm.trajectories.store import Store, estimate_bytes
+
+
+def header(base: Base, sampling: Sampling, seed: int, dtype: torch.dtype, sampling_config: Any) -> dict[str, Any]:
+    """What the first manifest line says, and what a store has to match to be used."""
+    branches = base.encode(torch.zeros(1, dtype=torch.long), guided=sampling.guidance is not None)
+    return {
+        "base": base.fingerprint(),
+        "storage": "features",
+        "dtype": str(dtype).removeprefix("torch."),
+        "copies": sum(branch.copies for branch in branches),
+        "num_steps": sampling.num_steps,
+        "seed": seed,
+        "sampling": sampling_config,
+    }
+
+
+def trajectory_sampling(sampling_config: dict[str, Any]) -> dict[str, Any]:
+    """What of the sampling shapes a trajectory: all but B, since the vanilla base makes it."""
+    return {key: value for key, value in sampling_config.items() if key != "num_full_steps"}
+
+
+def collect(
+    base: Base, sampling: Sampling, data: TrajectoryData, seed: int, classes: int, sampling_config: Any
+) -> Store:
+    """Fill the store of `data` up to its `num_images`; labels and noise depend on (seed, image) alone."""
+    dtype = torch.bfloat16
+    store = Store(data.folder, header(base, sampling, seed, dtype, sampling_config))
+    missing, console = data.num_images - len(store), Console()
+    if missing <= 0:
+        console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
+        return store
+    if torch.distributed.is_torchelastic_launched():
+        raise UserError(f"{missing} trajectories are missing in {data.folder}: run migm.collect in one process first")
+    copies, spec = store.header["copies"], base.spec
+    size = estimate_bytes(missing, copies, sampling.num_steps, spec.num_tokens + 1, spec.channels, dtype)
+    console.print(f"collecting {missing} trajectories: {size / 1e9:.2f} GB into {data.folder}")
+    vanilla = Accelerator(Always())
+    with progress(console, "images") as bar:
+        task = bar.add_task("collect", total=missing)
+        for start in range(len(store), data.num_images, data.shard_images):
+            images = torch.arange(start, min(start + data.shard_images, data.num_images))
+            store.append(record(base, sampling, vanilla, images, seed, data.collect_batch_size, classes))
+            bar.advance(task, len(images))
+    return store
+
+
+def record(
+    base: Base, sampling: Sampling, vanilla: Accelerator, images: torch.Tensor, seed: int, batch_size: int, classes: int
+) -> Trajectories:
+    """Trajectories of the images numbered `images`, the classes in turn, generated in batches."""
+    parts = []
+    for batch in images.split(batch_size):
+        recorder, labels = Recorder(), batch % classes
+        generate_images(base, labels, batch, seed, sampling=sampling, accelerator=vanilla, observers=[recorder])
+        parts.append(vars(recorder.trajectories(labels, batch)))
+    return Trajectories(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+@hydra.main(config_path=conf_path(), config_name="collect", version_base="1.3")
+@command
+def main(cfg: DictConfig) -> None:
+    """Load the config, build, collect."""
+    config = load(cfg, CollectConfig)
+    base, sampling, data = build(config.base), build(config.sampling), build(config.data)
+    collect(base, sampling, data, config.seed, config.evalset["num_classes"], trajectory_sampling(config.sampling))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""From YAML to objects: typed roots, a signature check of every `_target_`, and clear refusals.
+
+The library below the commands never sees a DictConfig: `load` checks and resolves, `build`
+instantiates.
+"""
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from migm.runtime import UserError
+
+Root = TypeVar("Root", bound="Common")
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+def conf_path() -> str:
+    """The config tree: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    return str(next(p for p in (here / "conf", here.parent / "conf") if p.is_dir()))
+
+
+def asset_path() -> str:
+    """The folder of the bundled weights."""
+    return str(Path(__file__).parent / "assets")
+
+
+OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
+
+
+@dataclass
+class Common:
+    """Keys of every command."""
+
+    name: str
+    seed: int
+    num_threads: int | None
+    device: str
+    base: Any
+    sampling: Any
+    shortcut: Any
+    accelerator: Any
+    objective: Any
+    optimizer: Any
+    lr_schedule: Any
+    data: Any
+    evalset: Any
+    metric: Any
+    trainer: Any
+    callbacks: Any
+    logger: Any
+    paths: Any
+    # Accelerator -> list of N (vanilla) or [N, B]; empty: the one chosen by accelerator and sampling.
+    points: dict[str, list[Any]] | None = field(default_factory=dict)
+
+
+@dataclass
+class CollectConfig(Common):
+    pass
+
+
+@dataclass
+class TrainConfig(Common):
+    collect: bool = True  # fill the trajectory store first
+    evaluate: bool = True  # measure `points` afterwards and write the report
+
+
+@dataclass
+class EvaluateConfig(Common):
+    pass
+
+
+@dataclass
+class ReportConfig(Common):
+    results: list[str] = field(default_factory=list)
+    folder: str = ""
+    baseline: str = ""
+
+
+@dataclass
+class GenerateConfig(Common):
+    labels: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    output: str = ""
+
+
+@dataclass
+class BenchConfig(Common):
+    batch_size: int = 100
+    repeats: int = 7
+    output: str = ""
+
+
+@dataclass
+class PretrainConfig(Common):
+    stages: list[str] = field(default_factory=list)
+    pretrain: Any = None
+
+
+def load(cfg: DictConfig, root: type[Root]) -> Root:
+    """Check a composed config against its root dataclass and every component's signature, and resolve it.
+
+    Raises UserError with the key and what would be right.
+    """
+    known = {f.name for f in fields(root)}
+    for key in cfg:
+        if key not in known:
+            raise UserError(f"config key {key} is unknown{_nearest(str(key), known)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(root), cfg)
+        plain = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    for key, node in _targets(plain, ""):
+        _check_target(key, node)
+    _refuse_split_sweep(plain)
+    torch.manual_seed(plain["seed"])  # random bases and fresh shortcuts
+    if plain["num_threads"]:
+        torch.set_num_threads(plain["num_threads"])
+    return root(**plain)
+
+
+def build(node: Any) -> Any:
+    """Instantiate a checked component; an error of its constructor comes out as itself."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (ValueError, OSError)):
+            raise error.__cause__ from None
+        raise
+
+
+def variant(cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: int) -> DictConfig:
+    """The same config with another accelerator, N and B."""
+    file = Path(conf_path()) / "accelerator" / f"{accelerator}.yaml"
+    if not file.exists():
+        options = {p.stem for p in file.parent.glob("*.yaml")}
+        raise UserError(f"points: accelerator {accelerator} is unknown{_nearest(accelerator, options)}")
+    copy = OmegaConf.create(cfg)
+    OmegaConf.set_struct(copy, False)
+    copy.accelerator = OmegaConf.load(file)
+    copy.sampling.num_steps, copy.sampling.num_full_steps = num_steps, num_full_steps
+    return copy
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{path}[{i}]")
+
+
+def _check_target(path: str, node: dict[str, Any]) -> None:
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise UserError(f"{path}._target_={node['_target_']} cannot be imported ({error})") from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    given = set(node) - HYDRA_KEYS
+    for key in sorted(given - set(parameters)):
+        raise UserError(f"config key {path}.{key} is unknown{_nearest(key, set(parameters))}")
+    required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
+    if not node.get("_partial_") and required - given and "_args_" not in node:
+        raise UserError(f"config key {path}.{min(required - given)} is missing")
+
+
+def _nearest(word: str, options: set[str]) -> str:
+    close = difflib.get_close_matches(word, options, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} (known: {', '.join(sorted(options))})"
+
+
+def _refuse_split_sweep(plain: dict[str, Any]) -> None:
+    """Lightning's launcher would let every rank run a sweep of its own, with other parameters (DESIGN 5.12)."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return
+    devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
+    launched = torch.distributed.is_torchelastic_launched() or "SLURM_PROCID" in os.environ
+    single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
+    if (nodes > 1 or not single) and not launched:
+        raise UserError(
+            f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
+            "trial by torchrun or submitit, or sweep with trainer.devices=1"
+        )

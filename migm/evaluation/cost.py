@@ -1,0 +1,99 @@
+"""What generation costs: seconds by a named protocol, FLOPs by counter, FFE.
+
+Protocol `batch{b}_amortised`: wall time of the whole sampling loop on a batch of b images,
+decoding excluded, divided by b; the points take turns, and the median over the rounds counts.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.refresh import Always
+from migm.bases.base import Base
+from migm.sampling.loop import Sampling, generate_images
+
+# torch counts its fused attention kernels on CUDA, not the one on CPUs.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration to measure."""
+
+    sampling: Sampling
+    accelerator: Accelerator
+
+    @property
+    def label(self) -> str:
+        n, b = self.sampling.num_steps, self.sampling.num_full_steps
+        return (
+            f"{self.accelerator.name} {n}" if self.accelerator.predictor is None else f"{self.accelerator.name} {n},{b}"
+        )
+
+
+def interleaved(
+    jobs: Sequence[Callable[[], object]], repeats: int, device: torch.device, bar: Progress | None = None
+) -> list[float]:
+    """Median seconds of each job; one warm-up round, then `repeats` rounds in which the jobs take turns."""
+    task = bar.add_task("time", total=(repeats + 1) * len(jobs)) if bar else None
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for round_ in range(repeats + 1):
+        for job, taken in zip(jobs, seconds, strict=True):
+            _synchronise(device)
+            start = time.perf_counter()
+            job()
+            _synchronise(device)
+            if round_:
+                taken.append(time.perf_counter() - start)
+            if bar and task is not None:
+                bar.advance(task)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def latency(
+    base: Base, points: Sequence[Point], labels: Tensor, repeats: int, bar: Progress | None = None
+) -> list[float]:
+    """Seconds per image of every point, decoding excluded."""
+    images = torch.arange(len(labels))
+
+    def job(point: Point) -> Callable[[], Tensor]:
+        return lambda: generate_images(
+            base, labels, images, seed=0, sampling=point.sampling, accelerator=point.accelerator
+        )
+
+    return [s / len(labels) for s in interleaved([job(point) for point in points], repeats, base.device, bar)]
+
+
+def flops(base: Base, point: Point) -> int:
+    """Floating point operations of one image: base, predictor and head; multiply and add count two."""
+    label = torch.zeros(1, dtype=torch.long)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        generate_images(
+            base,
+            label,
+            torch.zeros(1, dtype=torch.long),
+            seed=0,
+            sampling=point.sampling,
+            accelerator=point.accelerator,
+        )
+    return counter.get_total_flops()
+
+
+def full_forward_equivalents(base: Base, point: Point) -> float:
+    """Cost in units of one vanilla step of the same N, both guidance halves: FLOPs over FLOPs."""
+    vanilla = Point(point.sampling, Accelerator(Always()))
+    return flops(base, point) / flops(base, vanilla) * point.sampling.num_steps
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,50 @@
+"""What an image metric declares, and the batch it is given."""
+
+from typing import Protocol
+
+import torchmetrics
+from torch import Tensor
+
+from migm.evaluation.cifarnet import CifarNet
+
+
+class Batch:
+    """Generated images with their labels; metrics that share an extractor share its work."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images, labels  # uint8 (b, 3, h, w), int64 (b,)
+        self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def embedded(self, key: str, net: CifarNet) -> tuple[Tensor, Tensor]:
+        """Features (b, channels) and predicted classes (b,) by the net whose weights are `key`."""
+        if key not in self._embedded:
+            self._embedded[key] = net.embed(self.images)
+        return self._embedded[key]
+
+
+class ImageMetric(Protocol):
+    """A torchmetrics.Metric fed with `Batch`es; its name in results is `{metric_name}_{count}`."""
+
+    metric_name: str
+    unit: str
+    higher_is_better: bool
+    reference_hash: str
+
+    def update(self, batch: Batch) -> None: ...
+
+    def compute(self) -> Tensor: ...
+
+    def reset(self) -> None: ...
+
+
+class CifarNetMetric(torchmetrics.Metric):
+    """A metric on the bundled feature net, loaded once from `weights`."""
+
+    full_state_update = False
+
+    def __init__(self, weights: str):
+        super().__init__()
+        from migm.evaluation.cifarnet import load_cifarnet
+
+        self.weights = str(weights)
+        self.net = [load_cifarnet(weights)]  # in a list: no state of the metric

@@ -1,0 +1,136 @@
+"""Measure many points: cost side by side first, then quality over the seed sets, each value a record."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torchvision.utils import save_image
+
+from migm.bases.base import Base
+from migm.evaluation.cost import Point, full_forward_equivalents, latency
+from migm.evaluation.evalset import EvalSet
+from migm.evaluation.metrics.metric import Batch, ImageMetric
+from migm.progress import progress
+from migm.report.results import Results
+from migm.runtime import environment
+from migm.sampling.loop import generate_images
+
+PREVIEW = 20  # images of each point that are kept to look at
+
+
+class Study:
+    """Fills `results` with what is missing of `points`; running it again goes on where it stopped."""
+
+    def __init__(
+        self,
+        base: Base,
+        points: Sequence[Point],
+        sampling_config: dict[str, Any],
+        evalset: EvalSet,
+        metrics: Sequence[ImageMetric],
+        results: Results,
+        repeats: int = 5,
+    ):
+        self.base, self.points, self.evalset, self.metrics = base, points, evalset, metrics
+        self.results, self.repeats, self.console = results, repeats, Console()
+        without = {k: v for k, v in sampling_config.items() if k not in ("num_steps", "num_full_steps")}
+        self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
+        self.preview = results.path.parent / "images"
+
+    def run(self) -> None:
+        self.measure_cost()
+        self.measure_quality()
+        self.console.print(f"results in {self.results.path}")
+
+    def measure_cost(self) -> None:
+        """Seconds of all points, taking turns, and FFE; skipped when every point has them."""
+        batch = self.evalset.batch_size
+        metric = f"seconds_per_image/batch{batch}_amortised"
+        records = [self._record(p, metric, unit="s", higher_is_better=False, n=batch) for p in self.points]
+        equivalents = [self._record(p, "ffe", unit="full steps", higher_is_better=False) for p in self.points]
+        if all(self.results.has(record) for record in [*records, *equivalents]):
+            return
+        ffe = [full_forward_equivalents(self.base, point) for point in self.points]
+        labels = torch.arange(batch) % self.evalset.num_classes
+        with progress(self.console, "runs") as bar:
+            seconds = latency(self.base, self.points, labels, self.repeats, bar)
+        run = time.strftime("%Y-%m-%dT%H:%M:%S")
+        for time_record, value, ffe_record, steps in zip(records, seconds, equivalents, ffe, strict=True):
+            self.results.append({**time_record, "value": value, "repeats": self.repeats, "run": run})
+            self.results.append({**ffe_record, "value": steps})
+
+    def measure_quality(self) -> None:
+        """Every metric for every point and seed set that has no record yet."""
+        tasks = [
+            (point, seed_set)
+            for seed_set in self.evalset.seed_sets
+            for point in self.points
+            if not all(self.results.has(r) for r in self._quality_records(point, seed_set))
+        ]
+        with progress(self.console, "images") as bar:
+            task = bar.add_task("", total=len(tasks) * self.evalset.num_images)
+            for point, seed_set in tasks:
+                bar.update(task, description=f"{point.label}, seed set {seed_set}")
+                self._measure(point, seed_set, lambda n: bar.advance(task, n))
+
+    def _measure(self, point: Point, seed_set: int, advance: Any) -> None:
+        for metric in self.metrics:
+            metric.reset()
+        start, preview = time.perf_counter(), []
+        for images, labels in self.evalset.batches():
+            tokens = generate_images(
+                self.base, labels, images, seed_set, sampling=point.sampling, accelerator=point.accelerator
+            )
+            batch = Batch(self.base.decode(tokens), labels)
+            for metric in self.metrics:
+                metric.update(batch)
+            preview += [] if len(preview) >= PREVIEW else [batch.images.cpu()]
+            advance(len(labels))
+        seconds = time.perf_counter() - start
+        for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
+            self.results.append({**record, "value": float(metric.compute()), "seconds": round(seconds, 1)})
+        if seed_set == self.evalset.seed_sets[0]:
+            save_grid(torch.cat(preview)[:PREVIEW], self.preview / f"{point.label.replace(' ', '_')}.png", 10)
+
+    def _quality_records(self, point: Point, seed_set: int) -> list[dict[str, Any]]:
+        n = self.evalset.num_images
+        return [
+            self._record(
+                point,
+                f"{metric.metric_name}_{n}",
+                unit=metric.unit,
+                higher_is_better=metric.higher_is_better,
+                n=n,
+                seed_set=seed_set,
+                reference=metric.reference_hash,
+            )
+            for metric in self.metrics
+        ]
+
+    def _record(self, point: Point, metric: str, **more: Any) -> dict[str, Any]:
+        predictor = point.accelerator.predictor
+        return {
+            "metric": metric,
+            "accelerator": point.accelerator.name,
+            "num_steps": point.sampling.num_steps,
+            "num_full_steps": point.sampling.num_full_steps if predictor else point.sampling.num_steps,
+            "base": self.base.fingerprint(),
+            "predictor": predictor.fingerprint(self.base) if predictor else "",
+            "sampling": self.sampling,
+            **more,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            **environment(),
+        }
+
+
+def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2) -> None:
+    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    save_image(large.float() / 255, path, nrow=columns, padding=scale)

@@ -1,0 +1,62 @@
+"""Train the class-conditional base by masked token prediction."""
+
+import math
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from migm.bases.transformer import MaskTransformer
+from migm.pretraining.fit import step_generator
+from migm.pretraining.optimizer import MuonAdamW
+from migm.training.schedule import trapezoid
+
+
+class MaskedModule(L.LightningModule):
+    """Cross-entropy on masked tokens; mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1.
+
+    Batches are tokens (b, 2, l) of each photo and its mirror image, and labels (b,). The learning
+    rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
+    """
+
+    def __init__(self, net: MaskTransformer, seed: int, learning_rate: float, weight_decay: float, decay: float = 0.4):
+        super().__init__()
+        self.net = net
+        self.seed, self.learning_rate, self.weight_decay, self.decay = seed, learning_rate, weight_decay, decay
+        # The first layer's norm hides the scale of the table from the input; a small one keeps first logits small.
+        nn.init.normal_(net.tok_emb.weight, std=0.02)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        generator = step_generator(self.seed, self.global_step)
+        (both, labels), net = batch, self.net
+        b, _, length = both.shape
+        noise = torch.rand(b, length + 3, generator=generator).to(both.device)
+        tokens = both[torch.arange(b), (noise[:, 0] < 0.5).long()].long()
+        labels = torch.where(noise[:, 1] < 0.1, net.num_classes, labels)
+        mask = noise[:, 3:] < torch.arccos(noise[:, 2:3]) * (2 / math.pi)
+        ids = net.sequence(tokens.masked_fill(mask, net.vocab_size), labels)
+        logits = net.head(net(ids)[:, :length])
+        each = cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(b, length)
+        loss = (each * mask).sum() / mask.sum().clamp(min=1)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = MuonAdamW(self.net, "transformer.", self.learning_rate, self.weight_decay)
+        schedule = trapezoid(optimizer, int(self.trainer.max_steps), warmup_steps=200, decay=self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.inference_mode()
+def masked_loss(net: MaskTransformer, tokens: Tensor, labels: Tensor, mask_ratio: float, seed: int = 0) -> float:
+    """Cross-entropy in nats of masked tokens at one mask ratio; tokens (n, l), labels (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    total, count = 0.0, 0
+    for part, label in zip(tokens.split(250), labels.split(250), strict=True):
+        mask = torch.rand(part.shape, generator=generator).to(part.device) < mask_ratio
+        ids = net.sequence(part.masked_fill(mask, net.vocab_size), label)
+        logits = net.head(net(ids)[:, : net.num_tokens]).float()
+        total += float(cross_entropy(logits[mask], part[mask], reduction="sum"))
+        count += int(mask.sum())
+    return total / count

@@ -1,0 +1,158 @@
+"""The recipe of the bundled assets, stage by stage; each stage resumes where it stopped."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from migm.bases.maskgit import load_strictly
+from migm.bases.tokenizer import ConvVQ
+from migm.bases.transformer import MaskTransformer
+from migm.evaluation.cifarnet import CifarNet, load_cifarnet
+from migm.evaluation.metrics.frechet import frechet_distance, moments
+from migm.pretraining import cifar10
+from migm.pretraining.feature_net import FeatureNetModule, accuracy
+from migm.pretraining.fit import Rows, fit
+from migm.pretraining.masked import MaskedModule, masked_loss
+from migm.pretraining.vq import VQModule, reconstruct
+from migm.runtime import UserError, tensors_hash
+
+STAGES = ("perceptual", "features", "tokenizer", "base", "reference")
+
+
+class Recipe:
+    """Trains into `folder`, writes what is bundled into `assets`.
+
+    `warm_start` begins the base from the bundled weights instead of from scratch, so that a
+    base can be improved by a later run.
+    """
+
+    def __init__(
+        self,
+        cifar10: str | Path,
+        folder: str | Path,
+        assets: str | Path,
+        seed: int,
+        perceptual_epochs: float,
+        features_epochs: float,
+        tokenizer_epochs: float,
+        base_epochs: float,
+        warm_start: bool = False,
+        compile: bool = False,
+    ):
+        self.source, self.folder, self.assets, self.seed = Path(cifar10), Path(folder), Path(assets), seed
+        self.epochs = {
+            "perceptual": perceptual_epochs,
+            "features": features_epochs,
+            "tokenizer": tokenizer_epochs,
+            "base": base_epochs,
+        }
+        self.warm_start, self.compile, self.console = warm_start, compile, Console()
+
+    def run(self, stages: Sequence[str], transformer: MaskTransformer, tokenizer: ConvVQ) -> None:
+        """Run `stages` in their given order."""
+        unknown = [stage for stage in stages if stage not in STAGES]
+        if unknown:
+            raise UserError(f"stages={unknown} unknown; any of {', '.join(STAGES)}")
+        for stage in stages:
+            start = time.perf_counter()
+            torch.manual_seed(self.seed)
+            if stage == "tokenizer":
+                self.tokenizer(tokenizer)
+            elif stage == "base":
+                self.base(transformer, tokenizer)
+            else:
+                getattr(self, stage)()
+            self.console.print(f"{stage}: {time.perf_counter() - start:.0f} s")
+
+    def perceptual(self) -> None:
+        """The classifier of the tokenizer's loss: narrower and of another seed than the one that measures."""
+        self._classifier("perceptual", self.folder / "perceptual.safetensors", width=16, seed=self.seed + 7)
+
+    def features(self) -> None:
+        """The feature net behind `fd_cifarnet` and `class_agreement`."""
+        self._classifier("features", self.assets / "cifarnet.safetensors", width=32, seed=self.seed)
+
+    def _classifier(self, stage: str, path: Path, width: int, seed: int) -> None:
+        images, labels = cifar10.load(self.source, "train")
+        torch.manual_seed(seed)
+        net = CifarNet(width)
+        module = FeatureNetModule(net, seed, learning_rate=0.2)
+        fit(module, Rows(images, labels), self.folder / stage, 256, self._steps(stage, 256), seed)
+        save(net, path)
+        right = accuracy(net, *cifar10.load(self.source, "test"))
+        self.console.print(f"{stage}: test accuracy {right:.4f}, written to {path}")
+
+    def tokenizer(self, vq: ConvVQ) -> None:
+        """The VQ autoencoder, against the perceptual classifier."""
+        perceptual = CifarNet(16)
+        load_strictly(perceptual, self.folder / "perceptual.safetensors", "pretrain.folder")
+        images, _ = cifar10.load(self.source, "train")
+        module = VQModule(vq, perceptual.to(memory_format=torch.channels_last), self.seed)
+        fit(module, Rows(images), self.folder / "tokenizer", 128, self._steps("tokenizer", 128), self.seed)
+        save(vq, self.assets / "tokenizer.safetensors")
+        images, _ = cifar10.load(self.source, "test")
+        error = (reconstruct(vq.eval(), images).float() - images.float()).div(127.5).square().mean((1, 2, 3))
+        psnr = float((10 * torch.log10(4 / error)).mean())
+        self.console.print(f"tokenizer: test PSNR {psnr:.2f} dB, written to {self.assets / 'tokenizer.safetensors'}")
+
+    def base(self, net: MaskTransformer, vq: ConvVQ) -> None:
+        """The masked transformer on tokens of every photo and its mirror image."""
+        path = self.assets / "base.safetensors"
+        tokens, labels = self._tokens(vq, "train")
+        module = MaskedModule(net, self.seed, learning_rate=2e-3, weight_decay=0.02)
+        if self.warm_start:
+            load_strictly(net, path, "pretrain.assets")
+        if self.compile:
+            net.compile()
+        data, steps = Rows(tokens, labels), self._steps("base", 128)
+        fit(module, data, self.folder / "base", 128, steps, self.seed, callbacks=(EMAWeightAveraging(decay=0.999),))
+        save(net, path)
+        tokens, labels = self._tokens(vq, "test")
+        net.eval()
+        losses = {
+            ratio: masked_loss(net, tokens[:2000, 0].long(), labels[:2000], ratio) for ratio in (1, 0.75, 0.5, 0.25)
+        }
+        shown = ", ".join(f"{loss:.3f} at {ratio}" for ratio, loss in losses.items())
+        self.console.print(f"base: test cross-entropy {shown} masked; written to {path}")
+
+    def _tokens(self, vq: ConvVQ, split: str) -> tuple[Tensor, Tensor]:
+        """int16 tokens (n, 2, l) of the photos and their mirror images, and labels (n,)."""
+        load_strictly(vq, self.assets / "tokenizer.safetensors", "pretrain.assets")
+        vq = vq.eval().to(memory_format=torch.channels_last)
+        images, labels = cifar10.load(self.source, split)
+        rows = [
+            torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).to(torch.int16)
+            for part in images.split(500)
+        ]
+        return torch.cat(rows), labels
+
+    def reference(self) -> None:
+        """Mean and covariance of the 50,000 training photos in the feature net, and the floor of the metric."""
+        net = load_cifarnet(str(self.assets / "cifarnet.safetensors"))
+        train, test = (self._moments(net, split) for split in ("train", "test"))
+        path = self.assets / "cifarnet_train50k.safetensors"
+        save_file({"mean": train[0], "cov": train[1]}, path, {"net": tensors_hash(net.state_dict()), "images": "50000"})
+        self.console.print(f"reference: test photos are at {frechet_distance(*train, *test):.3f}, written to {path}")
+
+    def _moments(self, net: CifarNet, split: str) -> tuple[Tensor, Tensor]:
+        images, _ = cifar10.load(self.source, split)
+        features = torch.cat([net.embed(part)[0].double() for part in images.split(500)])
+        return moments(torch.tensor(len(features)), features.sum(0), features.T @ features)
+
+    def _steps(self, stage: str, batch_size: int) -> int:
+        return round(self.epochs[stage] * 50_000 / batch_size)
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """Write the module's tensors as safetensors, the transformer's in bfloat16, in which they run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = isinstance(module, MaskTransformer)
+    save_file(
+        {k: (v.bfloat16() if half else v).detach().cpu().contiguous() for k, v in module.state_dict().items()}, path
+    )

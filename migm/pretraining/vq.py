@@ -1,0 +1,91 @@
+"""Train the image tokenizer: reconstruction, a perceptual distance and the codebook losses of VQ-VAE."""
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss, normalize
+
+from migm.bases.tokenizer import ConvVQ
+from migm.evaluation.cifarnet import CifarNet
+from migm.pretraining.cifar10 import to_unit
+from migm.pretraining.fit import step_generator
+
+
+class VQModule(L.LightningModule):
+    """L1 + 2 MSE + `perceptual_weight` x distance in the activations of a frozen classifier.
+
+    Codes that no patch of the last `revive_every` batches chose are moved onto random encoder
+    outputs, so that the whole codebook is used.
+    """
+
+    def __init__(
+        self,
+        vq: ConvVQ,
+        perceptual: CifarNet,
+        seed: int,
+        learning_rate: float = 1e-3,
+        perceptual_weight: float = 0.3,
+        revive_every: int = 100,
+    ):
+        super().__init__()
+        self.vq = vq.to(memory_format=torch.channels_last)
+        self.perceptual = [perceptual.eval().requires_grad_(False)]  # in a list: no part of the checkpoint
+        self.seed, self.learning_rate = seed, learning_rate
+        self.perceptual_weight, self.revive_every = perceptual_weight, revive_every
+        self.usage: Tensor
+        self.register_buffer("usage", torch.zeros(vq.quantize.n_e))
+
+    def training_step(self, batch: tuple[Tensor], _: int) -> Tensor:
+        generator = step_generator(self.seed, self.global_step)
+        images = batch[0]
+        flip = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
+        x = to_unit(images).contiguous(memory_format=torch.channels_last)
+        latents = self.vq.encoder(x).float()
+        if self.global_step % self.revive_every == 0 and self.global_step < 0.8 * self.trainer.max_steps:
+            self._revive(latents.detach(), generator)
+        with torch.autocast(x.device.type, enabled=False):
+            quantized, codebook_loss, (_, _, indices) = self.vq.quantize(latents)
+        self.usage += torch.bincount(indices.flatten(), minlength=len(self.usage))
+        output = self.vq.decoder(quantized).float()
+        perceptual = self._perceptual(output, x)
+        loss = l1_loss(output, x) + 2 * mse_loss(output, x) + self.perceptual_weight * perceptual + codebook_loss
+        psnr = 10 * torch.log10(4 / mse_loss(output.detach(), x))
+        self.log_dict(
+            {"train/psnr": psnr, "train/perceptual": perceptual, "train/commit": codebook_loss}, prog_bar=True
+        )
+        return loss
+
+    def _perceptual(self, output: Tensor, target: Tensor) -> Tensor:
+        net = self.perceptual[0].to(output.device)
+        with torch.no_grad():
+            wanted = net.activations(target)
+        pairs = zip(net.activations(output), wanted, strict=True)
+        return torch.stack(
+            [(normalize(a.float()) - normalize(b.float())).square().sum(1).mean() for a, b in pairs]
+        ).sum()
+
+    @torch.no_grad()
+    def _revive(self, latents: Tensor, generator: torch.Generator) -> None:
+        dead = (self.usage == 0).nonzero()[:, 0]
+        rows = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        chosen = torch.randperm(len(rows), generator=generator)[: len(dead)]
+        self.vq.quantize.embedding.weight[dead] = rows[chosen.to(rows.device)]
+        self.usage.zero_()
+
+    def configure_optimizers(self):
+        codebook = list(self.vq.quantize.parameters())
+        rest = [p for n, p in self.vq.named_parameters() if not n.startswith("quantize.")]
+        groups = [{"params": rest}, {"params": codebook, "lr": 3 * self.learning_rate}]
+        optimizer = torch.optim.AdamW(groups, self.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+        total = int(self.trainer.max_steps)
+        peak = [group["lr"] for group in optimizer.param_groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total, pct_start=0.05, cycle_momentum=False)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.inference_mode()
+def reconstruct(vq: ConvVQ, images: Tensor, batch_size: int = 250) -> Tensor:
+    """uint8 images (n, 3, h, w) -> their uint8 reconstructions, same shape."""
+    grid = (images.shape[2] // vq.stride, images.shape[3] // vq.stride)
+    return torch.cat([vq.to_images(vq.to_tokens(part), grid) for part in images.split(batch_size)])

@@ -1,0 +1,23 @@
+"""`python -m migm.report`: tables, figures and one HTML page from results files."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from migm.config import ReportConfig, conf_path, load
+from migm.report.write import write_report
+from migm.runtime import command
+
+
+@hydra.main(config_path=conf_path(), config_name="report", version_base="1.3")
+@command
+def main(cfg: DictConfig) -> None:
+    """Read `results`, write `folder`."""
+    config = load(cfg, ReportConfig)
+    images = Path(config.results[0]).parent / "images" if config.results else None
+    write_report(config.results, config.folder, config.baseline, images)
+
+
+if __name__ == "__main__":
+    main()

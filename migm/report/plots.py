@@ -1,0 +1,58 @@
+"""Figures of a summary: quality against time and against FFE, with the Pareto front."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from migm.report.pareto import front
+from migm.report.summary import Row, Summary
+
+COLOURS = {"vanilla": "#555555", "shortcut": "#d1495b", "reuse": "#2e86ab", "no_cross_attention": "#e09f3e"}
+COSTS = {"time": ("seconds", 1e3, "ms per image"), "ffe": ("ffe", 1.0, "FFE (full-forward equivalents)")}
+
+
+def draw_all(summary: Summary, folder: Path) -> list[Path]:
+    """One PNG for every metric and cost that were measured."""
+    paths = []
+    for metric in summary.metrics():
+        for name, (attribute, factor, label) in COSTS.items():
+            rows = [r for r in summary.rows if metric in r.quality and getattr(r, attribute) is not None]
+            if rows:
+                path = folder / f"{metric}_by_{name}.png"
+                _draw(rows, metric, summary.higher_is_better[metric], attribute, factor, label, path)
+                paths.append(path)
+    return paths
+
+
+def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float, label: str, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.accelerator].append(row)
+    for name, members in groups.items():
+        members = sorted(members, key=lambda r: getattr(r, attribute))
+        x = [factor * getattr(r, attribute) for r in members]
+        y, error = [r.mean(metric) for r in members], [r.deviation(metric) for r in members]
+        style = {"color": COLOURS.get(name), "marker": "o", "markersize": 5, "capsize": 2}
+        axes.errorbar(
+            x, y, error, label=name.replace("_", " "), linewidth=1.4 if name == "vanilla" else 0, elinewidth=1, **style
+        )
+        if name in ("vanilla", "shortcut"):
+            for r, px, py in zip(members, x, y, strict=True):
+                axes.annotate(r.label.split(" ")[1], (px, py), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    cost = [factor * getattr(r, attribute) for r in rows]
+    value = [-r.mean(metric) if up else r.mean(metric) for r in rows]
+    chosen = front(cost, value)
+    axes.plot(
+        [cost[i] for i in chosen], [rows[i].mean(metric) for i in chosen], "k:", linewidth=1, label="Pareto front"
+    )
+    axes.set(xlabel=label, ylabel=f"{metric} ({'higher' if up else 'lower'} is better)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,114 @@
+"""Records -> one row per point: mean and standard deviation over seed sets, time, FFE, differences to a baseline."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from migm.runtime import UserError
+
+
+@dataclass
+class Row:
+    """One point; `quality` maps a metric to its values over the seed sets."""
+
+    accelerator: str
+    num_steps: int
+    num_full_steps: int
+    seconds: float | None = None
+    ffe: float | None = None
+    quality: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        n, b = self.num_steps, self.num_full_steps
+        return f"{self.accelerator} {n}" if n == b else f"{self.accelerator} {n},{b}"
+
+    def mean(self, metric: str) -> float:
+        return statistics.fmean(self.quality[metric])
+
+    def deviation(self, metric: str) -> float:
+        """Sample standard deviation over the seed sets; 0 of a single one."""
+        values = self.quality[metric]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass
+class Summary:
+    """Rows sorted by accelerator and cost, and which metrics improve upwards."""
+
+    rows: list[Row]
+    higher_is_better: dict[str, bool]
+    about: dict[str, Any]
+
+    def metrics(self) -> list[str]:
+        return list(self.higher_is_better)
+
+    def baseline(self, label: str) -> Row:
+        for row in self.rows:
+            if row.label == label:
+                return row
+        raise UserError(f"baseline={label} is not among the results: {', '.join(row.label for row in self.rows)}")
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> Summary:
+    """Group records of one base by point; records of several bases or samplers do not compare and are refused."""
+    if not records:
+        raise UserError("results: no records; run migm.evaluate first")
+    for key in ("base", "sampling"):
+        found = sorted({record[key] for record in records})
+        if len(found) > 1:
+            raise UserError(
+                f"results hold several {key} fingerprints ({', '.join(found)}), which do not compare; report each alone"
+            )
+    rows: dict[tuple[str, int, int], Row] = {}
+    better: dict[str, bool] = {}
+    for record in records:
+        key = (record["accelerator"], record["num_steps"], record["num_full_steps"])
+        row = rows.setdefault(key, Row(*key))
+        if record["metric"].startswith("seconds_per_image/"):
+            row.seconds = record["value"]
+        elif record["metric"] == "ffe":
+            row.ffe = record["value"]
+        else:
+            row.quality.setdefault(record["metric"], []).append(record["value"])
+            better[record["metric"]] = record["higher_is_better"]
+    order = sorted(
+        rows.values(), key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps)
+    )
+    protocol = next((r["metric"].split("/")[1] for r in records if r["metric"].startswith("seconds_per_image/")), "")
+    last = records[-1]
+    about = {key: last[key] for key in ("base", "sampling", "device", "torch", "migm", "commit")}
+    return Summary(order, better, {**about, "time": protocol})
+
+
+def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, ready to print."""
+    metrics = summary.metrics()
+    if not metrics or metrics[0] not in baseline.quality:
+        missing = metrics[0] if metrics else "quality metric"
+        raise UserError(f"results hold no {missing} of baseline={baseline.label} yet; run migm.evaluate to its end")
+    headings = ["method", "N", "B", *metrics, f"{metrics[0]} to {baseline.label}", "ms / image", "time", "FFE"]
+    cells = []
+    for row in summary.rows:
+        values = [_pm(row, metric) if metric in row.quality else "" for metric in metrics]
+        change = row.mean(metrics[0]) / baseline.mean(metrics[0]) - 1 if metrics[0] in row.quality else None
+        cells.append(
+            [
+                row.accelerator,
+                str(row.num_steps),
+                str(row.num_full_steps),
+                *values,
+                "" if change is None else f"{change:+.1%}",
+                "" if row.seconds is None else f"{1e3 * row.seconds:.2f}",
+                "" if row.seconds is None or not baseline.seconds else f"{row.seconds / baseline.seconds:.1%}",
+                "" if row.ffe is None else f"{row.ffe:.2f}",
+            ]
+        )
+    return headings, cells
+
+
+def _pm(row: Row, metric: str) -> str:
+    digits = 3 if abs(row.mean(metric)) < 2 else 2
+    spread = f" ± {row.deviation(metric):.{digits}f}" if len(row.quality[metric]) > 1 else ""
+    return f"{row.mean(metric):.{digits}f}{spread}"

@@ -1,0 +1,49 @@
+"""Write a report: table on the console, Markdown, CSV, figures, one HTML page."""
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from migm.report.html import page
+from migm.report.plots import draw_all
+from migm.report.results import read_all
+from migm.report.summary import summarise, table
+from migm.runtime import write_atomic
+
+
+def write_report(results: Sequence[str | Path], folder: str | Path, baseline: str, images: Path | None = None) -> Path:
+    """Report on results files into `folder`; `baseline` is the label of the row to compare with.
+
+    `images` is a folder of one PNG per point to show side by side. Returns the HTML page.
+    """
+    folder, console = Path(folder), Console()
+    summary = summarise(read_all(results))
+    labels = [row.label for row in summary.rows]
+    chosen = summary.baseline(baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0]))
+    headings, cells = table(summary, chosen)
+    write_atomic(folder / "table.md", markdown(headings, cells))
+    buffer = StringIO()
+    csv.writer(buffer).writerows([headings, *cells])
+    write_atomic(folder / "table.csv", buffer.getvalue())
+    plots = draw_all(summary, folder)
+    names = [label.replace(" ", "_") for label in labels]
+    grids = [images / f"{name}.png" for name in names if (images / f"{name}.png").exists()] if images else []
+    html = folder / "index.html"
+    write_atomic(html, page("migm: quality and cost", headings, cells, plots, grids, summary.about))
+    shown = Table(*headings)
+    for row in cells:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"report in {html}")
+    return html
+
+
+def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = "|" + "|".join(["---"] + ["---:"] * (len(headings) - 1)) + "|"
+    lines = ["| " + " | ".join(row) + " |" for row in [headings, *cells]]
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"

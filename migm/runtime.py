@@ -1,0 +1,105 @@
+"""What a run depends on besides its config: device, precision, versions; and errors for people."""
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class UserError(ValueError):
+    """Something the user can put right; shown as one line, without a traceback."""
+
+
+def command(main: Callable[..., Any]) -> Callable[..., Any]:
+    """End a command with one line and a non-zero exit code on errors that a user can put right."""
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except (ValueError, FileNotFoundError, PermissionError) as error:
+            if os.environ.get("MIGM_TRACEBACK"):
+                raise
+            print(f"error: {' '.join(str(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively (CUDA, AMX or AVX512-BF16 CPUs), else float32."""
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if name == "auto":
+        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    if name not in named:
+        raise UserError(f"base.dtype={name} is unknown; one of auto, {', '.join(named)}")
+    return named[name]
+
+
+def tensors_hash(tensors: Mapping[str, Tensor], *more: str) -> str:
+    """Twelve hexadecimal digits over names, values and further strings."""
+    digest = hashlib.sha256("|".join(more).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())
+    return digest.hexdigest()[:12]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` at once, so that a kill leaves either the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Device and versions, for result records."""
+    from migm import __version__
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{_cpu_name()} x {torch.get_num_threads()} threads"
+    return {"device": device, "torch": torch.__version__, "migm": __version__, "commit": _commit()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,52 @@
+"""Categorical draws with an explicit dtype, from keyed noise."""
+
+import torch
+from torch import Tensor
+
+from migm.sampling.noise import DRAW, Noise
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def named_dtype(name: str, key: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"{key}={name} is unknown; one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+class InverseCDF:
+    """One uniform per position, looked up in the cumulative probabilities: the cheapest exact draw.
+
+    Returns the drawn tokens (b, k) and their log-probabilities (b, k). `inverse_temperature`
+    multiplies the logits, as MaskGIT's `sm_temp` does: above 1 sharpens.
+    """
+
+    def __init__(self, inverse_temperature: float = 1.0, dtype: str = "float32"):
+        self.inverse_temperature = inverse_temperature
+        self.dtype = named_dtype(dtype, "sampling.draw.dtype")
+
+    def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = (logits * self.inverse_temperature).softmax(-1, dtype=self.dtype)
+        cdf = probabilities.cumsum(-1)
+        # Rounded to 1, the uniform would reach past the last token that has any probability.
+        uniform = noise.uniform(DRAW, step, positions).to(self.dtype).clamp(max=1 - torch.finfo(self.dtype).eps)
+        target = uniform * cdf[..., -1]
+        tokens = torch.searchsorted(cdf, target[..., None], right=True).clamp_(max=logits.shape[-1] - 1)
+        return tokens[..., 0], probabilities.gather(-1, tokens)[..., 0].log()
+
+
+class GumbelMax:
+    """argmax(logits + Gumbel noise), one noise value per vocabulary entry: the published samplers' draw.
+
+    The dtype is part of the sampler: in bfloat16 the noise is coarse and the draw sharper.
+    """
+
+    def __init__(self, inverse_temperature: float = 1.0, dtype: str = "float32"):
+        self.inverse_temperature = inverse_temperature
+        self.dtype = named_dtype(dtype, "sampling.draw.dtype")
+
+    def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = (logits * self.inverse_temperature).log_softmax(-1, dtype=self.dtype)
+        gumbel = noise.gumbel(DRAW, step, positions, logits.shape[-1]).to(self.dtype)
+        tokens = (log_p + gumbel).argmax(-1, keepdim=True)
+        return tokens[..., 0], log_p.gather(-1, tokens)[..., 0]

@@ -1,0 +1,35 @@
+"""Classifier-free guidance: conditional + scale * (conditional - unconditional)."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Guidance(Protocol):
+    def scale(self, step: int, num_steps: int) -> float: ...
+
+
+class Constant:
+    """The same guidance scale w at every step; 0 is the conditional branch alone."""
+
+    def __init__(self, guidance_scale: float):
+        self.guidance_scale = guidance_scale
+
+    def scale(self, step: int, num_steps: int) -> float:
+        return self.guidance_scale
+
+
+class Ramp:
+    """From 0 at the first step linearly to w at the last (MaskGIT v1.0)."""
+
+    def __init__(self, guidance_scale: float):
+        self.guidance_scale = guidance_scale
+
+    def scale(self, step: int, num_steps: int) -> float:
+        return self.guidance_scale * step / max(num_steps - 1, 1)
+
+
+def combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """(1 + scale) * conditional - scale * unconditional, computed in at least float32."""
+    wide = conditional.float() if conditional.dtype.itemsize < 4 else conditional
+    return (wide * (1 + scale)).sub_(unconditional, alpha=scale).to(conditional.dtype)

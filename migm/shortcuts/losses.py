@@ -1,0 +1,21 @@
+"""Losses of a predicted feature against the true one."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+
+def masked_mse(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean squared error over the still masked rows and all channels; (b, l, c), masked (b, l) -> scalar.
+
+    Revealed and class rows are never supervised (maskgit.md 7.2, step 6).
+    """
+    weight = masked[..., None].to(torch.float32)
+    error = (predicted.float() - target.float()).square() * weight
+    return error.sum() / (weight.sum() * predicted.shape[-1]).clamp(min=1)
+
+
+def masked_cosine(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean cosine similarity over the still masked rows; shapes as `masked_mse`."""
+    similarity = cosine_similarity(predicted.float(), target.float(), dim=-1)
+    return (similarity * masked).sum() / masked.sum().clamp(min=1)

@@ -1,0 +1,118 @@
+"""MaskGIT-Shortcut (arXiv 2602.23996): the light network that predicts the next hidden state."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from migm.bases.base import Control
+from migm.bases.transformer import FeedForward, PackedAttention, PreNorm, Wrapped
+from migm.runtime import UserError
+
+
+class ShortcutBlock(nn.Module):
+    """Cross attention to the new tokens, then self attention, each followed by a feed-forward.
+
+    Only queries are normalised; keys and values are not (the released code, not the usual pre-norm).
+    """
+
+    def __init__(self, channels: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.cross_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads)))
+        self.cross_attn_ff = PreNorm(channels, FeedForward(channels, 4 * channels, dropout))
+        self.self_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads)))
+        self.self_attn_ff = PreNorm(channels, FeedForward(channels, 4 * channels, dropout))
+
+    def forward(self, x: Tensor, new: Tensor | None, mask: Tensor | None) -> Tensor:
+        """x (b, t, c) and the new tokens (b, k, c); without them the first attention is a second self attention."""
+        x = x + self.cross_attn.fn.mha(self.cross_attn.norm(x), x if new is None else new, mask)
+        x = x + self.cross_attn_ff.fn(self.cross_attn_ff.norm(x))
+        x = x + self.self_attn.fn.mha(self.self_attn.norm(x), x)
+        return x + self.self_attn_ff.fn(self.self_attn_ff.norm(x))
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoid of 1000 * mask ratio (128 cosines, then 128 sines), then a two-layer MLP."""
+
+    frequencies = 128
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = round(math.sqrt(2 * self.frequencies * channels))
+        self.mlp = nn.Sequential(nn.Linear(2 * self.frequencies, hidden), nn.SiLU(), nn.Linear(hidden, channels))
+
+    def sinusoid(self, mask_ratio: Tensor) -> Tensor:
+        """mask_ratio (b,) -> float32 (b, 256)."""
+        k = torch.arange(self.frequencies, device=mask_ratio.device, dtype=torch.float32)
+        angles = 1000 * mask_ratio.float()[:, None] * torch.exp(-math.log(10000) * k / self.frequencies)
+        return torch.cat([angles.cos(), angles.sin()], -1)
+
+    def forward(self, mask_ratio: Tensor) -> Tensor:
+        return self.mlp(self.sinusoid(mask_ratio).to(next(self.parameters()).dtype))
+
+
+class MaskGITShortcut(nn.Module):
+    """features + S(features, new tokens, mask ratio), with the keys of the published checkpoints.
+
+    `bottleneck_ratio` R divides the width (inner width c / R, no projections at R = 1), `depth` D
+    counts cross+self attention pairs; `cross_attention` off makes the cross attention a second
+    self attention (the paper's ablation), `time` off leaves the mask ratio out. The mask ratio
+    enters once, after the blocks, as in the released code.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        bottleneck_ratio: int = 2,
+        depth: int = 1,
+        num_heads: int = 16,
+        time: bool = True,
+        cross_attention: bool = True,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        inner = _inner_width(channels, bottleneck_ratio, num_heads)
+        project = bottleneck_ratio > 1
+        self.proj_in = nn.Linear(channels, inner) if project else nn.Identity()
+        self.proj_out = nn.Linear(inner, channels) if project else nn.Identity()
+        if cross_attention:
+            self.new_token_proj_in = nn.Linear(channels, inner) if project else nn.Identity()
+        self.blocks = nn.ModuleList(ShortcutBlock(inner, num_heads, dropout) for _ in range(depth))
+        self.last_layer = nn.Sequential(
+            nn.LayerNorm(inner, eps=1e-12), nn.Linear(inner, inner), nn.GELU(), nn.LayerNorm(inner, eps=1e-12)
+        )
+        if time:
+            self.time_embedder = TimeEmbedder(inner)
+            self.adaLN_modulation = nn.Linear(inner, 2 * inner)
+
+    def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
+        """Features of the next step (b, t, c).
+
+        `features` (b, t, c) of the last step, `new` the tokens it revealed as the base embeds
+        them, position included, `mask_ratio` (b,) still masked now, in [0, 1].
+        """
+        x = self.proj_in(features)
+        source = self.new_token_proj_in(new.embeddings) if self.config["cross_attention"] else None
+        mask = None if source is None or new.mask is None else new.mask[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, source, mask)
+        x = self.last_layer(x)
+        if self.config["time"]:
+            scale, shift = self.adaLN_modulation(self.time_embedder(mask_ratio))[:, None].chunk(2, -1)
+            x = x * (1 + scale) + shift
+        return features + self.proj_out(x)
+
+
+def _inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
+    if bottleneck_ratio < 1 or channels % bottleneck_ratio:
+        raise UserError(
+            f"shortcut.bottleneck_ratio={bottleneck_ratio} must divide the base's {channels} channels without rest"
+        )
+    inner = channels // bottleneck_ratio
+    if num_heads < 1 or inner % num_heads:
+        raise UserError(
+            f"shortcut.num_heads={num_heads} must divide the inner width {inner} "
+            f"(= {channels} channels / bottleneck_ratio {bottleneck_ratio})"
+        )
+    return inner

@@ -1,0 +1,58 @@
+"""The LightningModule: a trainable shortcut beside a frozen base."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from migm.bases.base import Base
+from migm.shortcuts.maskgit import MaskGITShortcut
+from migm.training.objective import Objective
+from migm.trajectories.dataset import Pairs
+
+
+class Frozen:
+    """Holds the base outside the module tree, so EMA and checkpoints carry the shortcut alone."""
+
+    def __init__(self, base: Base):
+        self.base = base
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen":
+        return self
+
+
+class ShortcutModule(L.LightningModule):
+    """Optimises `shortcut` for `objective`; `config` is the resolved config, kept in checkpoints."""
+
+    def __init__(
+        self,
+        shortcut: MaskGITShortcut,
+        base: Base,
+        objective: Objective,
+        optimizer: Callable[..., Optimizer],
+        lr_schedule: Callable[..., LRScheduler],
+        config: dict[str, Any],
+    ):
+        super().__init__()
+        self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), objective
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.save_hyperparameters({"config": config, "base": base.fingerprint()})
+
+    def training_step(self, batch: Pairs, _: int) -> Tensor:
+        loss, log = self.objective(self.shortcut, self.frozen.base, batch)
+        self.log("train/feature_mse", log.pop("feature_mse"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in log.items()})
+        return loss
+
+    def validation_step(self, batch: Pairs, _: int) -> None:
+        log = self.objective(self.shortcut, self.frozen.base, batch)[1]
+        size = len(batch.steps)
+        self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=size, sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(self.shortcut.parameters())
+        schedule = self.lr_schedule(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

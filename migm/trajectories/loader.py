@@ -1,0 +1,97 @@
+"""A data loader whose order is a pure function of (seed, epoch) and which resumes mid-epoch exactly."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+class BatchDataset(Protocol):
+    """A map-style dataset that builds a whole batch at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Any: ...
+
+
+class BatchOrder(Sampler[list[int]]):
+    """The batches of one rank: every rank sees the same number, no sample twice in an epoch.
+
+    The `len % (batch_size * world_size)` samples left over at the end of an epoch's order are
+    skipped in that epoch; another epoch skips others. A dataset may offer `order(generator)`
+    to shuffle with locality (shards); otherwise a plain permutation is used.
+    """
+
+    def __init__(self, dataset: BatchDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start = 0
+        if len(self) == 0:
+            raise ValueError(
+                f"data.batch_size={batch_size} on {world_size} process(es) needs {batch_size * world_size} samples, "
+                f"but there are {len(dataset)}; lower data.batch_size or collect more"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        shuffle = getattr(self.dataset, "order", None)
+        order = shuffle(generator) if shuffle else torch.randperm(len(self.dataset), generator=generator)
+        batches = order[: len(self) * self.batch_size * self.world_size].view(len(self), self.world_size, -1)
+        for batch in batches[self.start :, self.rank]:
+            yield batch.tolist()
+
+
+class StatefulLoader(DataLoader):
+    """DataLoader with `state_dict`/`load_state_dict` that Lightning saves in and restores from checkpoints.
+
+    The state is (epoch, batches consumed), so a resumed run sees exactly the batches it had not
+    seen, with any number of workers.
+    """
+
+    def __init__(
+        self,
+        dataset: BatchDataset,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ):
+        self.batch_order = BatchOrder(dataset, batch_size, seed, rank, world_size)
+        self._consumed = 0
+        super().__init__(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batch_order,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batch_order)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self.batch_order
+        # Not after the loop: Lightning knows the length and never asks for more than the last batch.
+        if self._consumed >= len(self):
+            order.epoch, order.start, self._consumed = order.epoch + 1, 0, 0
+        for self._consumed, batch in enumerate(super().__iter__(), order.start + 1):
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.batch_order.epoch, "batch": self._consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        done = state["batch"] >= len(self)
+        self.batch_order.epoch = state["epoch"] + int(done)
+        self.batch_order.start = self._consumed = 0 if done else state["batch"]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,122 @@
+"""Trajectories on disk: `migm-traj/1`, safetensors shards and a manifest that describes them.
+
+A shard is written under a temporary name, synced, renamed, and listed last, so a kill at any
+moment loses at most the shard being written. The first manifest line says what all shards
+share: schema, base fingerprint, sampling, seed, dtype, shapes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from migm.runtime import UserError, file_hash
+from migm.trajectories.record import Trajectories
+
+SCHEMA = "migm-traj/1"
+MANIFEST = "manifest.jsonl"
+
+
+class Store:
+    """A folder of shards. `header` is what a new store is for, or what an old one has to match."""
+
+    def __init__(self, folder: str | Path, header: dict[str, Any] | None = None):
+        self.folder = Path(folder)
+        self.manifest = self.folder / MANIFEST
+        if self.manifest.exists() and b"\n" not in self.manifest.read_bytes():
+            self.manifest.unlink()  # a kill inside the first line: nothing was listed yet
+        if self.manifest.exists():
+            self.header, self.shards = self._read()
+            self._check(header)
+        elif header is None:
+            raise FileNotFoundError(
+                f"data.folder={folder}: no {MANIFEST} here; collect trajectories first (migm.collect)"
+            )
+        else:
+            self.header, self.shards = {"schema": SCHEMA, **header}, []
+
+    def __len__(self) -> int:
+        """Images stored."""
+        return sum(shard["count"] for shard in self.shards)
+
+    def append(self, trajectories: Trajectories) -> None:
+        """Write one shard and list it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.shards and not self.manifest.exists():
+            self._append_line(self.header)
+        name = f"{len(self.shards):06d}.safetensors"
+        final, temporary = self.folder / name, self.folder / f"{name}.tmp"
+        save_file(trajectories.tensors(), temporary, {"schema": SCHEMA, "base": str(self.header["base"])})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        entry = {
+            "file": name,
+            "count": len(trajectories.labels),
+            "bytes": temporary.stat().st_size,
+            "sha256": file_hash(temporary),
+        }
+        os.replace(temporary, final)
+        self._append_line(entry)
+        self.shards.append(entry)
+
+    def open(self, index: int) -> dict[str, Tensor]:
+        """Tensors of one shard, memory-mapped: only the rows that are read come from disk."""
+        path = self.folder / self.shards[index]["file"]
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"data.folder: shard {path} cannot be read ({error}); delete it and collect again"
+            ) from error
+
+    def verify(self, contents: bool = True) -> None:
+        """Refuse missing, truncated or (with `contents`) changed shards, naming the file."""
+        for shard in self.shards:
+            path = self.folder / shard["file"]
+            size = path.stat().st_size if path.exists() else 0
+            if size != shard["bytes"]:
+                state = f"has {size} of {shard['bytes']} bytes" if path.exists() else "is missing"
+                raise UserError(f"data.folder: shard {path} {state}; delete {self.folder} and collect again")
+            if contents and file_hash(path) != shard["sha256"]:
+                raise UserError(
+                    f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
+                )
+
+    def _append_line(self, entry: dict[str, Any]) -> None:
+        with self.manifest.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        text = self.manifest.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:  # a kill inside the last line: its shard is written again
+            self.manifest.write_text(complete, encoding="utf-8")
+        try:
+            header, *shards = [json.loads(line) for line in complete.splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self.manifest} is not a manifest of {SCHEMA} ({error})") from error
+        if header.get("schema") != SCHEMA:
+            raise UserError(f"{self.manifest} has schema {header.get('schema')}, this version reads {SCHEMA}")
+        return header, shards
+
+    def _check(self, wanted: dict[str, Any] | None) -> None:
+        for key, value in (wanted or {}).items():
+            found = self.header.get(key)
+            if found != json.loads(json.dumps(value)):
+                raise UserError(
+                    f"data.folder={self.folder} was collected with {key}={found}, but this run has {key}={value}; "
+                    "choose another data.folder or delete this one"
+                )
+
+
+def estimate_bytes(images: int, copies: int, num_steps: int, rows: int, channels: int, dtype: torch.dtype) -> int:
+    """Bytes that `images` trajectories take in storage mode `features`."""
+    return images * copies * num_steps * rows * channels * dtype.itemsize

@@ -1,0 +1,82 @@
+"""The small VQ tokenizer between uint8 images and token grids."""
+
+import copy
+
+import pytest
+import torch
+
+from migm.bases.tokenizer import ConvVQ
+
+
+@pytest.fixture(scope="module")
+def vq():
+    torch.manual_seed(0)
+    net = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1).eval()
+    torch.nn.init.normal_(net.quantize.embedding.weight)  # the default is too small to show in 8-bit pixels
+    return net
+
+
+def random_images(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def random_tokens(*shape):
+    return torch.randint(0, 24, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 4)])
+def test_shapes_and_ranges_of_both_directions(vq, grid):
+    rows, columns = grid
+    images = vq.to_images(random_tokens(3, rows * columns), grid)
+    assert images.shape == (3, 3, 4 * rows, 4 * columns)
+    assert images.dtype == torch.uint8
+    tokens = vq.to_tokens(images)
+    assert tokens.shape == (3, rows * columns)
+    assert tokens.dtype == torch.int64
+    assert tokens.min() >= 0
+    assert tokens.max() < 24
+
+
+def test_tokens_are_the_nearest_codes_in_row_major_order(vq):
+    vq = copy.deepcopy(vq)
+    images = random_images(2, 3, 8, 32)
+    codes = vq.quantize.embedding.weight
+    with torch.no_grad():
+        latents = vq.encoder(images.float() / 127.5 - 1)
+        # Codes among the latents themselves: far from an untrained encoder's, all would share one nearest code.
+        codes.copy_(latents.permute(0, 2, 3, 1).reshape(-1, 4)[:24])
+    tokens = vq.to_tokens(images)
+    assert len(tokens.unique()) == 24
+    for y in range(2):
+        for x in range(8):
+            distance = (latents[:, None, :, y, x] - codes).square().sum(-1)
+            assert torch.equal(tokens[:, 8 * y + x], distance.argmin(-1))
+
+
+def test_decoding_an_image_does_not_depend_on_its_batch(vq):
+    tokens = random_tokens(5, 16)
+    together = vq.to_images(tokens, (4, 4))
+    assert torch.equal(together, vq.to_images(tokens, (4, 4)))
+    assert together.float().std() > 1
+    assert not torch.equal(together[0], together[1])
+    for i in range(5):
+        alone = vq.to_images(tokens[i : i + 1], (4, 4))[0]
+        # Convolutions may sum in another order at another batch size: one grey level where rounding flips.
+        assert (alone.int() - together[i].int()).abs().max() <= 1
+
+
+def test_pixels_beyond_the_range_are_clamped_not_wrapped(vq):
+    vq = copy.deepcopy(vq)
+    with torch.no_grad():
+        vq.decoder[-1].bias.copy_(torch.tensor([100.0, -100.0, 0.0]))
+    red, green, _ = vq.to_images(random_tokens(1, 16), (4, 4))[0]
+    assert (red == 255).all()
+    assert (green == 0).all()
+
+
+def test_encoding_then_decoding_can_run_in_bfloat16(vq):
+    wide = vq.to_images(random_tokens(2, 16), (4, 4))
+    narrow = copy.deepcopy(vq).bfloat16()
+    images = narrow.to_images(random_tokens(2, 16), (4, 4))
+    assert (images.float() - wide.float()).abs().mean() < 3
+    assert narrow.to_tokens(images).dtype == torch.int64

@@ -1,0 +1,99 @@
+"""MaskGIT's transformer against the recorded one, and its attention against torch's."""
+
+import pytest
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from migm.bases.transformer import MaskTransformer, PackedAttention, attention
+
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+@pytest.fixture
+def case(read_vector, recorded_base):
+    """The recorded tensors and the sequence of ids they were computed from."""
+    tensors, meta = read_vector("maskgit_base_tiny")
+    labels = torch.where(tensors["in.drop"], int(meta["nclass"]), tensors["in.y"])
+    return tensors, recorded_base.transformer.sequence(tensors["in.tokens"].flatten(1), labels)
+
+
+def test_ids_put_the_class_last_and_follow_the_published_numbering(case, read_vector):
+    tensors, ids = case
+    meta = read_vector("maskgit_base_tiny")[1]
+    wanted = torch.where(tensors["in.drop"], int(meta["drop_id"]), tensors["in.y"] + int(meta["class_offset"]))
+    assert torch.equal(ids[:, -1], wanted)
+    assert torch.equal(ids[:, :-1], tensors["in.tokens"].flatten(1))
+
+
+def test_every_stage_of_the_forward_equals_the_recorded_one(case, recorded_base):
+    tensors, ids = case
+    net = recorded_base.transformer
+    x = net.first_layer(net.embed(ids))
+    torch.testing.assert_close(x, tensors["act.first_layer"], **CLOSE)
+    for block in net.transformer.layers:
+        x = block(x)
+    torch.testing.assert_close(x, tensors["act.transformer"], **CLOSE)
+    torch.testing.assert_close(net(ids), tensors["out.feat"], **CLOSE)
+
+
+def test_logits_equal_the_recorded_ones(case, recorded_base):
+    tensors, ids = case
+    net = recorded_base.transformer
+    features = net(ids)
+    logits = recorded_base.head(features)
+    assert logits.shape == (3, 16, 24)  # neither the mask's column nor the class position's row
+    torch.testing.assert_close(logits, tensors["out.logits"], **CLOSE)
+    full = linear(features, net.tok_emb.weight) + net.bias
+    torch.testing.assert_close(full, tensors["out.logits_full_table"], **CLOSE)
+
+
+def test_embed_at_positions_equals_the_rows_of_the_full_embedding(case, recorded_base):
+    ids = case[1]
+    net = recorded_base.transformer
+    positions = torch.tensor([[5, 0, 16], [1, 2, 3], [15, 15, 4]])
+    some = net.embed(ids.gather(1, positions), positions)
+    assert torch.equal(some, net.embed(ids).gather(1, positions[..., None].expand(-1, -1, 48)))
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match=r"base\.channels=48.*base\.num_heads=5"):
+        MaskTransformer(16, 24, 10, channels=48, depth=1, num_heads=5, mlp_channels=96)
+
+
+def heads(dtype, keys=9):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 4, n, 12, generator=generator).to(dtype) for n in (7, keys, keys)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_explicit_bfloat16_attention_is_close_to_the_fused_one(masked):
+    q, k, v = heads(torch.bfloat16)
+    mask = (torch.arange(9) < 5).expand(2, 1, 1, 9) if masked else None
+    exact = scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask)
+    torch.testing.assert_close(attention(q, k, v, mask).double(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_keys_have_no_influence(dtype):
+    q, k, v = heads(dtype)
+    mask = (torch.arange(9) < 5).expand(2, 1, 1, 9)
+    before = attention(q, k, v, mask)
+    k[:, :, 5:], v[:, :, 5:] = 30.0, -1000.0
+    torch.testing.assert_close(attention(q, k, v, mask), before)
+    torch.testing.assert_close(attention(q, k[:, :, :5], v[:, :, :5]), before, rtol=0.02, atol=0.02)
+    assert not torch.allclose(attention(q, k, v), before, atol=1.0)
+
+
+@pytest.mark.parametrize("source_rows", [None, 5])
+def test_packed_attention_is_torchs_multi_head_attention(source_rows):
+    torch.manual_seed(0)
+    ours, theirs = PackedAttention(48, 4), torch.nn.MultiheadAttention(48, 4, batch_first=True)
+    torch.nn.init.normal_(ours.in_proj_bias)
+    theirs.load_state_dict(ours.state_dict())  # strict: the names are torch's
+    query = torch.randn(2, 7, 48)
+    source = query if source_rows is None else torch.randn(2, source_rows, 48)
+    wanted = theirs(query, source, source, need_weights=False)[0]
+    got = ours(query, None if source_rows is None else source)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    near = ours.bfloat16()(query.bfloat16(), source.bfloat16()).float()  # the explicit path
+    torch.testing.assert_close(near, wanted, rtol=0.05, atol=0.05)

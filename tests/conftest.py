@@ -1,0 +1,189 @@
+"""Fixtures of all tests: the recorded vectors, a tiny random base, a short sampling."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.predictors.reuse import Reuse
+from migm.accelerators.predictors.shortcut import Shortcut
+from migm.accelerators.refresh import Always, Uniform
+from migm.bases.base import StepRecord
+from migm.bases.maskgit import MaskGIT
+from migm.bases.tokenizer import ConvVQ
+from migm.bases.transformer import MaskTransformer
+from migm.sampling.draw import InverseCDF
+from migm.sampling.guidance import Ramp
+from migm.sampling.loop import Sampling, generate
+from migm.sampling.noise import KeyedNoise
+from migm.sampling.schedule import Increments
+from migm.sampling.select import Confidence
+from migm.shortcuts.maskgit import MaskGITShortcut
+
+torch.set_num_threads(1)  # the models are tiny: more threads only cost time
+
+Vector = tuple[dict[str, Tensor], dict[str, str]]
+SIZES = {
+    "num_tokens": 16,
+    "vocab_size": 24,
+    "num_classes": 10,
+    "channels": 48,
+    "depth": 2,
+    "num_heads": 4,
+    "mlp_channels": 96,
+}
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of the recorded cases of the original implementations."""
+    folder = Path(os.environ.get("MIGM_VECTORS") or Path(__file__).parents[2] / "shared" / "vectors")
+    if not folder.is_dir():
+        pytest.skip(f"recorded vectors are absent from {folder}; set MIGM_VECTORS")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read_vector(vectors: Path) -> Callable[[str], Vector]:
+    """Name of a vector file without its ending -> its tensors and its metadata."""
+
+    def read(name: str) -> Vector:
+        with safe_open(vectors / f"{name}.safetensors", "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    return read
+
+
+def _wrap(transformer: MaskTransformer, dtype: str) -> MaskGIT:
+    vq = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1)
+    torch.nn.init.normal_(vq.quantize.embedding.weight)  # the default is too small to show in 8-bit pixels
+    return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def make_transformer() -> Callable[..., MaskTransformer]:
+    def make(seed: int = 0) -> MaskTransformer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer = MaskTransformer(**SIZES)
+            torch.nn.init.normal_(transformer.bias)  # zero by default, which would hide a wrong row
+        return transformer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_base(make_transformer: Callable[..., MaskTransformer]) -> Callable[..., MaskGIT]:
+    """A MaskGIT as small as conf/base/tiny.yaml, with random weights."""
+
+    def make(seed: int = 0, dtype: str = "float64") -> MaskGIT:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _wrap(make_transformer(seed), dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(make_base: Callable[..., MaskGIT]) -> MaskGIT:
+    return make_base()
+
+
+@pytest.fixture(scope="session")
+def recorded_base(read_vector: Callable[[str], Vector]) -> MaskGIT:
+    """The base of the recorded cases, in float32."""
+    transformer = MaskTransformer(**SIZES)
+    transformer.load_state_dict(state_dict(read_vector("maskgit_base_tiny")[0]))
+    return _wrap(transformer, "float32")
+
+
+@pytest.fixture(scope="session")
+def recorded_shortcut(read_vector: Callable[[str], Vector]) -> Callable[[str], MaskGITShortcut]:
+    """The shortcut of a recorded case, named as its file."""
+
+    def build(name: str) -> MaskGITShortcut:
+        tensors, meta = read_vector(name)
+        time = meta.get("embed_t", "True") == "True"
+        ratio = int(float(meta["bottleneck_ratio"]))
+        shortcut = MaskGITShortcut(48, ratio, int(meta["n_block"]), int(meta["heads"]), time)
+        shortcut.load_state_dict(state_dict(tensors))
+        return shortcut.eval().requires_grad_(False)
+
+    return build
+
+
+def state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("sd."): value for key, value in tensors.items() if key.startswith("sd.")}
+
+
+@pytest.fixture(scope="session")
+def make_shortcut() -> Callable[..., MaskGITShortcut]:
+    """A random float64 shortcut for the tiny base, in eval mode."""
+
+    def make(seed: int = 1, **changes: Any) -> MaskGITShortcut:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            shortcut = MaskGITShortcut(**{"channels": 48, "num_heads": 4, **changes})
+        return shortcut.double().eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def make_accelerator(make_shortcut: Callable[..., MaskGITShortcut]) -> Callable[..., Accelerator]:
+    """`vanilla`, `reuse` or `shortcut`, the last two with B full steps."""
+
+    def make(name: str, num_full_steps: int = 2) -> Accelerator:
+        if name == "vanilla":
+            return Accelerator(Always())
+        predictor = Reuse() if name == "reuse" else Shortcut(module=make_shortcut())
+        return Accelerator(Uniform(num_full_steps), predictor, name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_sampling() -> Callable[..., Sampling]:
+    """Six steps over the tiny base's 16 tokens, guided, with flat probabilities so that noise matters."""
+
+    def make(**changes: Any) -> Sampling:
+        parts: dict[str, Any] = {
+            "num_steps": 6,
+            "num_full_steps": 2,
+            "schedule": Increments("arccos"),
+            "draw": InverseCDF(inverse_temperature=0.3),
+            "select": Confidence(4.5),
+            "guidance": Ramp(2.0),
+        }
+        return Sampling(**{**parts, **changes})
+
+    return make
+
+
+@pytest.fixture
+def run(tiny_base: MaskGIT, make_sampling: Callable[..., Sampling]) -> Callable[..., tuple[Tensor, list[StepRecord]]]:
+    """Generate the images 0, 1, ... of `labels` with the tiny base -> tokens and the record of every step."""
+
+    def generate_tiny(
+        accelerator: Accelerator,
+        labels: Sequence[int] = (3, 7),
+        images: Sequence[int] | None = None,
+        seed: int = 0,
+        base: Any = None,
+        observers: Sequence[Any] = (),
+        **changes: Any,
+    ) -> tuple[Tensor, list[StepRecord]]:
+        records: list[StepRecord] = []
+        noise = KeyedNoise(seed, torch.tensor(range(len(labels)) if images is None else images))
+        watch = [SimpleNamespace(on_step=records.append), *observers]
+        sampling = make_sampling(**changes)
+        return generate(base or tiny_base, torch.tensor(labels), sampling, accelerator, noise, watch), records
+
+    return generate_tiny

@@ -1,0 +1,174 @@
+"""A study measures what is missing, once, and says how."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from tiny_parts import composed, feature_net, naming, reference_for
+
+from migm.config import EvaluateConfig, build, load
+from migm.evaluate import points, study
+from migm.report.results import IDENTITY, identity, read, read_all
+
+PER_POINT = 4  # seconds, FFE, and two metrics of one seed set
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    reference_for(feature_net(folder / "cifarnet.safetensors"), folder / "cifarnet_train50k.safetensors")
+    return folder
+
+
+def config_for(output: Path, assets: Path, *overrides: str) -> tuple[DictConfig, Any]:
+    cfg = composed(
+        "evaluate",
+        "+experiment=tiny_shortcut",
+        f"paths.output_dir={output}",
+        f"paths.assets={assets}",
+        "metric=[fd_cifarnet,class_agreement]",
+        "~points.shortcut",
+        "~points.vanilla",
+        "~points.reuse",
+        *overrides,
+    )
+    return cfg, load(cfg, EvaluateConfig)
+
+
+def measured(output: Path, assets: Path, *overrides: str) -> Path:
+    cfg, config = config_for(output, assets, "+points.vanilla=[2,6]", "+points.reuse=[[6,2]]", *overrides)
+    done = study(cfg, config, build(config.base))
+    done.repeats = 1
+    done.run()
+    return done.results.path
+
+
+@pytest.fixture(scope="module")
+def whole(assets, tmp_path_factory) -> Path:
+    return measured(tmp_path_factory.mktemp("whole"), assets)
+
+
+def test_every_point_has_time_ffe_and_every_metric(whole):
+    records = read(whole)
+    assert len(records) == 3 * PER_POINT
+    found = {(r["accelerator"], r["num_steps"], r["num_full_steps"], r["metric"]) for r in records}
+    metrics = ("seconds_per_image/batch10_amortised", "ffe", "fd_cifarnet_20", "class_agreement_20")
+    wanted = [("vanilla", 2, 2), ("vanilla", 6, 6), ("reuse", 6, 2)]
+    assert found == {(*point, metric) for point in wanted for metric in metrics}
+    assert all(isinstance(r["value"], float) for r in records)
+    ffe = {(r["accelerator"], r["num_steps"]): r["value"] for r in records if r["metric"] == "ffe"}
+    assert ffe["vanilla", 6] == 6
+    assert 2 < ffe["reuse", 6] < 3
+
+
+def test_a_record_says_how_it_was_measured(whole):
+    for record in read(whole):
+        quality = record["metric"].endswith("_20")
+        needed = set(IDENTITY) - (set() if quality else {"seed_set", "reference"})
+        needed |= {"value", "unit", "higher_is_better", "device", "torch", "migm", "commit", "time"}
+        assert needed <= set(record), record["metric"]
+        if quality:
+            assert (record["n"], record["seed_set"], len(record["reference"])) == (20, 1, 12)
+
+
+def test_a_second_run_adds_nothing(whole, assets):
+    before = whole.read_bytes()
+    measured(whole.parents[1], assets)
+    assert whole.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", range(1, 3 * PER_POINT + 1))
+def test_after_a_kill_only_what_is_missing_is_measured(whole, assets, tmp_path, lost):
+    """`lost` of the last lines were never written, and half of another is left."""
+    lines = whole.read_text().splitlines(keepends=True)
+    path = tmp_path / "tiny_shortcut" / "results.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(lines[:-lost]) + lines[-lost][:40])
+    kept = {identity(record) for record in read(path)}
+    measured(tmp_path, assets)
+    wanted = {identity(record) for record in read(whole)}
+    again = read(path)
+    assert {identity(record) for record in again} == wanted
+    assert again[: len(kept)] == read(whole)[: len(kept)]
+    # Both metrics of a point come from one pass, and times are compared side by side: those may be repeated.
+    repeated = [record for record in again[len(kept) :] if identity(record) in kept]
+    costs = lost > 3 * 2  # some of the cost was lost, too
+    assert len([r for r in repeated if r["metric"].endswith("_20")]) == (lost % 2 if not costs else 0)
+    assert costs or not [r for r in repeated if not r["metric"].endswith("_20")]
+    values = {identity(r): r["value"] for r in read_all([whole]) if not r["metric"].startswith("seconds")}
+    assert {identity(r): r["value"] for r in read_all([path]) if not r["metric"].startswith("seconds")} == values
+
+
+@pytest.mark.parametrize(
+    ("override", "more"),
+    [("evalset.seed_sets=[1,2]", 6), ("evalset.num_images=30", 6), ("points.vanilla=[3]", PER_POINT)],
+)
+def test_a_larger_study_measures_the_difference_only(whole, assets, tmp_path, override, more):
+    path = tmp_path / "tiny_shortcut" / "results.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(whole.read_bytes())
+    # A new point is timed beside the others of its run; alone here, it repeats none of them.
+    alone = ["~points.reuse"] if override.startswith("points") else []
+    measured(tmp_path, assets, *alone, override)
+    added = read(path)[3 * PER_POINT :]
+    assert len(added) == more
+    assert not {identity(r) for r in added} & {identity(r) for r in read(whole)}
+
+
+def test_quality_does_not_depend_on_the_batch_size(whole, assets, tmp_path):
+    other = measured(tmp_path, assets, "evalset.batch_size=7")
+    value = {identity(r): r["value"] for r in read(whole) if r["metric"].endswith("_20")}
+    found = {identity(r): r["value"] for r in read(other) if r["metric"].endswith("_20")}
+    assert found == pytest.approx(value, rel=1e-5)
+
+
+def test_another_sampler_or_base_is_another_measurement(whole, assets, tmp_path):
+    names = {}
+    for override in ("sampling.select.temperature=3", "seed=1"):
+        cfg, config = config_for(tmp_path, assets, "+points.vanilla=[2]", override)
+        done = study(cfg, config, build(config.base))
+        record = done._record(done.points[0], "ffe")
+        names[override] = (record["base"], record["sampling"])
+    first = read(whole)[0]
+    assert names["sampling.select.temperature=3"][0] == first["base"]
+    assert names["sampling.select.temperature=3"][1] != first["sampling"]
+    assert names["seed=1"][0] != first["base"]
+
+
+def test_previews_show_the_same_seeds_of_every_point(whole):
+    folder = whole.parent / "images"
+    assert {p.name for p in folder.iterdir()} == {"vanilla_2.png", "vanilla_6.png", "reuse_6,2.png"}
+    with Image.open(folder / "vanilla_6.png") as image:  # 20 images of 16 pixels, twice as large, 2 pixels apart
+        assert image.size == (10 * 34 + 2, 2 * 34 + 2)
+
+
+def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path):
+    cfg, config = config_for(tmp_path, assets, "accelerator=reuse", "sampling.num_full_steps=3")
+    assert [point.label for point in points(cfg, config)] == ["reuse 6,3"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+points.nope=[2]", ["points", "nope"]),
+        ("+points.reuse=[[6]]", ["points.reuse=[6]"]),
+        ("+points.reuse=[[6,2,1]]", ["points.reuse=[6, 2, 1]"]),
+        ("+points.reuse=[[6,1.5]]", ["points.reuse=[6, 1.5]"]),
+        ("+points.reuse=[[6,7]]", ["num_full_steps=7"]),
+        ("+points.reuse=[[6,0]]", ["num_full_steps=0"]),
+        ("+points.vanilla=[0]", ["num_full_steps=0"]),
+    ],
+)
+def test_impossible_points_are_refused_naming_them(assets, tmp_path, override, words):
+    cfg, config = config_for(tmp_path, assets, override)
+    with pytest.raises(ValueError, match=naming(*words)):
+        points(cfg, config)
+
+
+def test_points_leave_the_global_generator_out_of_the_samples(whole, assets, tmp_path):
+    torch.manual_seed(99)
+    found = {identity(r): r["value"] for r in read(measured(tmp_path, assets)) if r["metric"].endswith("_20")}
+    assert found == {identity(r): r["value"] for r in read(whole) if r["metric"].endswith("_20")}

@@ -1,0 +1,157 @@
+"""From records to rows, and from rows to files that need no network."""
+
+import csv
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_parts import naming
+
+from migm.evaluation.study import save_grid
+from migm.report.summary import summarise, table
+from migm.report.write import write_report
+from migm.runtime import UserError
+
+ABOUT = {"base": "b", "sampling": "s", "device": "cpu <1>", "torch": "2", "migm": "0", "commit": "c", "predictor": ""}
+FD = {("vanilla", 4): [20.0, 22.0, 24.0], ("vanilla", 16): [10.0, 10.5, 11.0], ("shortcut", 16): [11.0, 12.0, 13.0]}
+
+
+def records() -> list[dict[str, Any]]:
+    made = []
+    for (name, n), values in FD.items():
+        point = {**ABOUT, "accelerator": name, "num_steps": n, "num_full_steps": 4 if name == "shortcut" else n}
+        cost = {"higher_is_better": False}
+        seconds = 0.001 * point["num_full_steps"]
+        made.append({**point, **cost, "metric": "seconds_per_image/batch10_amortised", "value": seconds})
+        made.append({**point, **cost, "metric": "ffe", "value": float(point["num_full_steps"])})
+        for seed, value in enumerate(values):
+            quality = {**point, "seed_set": seed, "reference": "r"}
+            made.append({**quality, "metric": "fd_cifarnet_1000", "value": value, "higher_is_better": False})
+            agreement = {"metric": "class_agreement_1000", "value": 1 - value / 100, "higher_is_better": True}
+            made.append({**quality, **agreement})
+    return made
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records()))
+    return path
+
+
+def test_a_row_is_mean_and_sample_deviation_over_the_seed_sets():
+    rows = {(row.accelerator, row.num_steps): row for row in summarise(records()).rows}
+    assert rows.keys() == FD.keys()
+    for key, values in FD.items():
+        assert rows[key].mean("fd_cifarnet_1000") == pytest.approx(statistics.fmean(values))
+        assert rows[key].deviation("fd_cifarnet_1000") == pytest.approx(statistics.stdev(values))
+    assert rows["shortcut", 16].seconds == 0.004
+    assert rows["shortcut", 16].ffe == 4
+
+
+def test_a_single_seed_set_has_no_deviation():
+    one = [record for record in records() if record.get("seed_set", 0) == 0]
+    assert {row.deviation("fd_cifarnet_1000") for row in summarise(one).rows} == {0.0}
+
+
+def test_rows_are_vanilla_first_then_by_name_and_steps_whatever_the_order():
+    labels = ["vanilla 4", "vanilla 16", "shortcut 16,4"]
+    assert [row.label for row in summarise(records()).rows] == labels
+    assert [row.label for row in summarise(records()[::-1]).rows] == labels
+
+
+@pytest.mark.parametrize("key", ["base", "sampling"])
+def test_several_bases_or_samplers_are_refused_naming_both(key):
+    foreign = {**records()[-1], key: "foreign"}
+    with pytest.raises(UserError, match=naming(key, ABOUT[key], "foreign")):
+        summarise([*records(), foreign])
+
+
+def test_no_records_are_refused():
+    with pytest.raises(UserError, match="results"):
+        summarise([])
+
+
+def test_an_unknown_baseline_is_refused_naming_the_known_ones(results, tmp_path):
+    with pytest.raises(UserError, match=naming("baseline=vanilla 99", "vanilla 16")):
+        write_report([results], tmp_path / "report", "vanilla 99")
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_baseline_is_the_vanilla_row_with_the_most_steps(results, tmp_path):
+    write_report([results], tmp_path / "report", "")
+    headings, *_ = csv.reader((tmp_path / "report" / "table.csv").read_text().splitlines())
+    assert "fd_cifarnet_1000 to vanilla 16" in headings
+
+
+def test_the_table_compares_with_the_baseline():
+    summary = summarise(records())
+    headings, cells = table(summary, summary.baseline("vanilla 16"))
+    row = dict(zip(headings, cells[2], strict=True))
+    assert (row["method"], row["N"], row["B"]) == ("shortcut", "16", "4")
+    assert row["fd_cifarnet_1000"] == "12.00 ± 1.00"
+    assert row["fd_cifarnet_1000 to vanilla 16"] == "+14.3%"
+    assert (row["ms / image"], row["time"], row["FFE"]) == ("4.00", "25.0%", "4.00")
+
+
+@pytest.fixture
+def report(results, tmp_path) -> Path:
+    images = tmp_path / "images"
+    for name in ("vanilla_16", "shortcut_16,4"):
+        save_grid(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), images / f"{name}.png", 2)
+    write_report([results], tmp_path / "report", "vanilla 16", images)
+    return tmp_path / "report"
+
+
+def test_markdown_and_csv_hold_the_same_table(report):
+    markdown = [line.strip("| ").split(" | ") for line in (report / "table.md").read_text().splitlines()]
+    rows = list(csv.reader((report / "table.csv").read_text(encoding="utf-8").splitlines()))
+    assert [markdown[0], *markdown[2:]] == rows
+    assert len(rows) == 4
+
+
+def test_there_is_a_figure_for_every_metric_and_cost(report):
+    for metric in ("fd_cifarnet_1000", "class_agreement_1000"):
+        for cost in ("time", "ffe"):
+            with Image.open(report / f"{metric}_by_{cost}.png") as image:
+                assert image.size > (400, 300)
+                assert len(image.convert("L").getcolors(256) or []) > 2
+
+
+def test_the_page_needs_no_network_and_shows_everything(report):
+    page = (report / "index.html").read_text(encoding="utf-8")
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # pictures may spell anything
+    assert "http" not in text.lower()
+    assert "//" not in text
+    assert not re.search(r"(src|href)=(?![\"']?data:)", page)
+    assert page.count("data:image/png;base64,") == 4 + 2
+    assert "12.00 ± 1.00" in page
+    assert "cpu &lt;1&gt;" in page
+
+
+def test_a_report_again_replaces_the_files(report, results):
+    before = (report / "table.md").read_text()
+    write_report([results], report, "vanilla 4")
+    assert (report / "table.md").read_text() != before
+    assert not list(report.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (lambda r: "seed_set" not in r, ["quality metric"]),
+        (lambda r: "seed_set" not in r or r["num_steps"] == 4, ["fd_cifarnet_1000", "vanilla 16"]),
+    ],
+    ids=["costs only", "baseline not measured"],
+)
+def test_an_evaluation_that_was_stopped_early_is_refused_naming_what_lacks(tmp_path, kept, words):
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records() if kept(r)))
+    with pytest.raises(UserError, match=naming(*words)):
+        write_report([path], tmp_path / "report", "")
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,98 @@
+"""Draws: their frequencies are the softmax's, and their log-probabilities are right."""
+
+import pytest
+import torch
+from scipy import stats
+
+from migm.sampling.draw import DTYPES, GumbelMax, InverseCDF
+from migm.sampling.noise import KeyedNoise
+
+DRAWS = [InverseCDF, GumbelMax]
+
+
+class Fixed:
+    """Noise that is everywhere the Gumbel or uniform value of one uniform."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def uniform(self, purpose, step, positions, width=None):
+        shape = positions.shape if width is None else (*positions.shape, width)
+        return torch.full(shape, self.value, dtype=torch.float64)
+
+    def gumbel(self, purpose, step, positions, width=None):
+        return -torch.log(-torch.log(self.uniform(purpose, step, positions, width)))
+
+
+def some_logits(*shape, spread=2.0):
+    return spread * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def grid(b, k):
+    return torch.arange(k).expand(b, -1)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("inverse_temperature", [1.0, 1.3, 0.25])
+def test_frequencies_are_those_of_the_softmax(draw, dtype, inverse_temperature):
+    logits = some_logits(24, spread=1.5)
+    b, k = 20, 1000
+    noise = KeyedNoise(11, torch.arange(b))
+    tokens, _ = draw(inverse_temperature, dtype)(logits.expand(b, k, 24), noise, 3, grid(b, k))
+    seen = tokens.flatten().bincount(minlength=24)
+    expected = (logits.double() * inverse_temperature).softmax(-1) * b * k
+    assert stats.chisquare(seen.numpy(), expected.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inverse_temperature", [1.0, 1.3])
+def test_the_returned_log_probability_is_that_of_the_drawn_token(draw, dtype, inverse_temperature):
+    logits = some_logits(2, 50, 24)
+    tokens, log_prob = draw(inverse_temperature, dtype)(logits, KeyedNoise(0, torch.arange(2)), 0, grid(2, 50))
+    assert tokens.dtype == torch.int64
+    assert tokens.shape == log_prob.shape == (2, 50)
+    assert log_prob.dtype == DTYPES[dtype]
+    exact = (logits.double() * inverse_temperature).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    tolerance = {"bfloat16": 0.05, "float32": 1e-5, "float64": 1e-6}[dtype]
+    torch.testing.assert_close(log_prob.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_draw_depends_on_its_own_logits_and_noise_alone(draw):
+    logits = some_logits(2, 6, 24)
+    noise = KeyedNoise(0, torch.tensor([8, 5]))
+    tokens, log_prob = draw()(logits, noise, 4, grid(2, 6))
+    pick = torch.tensor([[1, 4]])
+    one_token, one_log_prob = draw()(logits[1:, [1, 4]], KeyedNoise(0, torch.tensor([5])), 4, pick)
+    assert torch.equal(one_token[0], tokens[1, [1, 4]])
+    torch.testing.assert_close(one_log_prob[0], log_prob[1, [1, 4]])
+    others = torch.stack([draw()(logits, noise, step, grid(2, 6))[0] for step in range(8)])
+    assert len(others.unique(dim=0)) > 4
+
+
+def test_inverse_cdf_takes_tokens_in_order_of_the_uniform():
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()[None, None]
+    wanted = {0.05: 0, 0.15: 1, 0.29: 1, 0.31: 2, 0.59: 2, 0.61: 3, 0.99: 3}
+    for value, token in wanted.items():
+        assert InverseCDF()(logits, Fixed(value), 0, grid(1, 1))[0].item() == token
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("other", [float("-inf"), -1e4])
+@pytest.mark.parametrize("uniform", [2.0**-53, 0.5, 1 - 2.0**-53])
+def test_a_token_without_probability_is_never_drawn(draw, dtype, other, uniform):
+    for hot in (0, 3, 23):
+        logits = torch.full((1, 2, 24), other)
+        logits[..., hot] = 0
+        tokens, log_prob = draw(dtype=dtype)(logits, Fixed(uniform), 0, grid(1, 2))
+        assert tokens.tolist() == [[hot, hot]]
+        assert log_prob.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_an_unknown_dtype_is_refused_by_name(draw):
+    with pytest.raises(ValueError, match=r"sampling\.draw\.dtype=float16.*bfloat16, float32, float64"):
+        draw(dtype="float16")

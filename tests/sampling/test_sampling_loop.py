@@ -1,0 +1,132 @@
+"""The loop's laws, for vanilla sampling and for accelerated sampling alike."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from migm.sampling.draw import GumbelMax
+from migm.sampling.guidance import Constant, Ramp
+from migm.sampling.loop import generate_images
+from migm.sampling.schedule import CosineFloor, Increments
+from migm.sampling.select import Random
+
+COUNTS = [1, 2, 3, 3, 4, 3]
+MASK = 24
+
+
+@pytest.fixture(params=["vanilla", "reuse", "shortcut"])
+def accelerator(request, make_accelerator):
+    return make_accelerator(request.param)
+
+
+def test_revealed_tokens_never_change_and_counts_follow_the_schedule(run, accelerator):
+    tokens, records = run(accelerator, labels=(3, 7, 0))
+    before, left = torch.full((3, 16), MASK), 16
+    for record, count in zip(records, COUNTS, strict=True):
+        seen = before != MASK
+        assert torch.equal(record.tokens[seen], before[seen])
+        assert ((before == MASK).sum(1) == left).all()
+        assert torch.equal(record.mask_ratio, torch.full((3,), left / 16))
+        new = (record.tokens != MASK) & ~seen
+        assert torch.equal(record.new_positions, new.nonzero()[:, 1].view(3, count))
+        before, left = record.tokens, left - count
+    assert left == 0
+    assert torch.equal(tokens, before)
+    assert tokens.min() >= 0
+    assert tokens.max() < MASK
+
+
+def test_records_say_what_happened(run, accelerator):
+    _, records = run(accelerator)
+    assert [record.index for record in records] == list(range(6))
+    assert {record.num_steps for record in records} == {6}
+    assert all(len(r.features) == 1 and r.features[0].shape == (4, 17, 48) for r in records)
+
+
+def test_two_generations_in_a_row_are_equal(run, accelerator):
+    first, _ = run(accelerator)
+    run(accelerator, labels=(5, 5, 5), seed=9)  # whatever came between must leave nothing behind
+    assert torch.equal(run(accelerator)[0], first)
+    assert not torch.equal(run(accelerator, seed=1)[0], first)
+
+
+def test_an_image_does_not_depend_on_its_batch(run, accelerator):
+    together, _ = run(accelerator, labels=(3, 7, 1), images=(0, 1, 40))
+    for i, (label, image) in enumerate([(3, 0), (7, 1), (1, 40)]):
+        alone, _ = run(accelerator, labels=(label,), images=(image,))
+        assert torch.equal(alone[0], together[i])
+    turned, _ = run(accelerator, labels=(1, 3, 7), images=(40, 0, 1))
+    assert torch.equal(turned, together[[2, 0, 1]])
+    assert len(together.unique(dim=0)) == 3
+
+
+def test_interleaved_generations_do_not_disturb_each_other(run, accelerator):
+    outer, inner = run(accelerator)[0], run(accelerator, labels=(2,), seed=4)[0]
+    nested = []
+    # A whole second generation with the same accelerator runs inside every step of the first.
+    meddler = SimpleNamespace(on_step=lambda _: nested.append(run(accelerator, labels=(2,), seed=4)[0]))
+    assert torch.equal(run(accelerator, observers=[meddler])[0], outer)
+    assert len(nested) == 6
+    assert all(torch.equal(tokens, inner) for tokens in nested)
+
+
+def test_global_random_states_are_neither_read_nor_changed(run, accelerator):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, _ = run(accelerator)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()
+    torch.manual_seed(1)
+    assert torch.equal(run(accelerator)[0], first)
+
+
+def test_labels_and_guidance_reach_the_tokens(run, accelerator):
+    plain, _ = run(accelerator)
+    assert not torch.equal(run(accelerator, labels=(4, 8))[0], plain)
+    assert not torch.equal(run(accelerator, guidance=Constant(9.0))[0], plain)
+
+
+def test_no_guidance_equals_guidance_of_scale_zero(run, accelerator):
+    without, records = run(accelerator, guidance=None)
+    assert records[0].features[0].shape == (2, 17, 48)  # one branch, half the cost
+    assert torch.equal(without, run(accelerator, guidance=Constant(0.0))[0])
+    assert torch.equal(without, run(accelerator, guidance=Ramp(0.0))[0])
+
+
+class Ones:
+    """One token per step: a schedule need only have `counts`."""
+
+    def counts(self, num_tokens, num_steps):
+        return [1] * num_steps
+
+
+@pytest.mark.parametrize(("num_steps", "schedule"), [(1, Increments()), (2, CosineFloor()), (16, Ones())])
+@pytest.mark.parametrize("parts", [{}, {"draw": GumbelMax(), "select": Random()}])
+def test_any_number_of_steps_reveals_everything(run, make_accelerator, num_steps, schedule, parts):
+    accelerator = make_accelerator("shortcut", 1)
+    tokens, records = run(accelerator, num_steps=num_steps, num_full_steps=1, schedule=schedule, **parts)
+    assert len(records) == num_steps
+    assert tokens.max() < MASK
+
+
+def test_a_schedule_that_cannot_be_met_is_refused_before_the_first_step(run, make_accelerator):
+    with pytest.raises(ValueError, match=r"sampling\.num_steps=17"):
+        run(make_accelerator("vanilla"), num_steps=17)
+    with pytest.raises(ValueError, match=r"sampling\.num_steps=16"):
+        run(make_accelerator("vanilla"), num_steps=16, schedule=CosineFloor())
+
+
+@pytest.mark.parametrize("num_full_steps", [-1, 0, 7])
+def test_sampling_refuses_more_full_steps_than_steps_and_none(make_sampling, num_full_steps):
+    with pytest.raises(ValueError, match=rf"sampling\.num_full_steps={num_full_steps} .*sampling\.num_steps=6"):
+        make_sampling(num_full_steps=num_full_steps)
+
+
+def test_generate_images_keys_the_noise_by_seed_and_image(run, tiny_base, make_sampling, make_accelerator):
+    wanted, _ = run(make_accelerator("vanilla"), images=(6, 2), seed=3)
+    labels, images = torch.tensor([3, 7]), torch.tensor([6, 2])
+    rest = {"sampling": make_sampling(), "accelerator": make_accelerator("vanilla")}
+    assert torch.equal(generate_images(tiny_base, labels, images, 3, **rest), wanted)

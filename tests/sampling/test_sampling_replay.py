@@ -1,0 +1,82 @@
+"""Whole runs of the original sampler, replayed with their recorded noise."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.predictors.shortcut import Shortcut
+from migm.accelerators.refresh import Uniform
+from migm.sampling.draw import GumbelMax
+from migm.sampling.guidance import Ramp
+from migm.sampling.loop import Sampling, generate
+from migm.sampling.noise import SELECT
+from migm.sampling.schedule import Increments
+from migm.sampling.select import Confidence
+
+
+class Recorded:
+    """The noise of a recorded run; its categorical draw is argmax(p / e), so the Gumbel noise is -log(e)."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def gumbel(self, purpose, step, positions, width=None):
+        if purpose == SELECT:
+            return self.tensors[f"step{step:02d}.gumbel"].gather(1, positions)
+        e = self.tensors[f"step{step:02d}.exponential"].double()
+        return -e.gather(1, positions[..., None].expand(-1, -1, width)).log()
+
+
+@pytest.fixture(scope="module", params=["vanilla6", "shortcut6b2", "shortcut6b4"])
+def case(request, read_vector):
+    return read_vector(f"maskgit_sampling_{request.param}")
+
+
+@pytest.fixture
+def plan(case, recorded_shortcut):
+    """The accelerator of a recorded run."""
+    meta = case[1]
+    full, name = json.loads(meta["refresh"]), meta["shortcut_file"].removesuffix(".safetensors")
+    predictor = Shortcut(module=recorded_shortcut(name)) if name else None
+    return full, Accelerator(Uniform(len(full), "reference"), predictor)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_recorded_run_is_reproduced_step_by_step(case, plan, recorded_base, dtype):
+    tensors, meta = case
+    full, accelerator = plan
+    sampling = Sampling(
+        num_steps=int(meta["steps"]),
+        num_full_steps=len(full),
+        schedule=Increments("arccos"),
+        draw=GumbelMax(float(meta["sm_temp"]), dtype),
+        select=Confidence(float(meta["r_temp"]), "linear"),
+        guidance=Ramp(float(meta["w"])),
+    )
+    assert sampling.schedule.counts(16, sampling.num_steps) == json.loads(meta["counts"])
+    records = []
+    watch = SimpleNamespace(on_step=records.append)
+    tokens = generate(recorded_base, tensors["in.labels"], sampling, accelerator, Recorded(tensors), [watch])
+    assert [r.index for r in records if r.is_full] == full
+    for record in records:
+        prefix = f"step{record.index:02d}."
+        assert torch.equal(record.tokens, tensors[prefix + "code_after"].flatten(1))
+        assert torch.equal((record.tokens == 24).float(), tensors[prefix + "mask_after"].flatten(1))
+        torch.testing.assert_close(record.features[0], tensors[prefix + "feat"], rtol=1e-4, atol=1e-4)
+        logits = recorded_base.head(record.features[0])
+        torch.testing.assert_close(logits, tensors[prefix + "logit_pair"], rtol=1e-4, atol=1e-3)
+    assert torch.equal(tokens, tensors["out.code"].flatten(1))
+
+
+def test_a_replay_depends_on_the_shortcut(read_vector, recorded_base, recorded_shortcut):
+    """Another network must not reproduce the run, or the replay above would prove nothing about it."""
+    tensors, meta = read_vector("maskgit_sampling_shortcut6b2")
+    wrong = recorded_shortcut("maskgit_shortcut_r1_n2")
+    draw, select = GumbelMax(float(meta["sm_temp"])), Confidence(float(meta["r_temp"]))
+    sampling = Sampling(6, 2, Increments("arccos"), draw, select, Ramp(float(meta["w"])))
+    accelerator = Accelerator(Uniform(2), Shortcut(module=wrong))
+    tokens = generate(recorded_base, tensors["in.labels"], sampling, accelerator, Recorded(tensors))
+    assert not torch.equal(tokens, tensors["out.code"].flatten(1))

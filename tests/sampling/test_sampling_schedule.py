@@ -1,0 +1,72 @@
+"""Schedules: recorded counts, and the laws of every schedule."""
+
+import pytest
+import torch
+
+from migm.sampling.schedule import CosineFloor, Increments
+
+MODES = list(Increments.curves)
+SCHEDULES = [*(pytest.param(Increments(mode), id=mode) for mode in MODES), pytest.param(CosineFloor(), id="floor")]
+# Tokens still masked after each of 64 steps over 4096 tokens, as Lumina-DiMOO computes them.
+DIMOO_MASKED = [
+    *(4094, 4091, 4084, 4076, 4065, 4051, 4035, 4017, 3996, 3973, 3947, 3919, 3889, 3856, 3821, 3784),
+    *(3744, 3702, 3658, 3612, 3563, 3513, 3460, 3405, 3348, 3289, 3229, 3166, 3101, 3034, 2966, 2896),
+    *(2824, 2750, 2675, 2598, 2519, 2439, 2358, 2275, 2191, 2105, 2018, 1930, 1841, 1751, 1659, 1567),
+    *(1474, 1379, 1284, 1189, 1092, 995, 897, 799, 700, 601, 501, 401, 301, 200, 100, 0),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_increments_equal_every_recorded_table(read_vector, mode):
+    tables = {k: v for k, v in read_vector("maskgit_schedules")[0].items() if k.startswith("counts.")}
+    ours = [key for key in tables if key.endswith(f".{mode}")]
+    assert len(ours) == len(tables) / len(MODES) > 10
+    for key in ours:
+        _, num_tokens, num_steps, _ = key.split(".")
+        assert Increments(mode).counts(int(num_tokens), int(num_steps)) == tables[key].tolist(), key
+
+
+def test_cosine_floor_equals_the_published_table():
+    left = 4096 - torch.tensor(CosineFloor().counts(4096, 64)).cumsum(0)
+    assert left.tolist() == DIMOO_MASKED
+
+
+def counts_or_refusal(schedule, num_tokens, num_steps):
+    try:
+        return schedule.counts(num_tokens, num_steps), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("num_tokens", [1, 16, 64, 1024])
+def test_every_step_reveals_at_least_one_token_and_all_are_revealed(schedule, num_tokens):
+    possible = 0
+    for num_steps in range(1, min(num_tokens, 48) + 1):
+        counts, refusal = counts_or_refusal(schedule, num_tokens, num_steps)
+        if counts is None:
+            assert f"sampling.num_steps={num_steps}" in refusal
+            continue
+        possible += 1
+        assert len(counts) == num_steps
+        assert min(counts) >= 1
+        assert sum(counts) == num_tokens
+        assert all(type(count) is int for count in counts)
+    assert possible >= min(num_tokens, 6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("num_steps", [-1, 0, 17])
+def test_a_number_of_steps_outside_1_to_l_is_refused(schedule, num_steps):
+    with pytest.raises(ValueError, match=rf"sampling\.num_steps={num_steps} must be between 1 and the 16"):
+        schedule.counts(16, num_steps)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_one_step_reveals_everything(schedule):
+    assert schedule.counts(16, 1) == [16]
+
+
+def test_an_unknown_mode_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"sampling\.schedule\.mode=cubic.*arccos"):
+        Increments("cubic")

@@ -1,0 +1,75 @@
+"""Selection of the tokens that a step keeps."""
+
+import pytest
+import torch
+
+from migm.sampling.noise import SELECT, KeyedNoise
+from migm.sampling.select import Confidence, Random, mask_ratio, split
+
+
+@pytest.fixture
+def scored():
+    """Log-probabilities (3, 10), their noise, and positions."""
+    log_prob = -torch.rand(3, 10, generator=torch.Generator().manual_seed(0)) * 5
+    positions = torch.tensor([[0, 2, 3, 5, 6, 8, 9, 11, 14, 15]]).expand(3, -1)
+    return log_prob, KeyedNoise(0, torch.arange(3)), positions
+
+
+@pytest.mark.parametrize(("step", "left"), [(0, 1.0), (2, 0.6), (4, 0.2), (5, 0.0)])
+def test_the_temperature_falls_linearly_to_zero_at_the_last_step(scored, step, left):
+    log_prob, noise, positions = scored
+    scores = Confidence(7.0)(log_prob, noise, step, 6, positions)
+    assert scores.dtype == torch.float64
+    torch.testing.assert_close(scores, log_prob.double() + 7 * left * noise.gumbel(SELECT, step, positions))
+
+
+def test_the_last_step_keeps_the_most_probable_tokens(scored):
+    log_prob, noise, positions = scored
+    chosen, _, _ = split(Confidence(7.0)(log_prob, noise, 5, 6, positions), positions, 4)
+    assert torch.equal(chosen, log_prob.topk(4, dim=1).indices.sort(1).values)
+    early, _, _ = split(Confidence(7.0)(log_prob, noise, 0, 6, positions), positions, 4)
+    assert not torch.equal(early, chosen)
+
+
+def test_a_constant_temperature_stays(scored):
+    log_prob, noise, positions = scored
+    scores = Confidence(2.0, "constant")(log_prob, noise, 5, 6, positions)
+    torch.testing.assert_close(scores, log_prob.double() + 2 * noise.gumbel(SELECT, 5, positions))
+
+
+def test_a_single_step_has_scores(scored):
+    log_prob, noise, positions = scored
+    assert Confidence(7.0)(log_prob, noise, 0, 1, positions).isfinite().all()
+
+
+def test_an_unknown_annealing_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"sampling\.select\.anneal=cosine.*linear, constant"):
+        Confidence(1.0, "cosine")
+
+
+def test_random_selection_ignores_the_model(scored):
+    log_prob, noise, positions = scored
+    one = Random()(log_prob, noise, 2, 6, positions)
+    assert torch.equal(one, Random()(-log_prob, noise, 2, 6, positions))
+    assert not torch.equal(one, Random()(log_prob, noise, 3, 6, positions))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 10])
+def test_split_is_a_sorted_partition_by_score(scored, count):
+    scores, _, positions = scored
+    chosen, taken, left = split(scores, positions, count)
+    assert chosen.shape == taken.shape == (3, count)
+    assert left.shape == (3, 10 - count)
+    assert torch.equal(taken, positions.gather(1, chosen))
+    for part in (taken, left):
+        assert (part.diff(dim=1) > 0).all()
+    assert torch.equal(torch.cat([taken, left], 1).sort(1).values, positions)
+    if 0 < count < 10:
+        rest = torch.ones_like(scores, dtype=torch.bool).scatter(1, chosen, False)
+        best_left = scores.masked_fill(~rest, float("-inf")).amax(1)
+        assert (scores.gather(1, chosen).amin(1) > best_left).all()
+
+
+def test_mask_ratio_is_the_share_still_masked():
+    assert mask_ratio(torch.zeros(2, 12), 16).tolist() == [0.75, 0.75]
+    assert mask_ratio(torch.zeros(2, 12), 16).dtype == torch.float32

@@ -1,0 +1,262 @@
+"""Every file of the config tree composes with every command, and every typo is refused by its key."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from tiny_parts import naming
+
+from migm.config import (
+    BenchConfig,
+    CollectConfig,
+    Common,
+    EvaluateConfig,
+    GenerateConfig,
+    PretrainConfig,
+    ReportConfig,
+    TrainConfig,
+    build,
+    conf_path,
+    load,
+    variant,
+)
+from migm.runtime import UserError
+
+CONF = Path(conf_path())
+ROOTS: dict[str, type[Common]] = {
+    "collect": CollectConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "generate": GenerateConfig,
+    "bench": BenchConfig,
+    "pretrain": PretrainConfig,
+}
+ADDED = ("experiment", "sweep")  # with +, and with the package _global_
+
+
+def options() -> list[str]:
+    """`group=option` of every file in the tree, nested groups included."""
+    files = [path.relative_to(CONF).with_suffix("") for path in sorted(CONF.rglob("*.yaml"))]
+    return [
+        f"{path.parent.as_posix()}={path.name}"
+        for path in files
+        if path.parent != Path() and path.parts[0] not in ADDED
+    ]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tree() -> Iterator[None]:
+    """Hydra once for the whole file: a start for each of many composes takes most of the time."""
+    with initialize_config_dir(conf_path(), version_base="1.3"):
+        yield
+
+
+def test_every_command_has_a_root_and_every_root_a_file():
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*ROOTS, "common"}
+
+
+SLOW = [pytest.param(c, marks=pytest.mark.slow) if c != "train" else c for c in ROOTS]
+
+
+@pytest.mark.parametrize("command", SLOW)
+def test_every_option_of_every_group_composes_with_every_command(command):
+    for option in options():
+        group, _, name = option.partition("=")
+        cfg = compose(command, [option])
+        checked = load(cfg, ROOTS[command])
+        node = OmegaConf.select(cfg, group.replace("/", "."))
+        assert node is not None, option
+        assert checked.name, option
+        alone = OmegaConf.load(CONF / group / f"{name}.yaml")
+        assert set(alone) - {"defaults"} <= set(node), option
+
+
+@pytest.mark.parametrize("command", ROOTS)
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_composes_with_every_command(command, experiment):
+    config = load(compose(command, [f"+experiment={experiment}"]), ROOTS[command])
+    assert config.name == experiment
+    assert config.points
+
+
+@pytest.mark.parametrize("base", names("base"))
+def test_the_sampling_follows_the_base(base):
+    cfg, own = compose("train", [f"base={base}"]), OmegaConf.load(CONF / "sampling" / f"{base}.yaml")
+    assert cfg.sampling.num_steps == own.num_steps
+    assert cfg.shortcut.channels == cfg.base.transformer.channels
+
+
+@pytest.mark.parametrize("sweep", names("sweep"))
+def test_sweeps_compose_with_the_main_experiment(sweep):
+    own = OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml").hydra.sweeper.params
+    command = "train" if any(key.startswith("shortcut") for key in own) else "evaluate"
+    chosen = ["+experiment=cifar10_shortcut", f"+sweep={sweep}"]
+    cfg = compose(command, chosen, return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    assert cfg.hydra.sweeper.params == own
+    trials = [compose(command, [*chosen, *(f"{k}={v.split(',')[i]}" for k, v in own.items())]) for i in (0, -1)]
+    configs = [load(trial, ROOTS[command]) for trial in trials]
+    for key, values in own.items():
+        assert OmegaConf.select(trials[1], key) == int(values.split(",")[-1])
+    if command == "train":  # weights differ, so folders must
+        assert configs[0].name != configs[1].name
+
+
+def test_inference_sweeps_measure_the_swept_point():
+    """`points` would win over the swept N and B; the sweep has to leave it empty."""
+    chosen = ["+experiment=cifar10_shortcut", "+sweep=n_by_b", "sampling.num_steps=12", "sampling.num_full_steps=3"]
+    config = load(compose("evaluate", chosen), EvaluateConfig)
+    assert not config.points
+    assert config.accelerator["policy"]["num_full_steps"] == 3
+
+
+@pytest.mark.parametrize("metric", names("metric"))
+def test_a_metric_file_defines_one_key_named_as_the_file(metric):
+    assert list(OmegaConf.load(CONF / "metric" / f"{metric}.yaml")) == [metric]
+
+
+def test_metrics_combine():
+    assert set(compose("train", ["metric=[class_agreement]"]).metric) == {"class_agreement"}
+    assert set(compose("train", ["metric=[fd_cifarnet,class_agreement]"]).metric) == {"fd_cifarnet", "class_agreement"}
+
+
+@pytest.mark.parametrize("accelerator", names("accelerator"))
+def test_a_variant_swaps_accelerator_n_and_b_and_nothing_else(accelerator):
+    cfg = compose("evaluate", ["accelerator=reuse", "evalset.num_images=30"])
+    before = OmegaConf.to_container(cfg, resolve=True)
+    other = load(variant(cfg, accelerator, 9, 3), EvaluateConfig)
+    assert other.accelerator["name"] == accelerator
+    assert (other.sampling["num_steps"], other.sampling["num_full_steps"]) == (9, 3)
+    if accelerator != "vanilla":
+        assert other.accelerator["policy"]["num_full_steps"] == 3
+    assert other.evalset["num_images"] == 30
+    assert OmegaConf.to_container(cfg, resolve=True) == before
+
+
+def test_a_variant_of_an_unknown_accelerator_names_the_nearest():
+    with pytest.raises(UserError, match=naming("points", "shortcutt", "did you mean shortcut?")):
+        variant(compose("evaluate"), "shortcutt", 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+sede=3", ["sede", "did you mean seed?"]),
+        ("+shortcut.depht=2", ["shortcut.depht", "did you mean depth?"]),
+        ("+base.transformer.chanels=2", ["base.transformer.chanels", "did you mean channels?"]),
+        ("+sampling.draw.dtipe=float32", ["sampling.draw.dtipe", "did you mean dtype?"]),
+        ("+accelerator.policy.num_ful_steps=2", ["accelerator.policy.num_ful_steps", "num_full_steps"]),
+        ("+optimizer.learning_rate=2", ["optimizer.learning_rate"]),
+        ("+trainer.max_step=2", ["trainer.max_step", "did you mean max_steps?"]),
+        ("~shortcut.channels", ["shortcut.channels", "missing"]),
+        ("shortcut._target_=migm.shortcuts.maskgit.Nope", ["shortcut._target_", "Nope"]),
+        ("seed=abc", ["seed", "abc"]),
+        ("seed=1.5", ["seed", "1.5"]),
+        ("num_threads=many", ["num_threads", "many"]),
+        ("collect=perhaps", ["collect", "perhaps"]),
+        ("name=null", ["name"]),
+        ("seed=???", ["seed"]),
+        ("paths.output_dir=${nowhere}", ["nowhere"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(override, words):
+    with pytest.raises(UserError, match=naming(*words)):
+        load(compose("train", [override]), TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("shortcut=nope", ["shortcut/nope", "maskgit"]),
+        ("base=nope", ["base/nope", "cifar10"]),
+        ("sampling/draw=nope", ["sampling/draw/nope", "inverse_cdf"]),
+        ("+experiment=nope", ["experiment/nope", "tiny_shortcut"]),
+        ("sede=3", ["sede"]),
+        ("shortcut.depht=2", ["depht"]),
+    ],
+)
+def test_hydra_refuses_unknown_options_and_overrides_by_name(override, words):
+    with pytest.raises(HydraException) as caught:
+        compose("train", [override])
+    message = f"{caught.value} {caught.value.__cause__}"
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sede: 3\n", ["sede", "did you mean seed?"]),
+        ("shortcut: {depht: 2}\n", ["shortcut.depht", "did you mean depth?"]),
+        ("trainer: {max_step: 2}\n", ["trainer.max_step"]),
+    ],
+)
+def test_a_typo_in_an_experiment_file_is_refused_by_its_key(tmp_path, text, words):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
+    cfg = compose("train", [f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine"])
+    with pytest.raises(UserError, match=naming(*words)):
+        load(cfg, TrainConfig)
+
+
+def test_keys_of_one_command_are_unknown_to_another():
+    with pytest.raises(UserError, match="collect"):
+        load(compose("train"), EvaluateConfig)
+
+
+@pytest.fixture
+def multirun(monkeypatch) -> None:
+    """What HydraConfig says inside a multirun, with no outside launcher."""
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    cfg = compose("train", ["hydra.mode=MULTIRUN"], return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.masked_copy(cfg, ["hydra"]))
+
+
+PARALLEL = ["trainer.devices=2", "trainer.num_nodes=2", "trainer.devices=-1", "trainer.devices=[0,1]"]
+PARALLEL += ["trainer.devices=auto", "trainer.devices='2'"]
+
+
+@pytest.mark.parametrize("override", PARALLEL)
+def test_a_multirun_over_several_processes_is_refused(multirun, override):
+    with pytest.raises(UserError, match=naming("trainer.devices", "multirun")):
+        load(compose("train", [override]), TrainConfig)
+
+
+@pytest.mark.parametrize("override", PARALLEL)
+def test_outside_a_multirun_several_processes_are_fine(override):
+    load(compose("train", [override]), TrainConfig)
+
+
+@pytest.mark.parametrize("override", ["trainer.devices=1", "trainer.devices=[0]", "trainer.devices='1'"])
+def test_a_multirun_on_one_device_is_fine(multirun, override):
+    load(compose("train", [override]), TrainConfig)
+
+
+def test_an_outside_launcher_may_run_trials_on_several_devices(multirun, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    load(compose("train", ["trainer.devices=2"]), TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("sampling.num_full_steps=0", "sampling.num_full_steps=0"),
+        ("sampling.num_full_steps=7", "sampling.num_full_steps=7"),
+        ("sampling.schedule.mode=nope", "sampling.schedule.mode=nope"),
+        ("sampling.draw.dtype=float8", "sampling.draw.dtype=float8"),
+        ("sampling.select.anneal=nope", "sampling.select.anneal=nope"),
+    ],
+)
+def test_a_constructors_refusal_comes_out_as_itself(override, key):
+    config = load(compose("train", ["base=tiny", override]), TrainConfig)
+    with pytest.raises(ValueError, match=key):
+        build(config.sampling)

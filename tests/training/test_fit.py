@@ -1,0 +1,187 @@
+"""Training by Lightning: exact resume, and what a checkpoint holds."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_parts import collected, naming, same_tensors, tiny
+from torch import Tensor
+
+from migm.config import build
+from migm.runtime import UserError
+from migm.shortcuts.checkpoint import load_shortcut
+from migm.train import fit
+from migm.training.module import ShortcutModule
+
+STEPS = 24  # of 10 batches an epoch: two whole epochs and a part
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing that follows in the process runs."""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    """A folder with the trajectories that all trainings here share."""
+    output = tmp_path_factory.mktemp("stored")
+    collected(tiny(output))
+    return output
+
+
+def config_for(stored: Path, output: Path, *overrides: str) -> Any:
+    folder = f"data.folder={tiny(stored).data['folder']}"
+    return tiny(output, folder, f"trainer.max_steps={STEPS}", "lr_schedule.warmup_steps=5", *overrides)
+
+
+def run(stored: Path, output: Path, *overrides: str) -> Path:
+    """One training as `migm.train` does it; returns the run's folder."""
+    config = config_for(stored, output, *overrides)
+    base = build(config.base)
+    fit(config, base, build(config.data))
+    return output / "tiny_shortcut"
+
+
+@pytest.fixture(scope="module")
+def whole(stored, tmp_path_factory) -> Path:
+    """The training that nothing interrupted."""
+    return run(stored, tmp_path_factory.mktemp("whole"), "callbacks.checkpoint.every_n_train_steps=100")
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "resume.ckpt", map_location="cpu", weights_only=True)
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Tensors and numbers of a nested state, with their paths."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from leaves(value, f"{path}/{i}")
+    elif isinstance(node, (Tensor, int, float)):
+        yield path, node
+
+
+def same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("saved", "killed"),
+    [(7, 9), (5, 5), (10, 10), (10, 13), (12, 23)],
+    ids=["inside an epoch", "at a validation", "at an epoch's end", "in the next epoch", "after two checkpoints' time"],
+)
+def test_a_resumed_training_equals_an_uninterrupted_one(stored, whole, tmp_path, monkeypatch, saved, killed, workers):
+    every = f"callbacks.checkpoint.every_n_train_steps={saved}"
+    step = ShortcutModule.training_step
+
+    def dying(self, batch, i):
+        if self.global_step == killed:
+            raise Killed
+        return step(self, batch, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShortcutModule, "training_step", dying)
+        with pytest.raises(Killed):
+            run(stored, tmp_path, every, f"data.num_workers={workers}")
+    assert checkpoint(tmp_path / "tiny_shortcut")["global_step"] == saved
+    resumed = run(stored, tmp_path, every, f"data.num_workers={workers}")
+    assert same_tensors(resumed / "shortcut.safetensors", whole / "shortcut.safetensors")
+    a, b = checkpoint(resumed), checkpoint(whole)
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
+        first, second = dict(leaves(a[part])), dict(leaves(b[part]))
+        assert first.keys() == second.keys()
+        differing = [name for name in first if not same(first[name], second[name])]
+        assert not differing, part
+
+
+def test_training_again_when_done_changes_nothing(stored, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "tiny_shortcut")
+    again = run(stored, tmp_path, "callbacks.checkpoint.every_n_train_steps=100")
+    assert same_tensors(again / "shortcut.safetensors", whole / "shortcut.safetensors")
+    assert checkpoint(again)["global_step"] == STEPS
+
+
+def test_every_epoch_has_an_order_of_its_own(stored, tmp_path, monkeypatch):
+    seen, step = [], ShortcutModule.training_step
+
+    def watching(self, batch, i):
+        seen.append(batch.features.double().sum((1, 2)))
+        return step(self, batch, i)
+
+    monkeypatch.setattr(ShortcutModule, "training_step", watching)
+    run(stored, tmp_path)
+    first, second = torch.cat(seen[:10]), torch.cat(seen[10:20])
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, second.sort().values)
+
+
+def test_the_seed_shapes_the_training(stored, whole, tmp_path):
+    # The base stays that of seed 0: only the order and the fresh shortcut follow data.seed and the config's seed.
+    other = run(stored, tmp_path, "data.seed=1")
+    assert not same_tensors(other / "shortcut.safetensors", whole / "shortcut.safetensors")
+
+
+def test_a_checkpoint_holds_the_shortcut_and_nothing_of_the_base(stored, whole, tmp_path):
+    saved, base = checkpoint(whole), build(config_for(stored, tmp_path).base)
+    for part in ("state_dict", "current_model_state"):
+        assert saved[part]
+        assert all(name.startswith("shortcut.") for name in saved[part])
+    tensors = [value for _, value in leaves(saved) if isinstance(value, Tensor)]
+    frozen = [*base.transformer.state_dict().values(), *base.tokenizer.state_dict().values()]
+    # Constant tensors (zero biases, ones of norms) occur everywhere; the random ones must not.
+    telling = [t.float() for t in frozen if t.numel() > 1 and t.float().std() > 0]
+    assert len(telling) > 10
+    assert not [t.shape for t in tensors for f in telling if t.shape == f.shape and torch.equal(t.float(), f)]
+
+
+def test_the_averaged_weights_are_the_ones_that_are_kept(whole):
+    saved = checkpoint(whole)
+    averaged, last = saved["state_dict"], saved["current_model_state"]
+    with safe_open(whole / "shortcut.safetensors", "pt") as file:
+        kept = {f"shortcut.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert kept.keys() == averaged.keys()
+    assert all(torch.equal(kept[name], averaged[name]) for name in kept)
+    assert not torch.equal(averaged["shortcut.proj_out.weight"], torch.zeros_like(last["shortcut.proj_out.weight"]))
+
+
+def test_a_checkpoint_tells_its_config_and_base(stored, whole, tmp_path):
+    config, told = config_for(stored, tmp_path), checkpoint(whole)["hyper_parameters"]
+    assert told["base"] == build(config.base).fingerprint()
+    assert told["config"]["shortcut"] == config.shortcut
+    assert told["config"]["max_steps"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("shortcut.depth=2", "shortcut"),
+        ("optimizer.lr=1.0e-4", "optimizer"),
+        ("trainer.max_steps=30", "max_steps"),
+        ("data.batch_size=4", "data"),
+        ("base.dtype=float32", "base"),
+    ],
+)
+def test_a_checkpoint_of_another_config_is_refused_naming_it(stored, whole, tmp_path, override, key):
+    shutil.copytree(whole, tmp_path / "tiny_shortcut")
+    before = (tmp_path / "tiny_shortcut" / "checkpoints" / "resume.ckpt").read_bytes()
+    with pytest.raises(UserError, match=naming("resume.ckpt", "another", key)):
+        run(stored, tmp_path, override)
+    assert (tmp_path / "tiny_shortcut" / "checkpoints" / "resume.ckpt").read_bytes() == before
+
+
+def test_the_shortcut_file_describes_itself_and_its_base(stored, whole, tmp_path):
+    config, path = config_for(stored, tmp_path), whole / "shortcut.safetensors"
+    base = build(config.base)
+    module, fingerprint = load_shortcut(path, base.fingerprint(), "key")
+    assert module.config["bottleneck_ratio"] == config.shortcut["bottleneck_ratio"]
+    assert len(fingerprint) == 12
+    assert not module.training
+    with pytest.raises(UserError, match=naming("key=", "shortcut.safetensors", base.fingerprint())):
+        load_shortcut(path, "ffffffffffff", "key")
