@@ -1,5 +1,9 @@
 """`python -m migm.collect`: run the vanilla base and store its trajectories."""
 
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -50,9 +54,11 @@ def collect(
         return store
     if torch.distributed.is_torchelastic_launched():
         raise UserError(f"{missing} trajectories are missing in {data.folder}: run migm.collect in one process first")
-    copies, spec = store.header["copies"], base.spec
-    size = estimate_bytes(missing, copies, sampling.num_steps, spec.num_tokens + 1, spec.channels, dtype)
-    console.print(f"collecting {missing} trajectories: {size / 1e9:.2f} GB into {data.folder}")
+    rows, seconds = probe(base, sampling, min(data.collect_batch_size, missing))
+    size = estimate_bytes(missing, store.header["copies"], sampling.num_steps, rows, base.spec.channels, dtype)
+    duration = timedelta(seconds=round(seconds * missing * sampling.num_steps))
+    console.print(f"collecting {missing} trajectories: {size / 1e9:.2f} GB into {data.folder}, about {duration}")
+    refuse_full_disk(data.folder, size)
     vanilla = Accelerator(Always())
     with progress(console, "images") as bar:
         task = bar.add_task("collect", total=missing)
@@ -61,6 +67,30 @@ def collect(
             store.append(record(base, sampling, vanilla, images, seed, data.collect_batch_size, classes))
             bar.advance(task, len(images))
     return store
+
+
+def probe(base: Base, sampling: Sampling, batch_size: int) -> tuple[int, float]:
+    """Rows of the features, and seconds per image of one full step (the second of two)."""
+    branches = base.encode(torch.zeros(batch_size, dtype=torch.long), guided=sampling.guidance is not None)
+    tokens = torch.full((batch_size, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
+    ratio, rows, seconds = torch.ones(batch_size, device=base.device), 0, 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            rows = max(base.features(tokens, branch, ratio).cpu().shape[1] for branch in branches)
+        seconds = (time.perf_counter() - start) / batch_size
+    return rows, seconds
+
+
+def refuse_full_disk(folder: Path, size: int) -> None:
+    """Stop before anything is written when the disk cannot hold it."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if size > 0.95 * free:
+        raise UserError(
+            f"data.num_images: the trajectories need {size / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; "
+            "lower data.num_images or choose another data.folder"
+        )
 
 
 def record(

@@ -151,7 +151,8 @@ def variant(cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: i
         raise UserError(f"points: accelerator {accelerator} is unknown{_nearest(accelerator, options)}")
     copy = OmegaConf.create(cfg)
     OmegaConf.set_struct(copy, False)
-    copy.accelerator = OmegaConf.load(file)
+    if copy.accelerator.get("name") != accelerator:  # else the one chosen, with its overrides
+        copy.accelerator = OmegaConf.load(file)
     copy.sampling.num_steps, copy.sampling.num_full_steps = num_steps, num_full_steps
     return copy
 

@@ -89,12 +89,15 @@ def main(cfg: DictConfig) -> float:
     config = load(cfg, TrainConfig)
     folder = Path(config.paths["output_dir"]) / config.name
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    base, data = build(config.base), build(config.data)
+    base, data, console = build(config.base), build(config.data), Console()
     if config.collect:
         sampling = build(config.sampling)
+        console.rule("collect")
         collect(base, sampling, data, config.seed, config.evalset["num_classes"], trajectory_sampling(config.sampling))
+    console.rule("train")
     error = fit(config, base, data)
     if config.evaluate and rank_zero_only.rank == 0:
+        console.rule("evaluate")
         measured = study(cfg, config, base)
         measured.run()
         write_report([measured.results.path], folder / "report", baseline="", images=measured.preview)
