@@ -1,5 +1,6 @@
 """The recipe of the bundled assets, stage by stage; each stage resumes where it stopped."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from migm.bases.maskgit import load_strictly
+from migm.bases.maskgit import load_strictly, read_tensors
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.evaluation.cifarnet import CifarNet, load_cifarnet
@@ -20,6 +21,7 @@ from migm.pretraining.feature_net import FeatureNetModule, accuracy
 from migm.pretraining.fit import Rows, fit
 from migm.pretraining.masked import MaskedModule, masked_loss
 from migm.pretraining.vq import VQModule, reconstruct
+from migm.progress import progress
 from migm.runtime import UserError, tensors_hash
 
 STAGES = ("perceptual", "features", "tokenizer", "base", "reference")
@@ -43,7 +45,6 @@ class Recipe:
         tokenizer_epochs: float,
         base_epochs: float,
         warm_start: bool = False,
-        compile: bool = False,
     ):
         self.source, self.folder, self.assets, self.seed = Path(cifar10), Path(folder), Path(assets), seed
         self.epochs = {
@@ -52,7 +53,7 @@ class Recipe:
             "tokenizer": tokenizer_epochs,
             "base": base_epochs,
         }
-        self.warm_start, self.compile, self.console = warm_start, compile, Console()
+        self.warm_start, self.console = warm_start, Console()
 
     def run(self, stages: Sequence[str], transformer: MaskTransformer, tokenizer: ConvVQ) -> None:
         """Run `stages` in their given order."""
@@ -108,8 +109,6 @@ class Recipe:
         module = MaskedModule(net, self.seed, learning_rate=2e-3, weight_decay=0.02)
         if self.warm_start:
             load_strictly(net, path, "pretrain.assets")
-        if self.compile:
-            net.compile()
         data, steps = Rows(tokens, labels), self._steps("base", 128)
         fit(module, data, self.folder / "base", 128, steps, self.seed, callbacks=(EMAWeightAveraging(decay=0.999),))
         save(net, path)
@@ -122,15 +121,24 @@ class Recipe:
         self.console.print(f"base: test cross-entropy {shown} masked; written to {path}")
 
     def _tokens(self, vq: ConvVQ, split: str) -> tuple[Tensor, Tensor]:
-        """int16 tokens (n, 2, l) of the photos and their mirror images, and labels (n,)."""
+        """int16 tokens (n, 2, l) of the photos and their mirror images, and labels (n,); kept for the next start."""
         load_strictly(vq, self.assets / "tokenizer.safetensors", "pretrain.assets")
-        vq = vq.eval().to(memory_format=torch.channels_last)
-        images, labels = cifar10.load(self.source, split)
-        rows = [
-            torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).to(torch.int16)
-            for part in images.split(500)
-        ]
-        return torch.cat(rows), labels
+        path = self.folder / f"tokens-{split}-{tensors_hash(vq.state_dict())}.safetensors"
+        if not path.exists():
+            images, labels = cifar10.load(self.source, split)
+            vq = vq.eval().to(memory_format=torch.channels_last)
+            rows = []
+            with progress(self.console, "photos") as bar:
+                task = bar.add_task(f"tokens of {split}", total=len(images))
+                for part in images.split(500):
+                    rows.append(torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).to(torch.int16))
+                    bar.advance(task, len(part))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            save_file({"tokens": torch.cat(rows), "labels": labels}, temporary)
+            os.replace(temporary, path)
+        tensors, _ = read_tensors(path, "pretrain.folder")
+        return tensors["tokens"], tensors["labels"]
 
     def reference(self) -> None:
         """Mean and covariance of the 50,000 training photos in the feature net, and the floor of the metric."""

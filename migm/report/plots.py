@@ -30,29 +30,44 @@ def draw_all(summary: Summary, folder: Path) -> list[Path]:
 
 def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float, label: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.accelerator].append(row)
-    for name, members in groups.items():
+    groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows:  # one line for vanilla, one for each N of the others
+        groups[row.accelerator, 0 if row.num_full_steps == row.num_steps else row.num_steps].append(row)
+    marks = {n: mark for n, mark in zip(sorted({n for _, n in groups}), "osD^v", strict=False)}
+    for (name, n), members in groups.items():
         members = sorted(members, key=lambda r: getattr(r, attribute))
         x = [factor * getattr(r, attribute) for r in members]
         y, error = [r.mean(metric) for r in members], [r.deviation(metric) for r in members]
-        style = {"color": COLOURS.get(name), "marker": "o", "markersize": 5, "capsize": 2}
-        axes.errorbar(
-            x, y, error, label=name.replace("_", " "), linewidth=1.4 if name == "vanilla" else 0, elinewidth=1, **style
-        )
+        style = {
+            "color": COLOURS.get(name),
+            "marker": marks.get(n, "o"),
+            "markersize": 5,
+            "capsize": 2,
+            "linewidth": 1.2,
+        }
+        axes.errorbar(x, y, error, label=f"{name.replace('_', ' ')}{f' N={n}' if n else ''}", elinewidth=1, **style)
         if name in ("vanilla", "shortcut"):
             for r, px, py in zip(members, x, y, strict=True):
-                axes.annotate(r.label.split(" ")[1], (px, py), xytext=(4, 4), textcoords="offset points", fontsize=8)
+                text = f"B={r.num_full_steps}" if n else f"N={r.num_steps}"
+                axes.annotate(text, (px, py), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
     cost = [factor * getattr(r, attribute) for r in rows]
     value = [-r.mean(metric) if up else r.mean(metric) for r in rows]
     chosen = front(cost, value)
     axes.plot(
-        [cost[i] for i in chosen], [rows[i].mean(metric) for i in chosen], "k:", linewidth=1, label="Pareto front"
+        [cost[i] for i in chosen],
+        [rows[i].mean(metric) for i in chosen],
+        "k:",
+        linewidth=2.5,
+        alpha=0.4,
+        label="Pareto front",
     )
     axes.set(xlabel=label, ylabel=f"{metric} ({'higher' if up else 'lower'} is better)")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -21,6 +21,7 @@ def write_report(results: Sequence[str | Path], folder: str | Path, baseline: st
     `images` is a folder of one PNG per point to show side by side. Returns the HTML page.
     """
     folder, console = Path(folder), Console()
+    console.width = max(console.width, 120)  # one line a row, also where there is no terminal
     summary = summarise(read_all(results))
     labels = [row.label for row in summary.rows]
     chosen = summary.baseline(baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0]))
