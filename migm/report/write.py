@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from migm.report.equal_time import compare
 from migm.report.html import page
 from migm.report.plots import draw_all
 from migm.report.results import read_all
-from migm.report.summary import summarise, table
+from migm.report.summary import Summary, summarise, table
 from migm.runtime import write_atomic
 
 
@@ -27,6 +28,7 @@ def write_report(results: Sequence[str | Path], folder: str | Path, baseline: st
     chosen = summary.baseline(baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0]))
     headings, cells = table(summary, chosen)
     write_atomic(folder / "table.md", markdown(headings, cells))
+    write_atomic(folder / "equal_time.md", equal_time(summary))
     buffer = StringIO()
     csv.writer(buffer).writerows([headings, *cells])
     write_atomic(folder / "table.csv", buffer.getvalue())
@@ -41,6 +43,13 @@ def write_report(results: Sequence[str | Path], folder: str | Path, baseline: st
     console.print(shown)
     console.print(f"report in {html}")
     return html
+
+
+def equal_time(summary: Summary) -> str:
+    """Markdown tables of every method with a predictor against vanilla and reuse at equal time, for every metric."""
+    methods = sorted({row.accelerator for row in summary.rows} - {"vanilla", "reuse"})
+    pairs = [(metric, method) for metric in summary.metrics() for method in methods]
+    return "\n".join(markdown(*compare(summary, metric, method, ["vanilla", "reuse"])) for metric, method in pairs)
 
 
 def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
