@@ -26,7 +26,7 @@ from migm.sampling.loop import Sampling, generate_images
 
 
 def measure(
-    base: Base, sampling: Sampling, shortcut: torch.nn.Module, batch_size: int, repeats: int
+    base: Base, sampling: Sampling, shortcut: torch.nn.Module, batch_size: int, repeats: int, classes: int
 ) -> list[dict[str, Any]]:
     """Milliseconds per image of one step of each kind.
 
@@ -35,7 +35,7 @@ def measure(
     over N. `full` and `cheap` are the features alone, in the middle of a run.
     """
     n, spec = sampling.num_steps, base.spec
-    labels, images = torch.arange(batch_size) % 10, torch.arange(batch_size)
+    labels, images = torch.arange(batch_size) % classes, torch.arange(batch_size)
     branch = base.encode(labels, guided=sampling.guidance is not None)[0]
     device = base.device
     tokens = torch.randint(0, spec.vocab_size, (batch_size, spec.num_tokens), device=device)
@@ -77,13 +77,20 @@ def main(cfg: DictConfig) -> None:
     """Measure, print a table, append JSON lines to `output`."""
     config = load(cfg, BenchConfig)
     base = build(config.base)
-    rows = measure(base, build(config.sampling), build(config.shortcut).eval(), config.batch_size, config.repeats)
+    rows = measure(
+        base,
+        build(config.sampling),
+        build(config.shortcut).eval(),
+        config.batch_size,
+        config.repeats,
+        config.evalset["num_classes"],
+    )
     table = Table(
         "part",
         "ms an image",
         "of a full step",
         "floor ms",
-        title=f"batch {config.batch_size}, {environment()['device']}",
+        title=f"batch {config.batch_size}, {environment(base.device)['device']}",
     )
     for row in rows:
         floor = f"{row['floor_ms']:.2f}" if row["floor_ms"] else ""
@@ -91,7 +98,12 @@ def main(cfg: DictConfig) -> None:
     Console().print(table)
     path = Path(config.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shared = {"base": base.fingerprint(), "batch_size": config.batch_size, "repeats": config.repeats, **environment()}
+    shared = {
+        "base": base.fingerprint(),
+        "batch_size": config.batch_size,
+        "repeats": config.repeats,
+        **environment(base.device),
+    }
     with path.open("a", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps({**row, **shared, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")

@@ -16,20 +16,22 @@ from migm.accelerators.refresh import Always
 from migm.bases.base import Base
 from migm.config import CollectConfig, build, conf_path, load
 from migm.progress import progress
-from migm.runtime import UserError, command
+from migm.runtime import UserError, command, world_size
 from migm.sampling.loop import Sampling, generate_images
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.record import Recorder, Trajectories
 from migm.trajectories.store import Store, estimate_bytes
 
+DTYPE = torch.bfloat16  # of stored features
 
-def header(base: Base, sampling: Sampling, seed: int, dtype: torch.dtype, sampling_config: Any) -> dict[str, Any]:
+
+def header(base: Base, sampling: Sampling, seed: int, sampling_config: Any) -> dict[str, Any]:
     """What the first manifest line says, and what a store has to match to be used."""
     branches = base.encode(torch.zeros(1, dtype=torch.long), guided=sampling.guidance is not None)
     return {
         "base": base.fingerprint(),
         "storage": "features",
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(DTYPE).removeprefix("torch."),
         "copies": sum(branch.copies for branch in branches),
         "num_steps": sampling.num_steps,
         "seed": seed,
@@ -46,16 +48,15 @@ def collect(
     base: Base, sampling: Sampling, data: TrajectoryData, seed: int, classes: int, sampling_config: Any
 ) -> Store:
     """Fill the store of `data` up to its `num_images`; labels and noise depend on (seed, image) alone."""
-    dtype = torch.bfloat16
-    store = Store(data.folder, header(base, sampling, seed, dtype, sampling_config))
+    store = Store(data.folder, header(base, sampling, seed, sampling_config))
     missing, console = data.num_images - len(store), Console()
     if missing <= 0:
         console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
         return store
-    if torch.distributed.is_torchelastic_launched():
+    if world_size() > 1:
         raise UserError(f"{missing} trajectories are missing in {data.folder}: run migm.collect in one process first")
     rows, seconds = probe(base, sampling, min(data.collect_batch_size, missing))
-    size = estimate_bytes(missing, store.header["copies"], sampling.num_steps, rows, base.spec.channels, dtype)
+    size = estimate_bytes(missing, store.header["copies"], sampling.num_steps, rows, base.spec.channels, DTYPE)
     duration = timedelta(seconds=round(seconds * missing * sampling.num_steps))
     console.print(f"collecting {missing} trajectories: {size / 1e9:.2f} GB into {data.folder}, about {duration}")
     refuse_full_disk(data.folder, size)
@@ -99,7 +100,7 @@ def record(
     """Trajectories of the images numbered `images`, the classes in turn, generated in batches."""
     parts = []
     for batch in images.split(batch_size):
-        recorder, labels = Recorder(), batch % classes
+        recorder, labels = Recorder(DTYPE), batch % classes
         generate_images(base, labels, batch, seed, sampling=sampling, accelerator=vanilla, observers=[recorder])
         parts.append(vars(recorder.trajectories(labels, batch)))
     return Trajectories(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})

@@ -6,7 +6,6 @@ instantiates.
 
 import difflib
 import inspect
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from migm.runtime import UserError
+from migm.runtime import UserError, world_size
 
 Root = TypeVar("Root", bound="Common")
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -129,18 +128,22 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     _refuse_split_sweep(plain)
     torch.manual_seed(plain["seed"])  # random bases and fresh shortcuts
     if plain["num_threads"]:
+        if plain["num_threads"] < 1:
+            raise UserError(f"num_threads={plain['num_threads']} must be at least 1, or null")
         torch.set_num_threads(plain["num_threads"])
     return root(**plain)
 
 
 def build(node: Any) -> Any:
-    """Instantiate a checked component; an error of its constructor comes out as itself."""
+    """Instantiate a checked component; an error of its constructor comes out as itself, a wrong type as one line."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, (ValueError, OSError)):
-            raise error.__cause__ from None
-        raise
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from None
+        where = getattr(cause, "full_key", None) or node.get("_target_", "config")
+        raise UserError(f"{where}: {type(cause).__name__}: {cause}") from error
 
 
 def variant(cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: int) -> DictConfig:
@@ -195,7 +198,7 @@ def _refuse_split_sweep(plain: dict[str, Any]) -> None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return
     devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
-    launched = torch.distributed.is_torchelastic_launched() or "SLURM_PROCID" in os.environ
+    launched = world_size() > 1
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
     if (nodes > 1 or not single) and not launched:
         raise UserError(

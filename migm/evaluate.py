@@ -1,5 +1,7 @@
 """`python -m migm.evaluate`: quality, time and FFE of every point, appended to results.jsonl."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,22 @@ from migm.runtime import UserError, command
 def points(cfg: DictConfig, config: Common) -> list[Point]:
     """The configurations of `points`, or the single one chosen by `accelerator` and `sampling`."""
     if not config.points:
-        return [Point(build(config.sampling), build(config.accelerator))]
+        return [_point(config)]
     found = []
     for name, pairs in config.points.items():
         for pair in pairs:
             n, b = _steps(name, pair)
             chosen = load(variant(cfg, name, n, b), type(config))
-            found.append(Point(build(chosen.sampling), build(chosen.accelerator)))
+            found.append(_point(chosen))
     return found
+
+
+def _point(config: Common) -> Point:
+    # Weights are told apart by their own fingerprint, wherever they lie.
+    predictor = {k: v for k, v in (config.accelerator.get("predictor") or {}).items() if k != "weights"}
+    settings = json.dumps({**config.accelerator, "predictor": predictor}, sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return Point(build(config.sampling), build(config.accelerator), digest)
 
 
 def _steps(name: str, pair: Any) -> tuple[int, int]:

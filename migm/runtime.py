@@ -2,10 +2,12 @@
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        # Lightning's hints and its use of a deprecated torch call would hide what the command itself says.
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module="lightning.*")
         try:
             return main(*args, **kwargs)
         except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -38,8 +43,19 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    """`auto` is CUDA where there is one, else the CPU; of several GPUs the one of this process (LOCAL_RANK)."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name} is unknown; one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no CUDA device here; choose device=cpu or device=auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def world_size() -> int:
+    """How many processes an outside launcher (torchrun, SLURM) started for this run."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -78,15 +94,13 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @functools.cache
-def environment() -> dict[str, str]:
-    """Device and versions, for result records."""
+def environment(device: torch.device) -> dict[str, str]:
+    """Name of the device and versions, for result records."""
     from migm import __version__
 
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"{_cpu_name()} x {torch.get_num_threads()} threads"
-    return {"device": device, "torch": torch.__version__, "migm": __version__, "commit": _commit()}
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{_cpu_name()} x {torch.get_num_threads()} threads"
+    return {"device": name, "torch": torch.__version__, "migm": __version__, "commit": _commit()}
 
 
 def _cpu_name() -> str:

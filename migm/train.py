@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from migm.bases.base import Base
-from migm.collect import collect, trajectory_sampling
+from migm.collect import collect, header, trajectory_sampling
 from migm.config import TrainConfig, build, conf_path, load
 from migm.evaluate import study
 from migm.report.write import write_report
@@ -23,39 +23,58 @@ from migm.runtime import UserError, command, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
+from migm.trajectories.store import Store
 
 
-def fit(config: TrainConfig, base: Base, data: TrajectoryData) -> float:
-    """Train, resuming from the last checkpoint of the same config; writes shortcut.safetensors.
+class Training:
+    """One training of a shortcut; made before anything runs, so that a bad config ends it at once."""
 
-    Returns the validation error, for sweepers.
-    """
-    folder, console = Path(config.paths["output_dir"]) / config.name, Console()
-    weights, resume = folder / "shortcut.safetensors", folder / "checkpoints" / "resume.ckpt"
-    plain = training_config(config)
-    if resume.exists():
-        state = check_resume(resume, plain, base.fingerprint())
-        if weights.exists() and state["global_step"] >= config.trainer["max_steps"]:
-            console.print(f"{weights} is trained already")
-            return state["hyper_parameters"]["error"]
-        console.print(f"resuming from {resume}, step {state['global_step']}")
-    torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
-    shortcut, objective = build(config.shortcut), build(config.objective)
-    module = ShortcutModule(shortcut, base, objective, build(config.optimizer), build(config.lr_schedule), plain)
-    callbacks, loggers = list(build(config.callbacks).values()), list(build(config.logger).values())
-    trainer: L.Trainer = build(
-        {**config.trainer, "callbacks": callbacks, "logger": loggers, "default_root_dir": str(folder)}
-    )
-    trainer.fit(module, data, ckpt_path=resume if resume.exists() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    error = float(trainer.callback_metrics.get("val/feature_mse", torch.nan))
-    module.hparams["error"] = error
-    trainer.save_checkpoint(resume)
-    if trainer.is_global_zero:
-        save_shortcut(module.shortcut, base.fingerprint(), weights)
-        console.print(f"shortcut in {weights}, time of every part in {folder / 'fit-profile.txt'}")
-    return error
+    def __init__(self, config: TrainConfig, base: Base):
+        self.base, self.console = base, Console()
+        self.folder = Path(config.paths["output_dir"]) / config.name
+        self.weights, self.resume = self.folder / "shortcut.safetensors", self.folder / "checkpoints" / "resume.ckpt"
+        plain = training_config(config)
+        self.state: dict[str, Any] = {"global_step": 0}
+        if self.resume.exists():
+            self.state = check_resume(self.resume, plain, base.fingerprint())
+        torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
+        shortcut, objective = build(config.shortcut), build(config.objective)
+        optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
+        self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
+        self.max_steps = config.trainer["max_steps"]
+        parts = {"callbacks": list(build(config.callbacks).values()), "logger": list(build(config.logger).values())}
+        self.trainer: L.Trainer = build({**config.trainer, **parts, "default_root_dir": str(self.folder)})
+
+    def run(self, data: TrajectoryData) -> float:
+        """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
+        if self.state["global_step"] < self.max_steps:
+            self._fit(data)
+        else:  # a run that ended: its checkpoint holds the averaged weights
+            self.console.print(f"trained already: {self.resume}")
+            self.module.load_state_dict(self.state["state_dict"])
+        if self.trainer.is_global_zero and not (self.weights.exists() and self.state["global_step"] >= self.max_steps):
+            save_shortcut(self.module.shortcut, self.base.fingerprint(), self.weights)
+            self.console.print(f"shortcut in {self.weights}, time of every part in {self.folder / 'fit-profile.txt'}")
+        checker = L.Trainer(accelerator="cpu" if self.base.device.type == "cpu" else "auto", devices=1, **QUIET)
+        return float(checker.validate(self.module, data, verbose=False)[0]["val/feature_mse"])
+
+    def _fit(self, data: TrajectoryData) -> None:
+        resumed = self.resume if self.resume.exists() else None
+        if resumed:
+            self.console.print(f"resuming from {self.resume}, step {self.state['global_step']}")
+        try:
+            self.trainer.fit(self.module, data, ckpt_path=resumed, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from stop
+        self.trainer.save_checkpoint(self.resume)
+
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 
 
 def training_config(config: TrainConfig) -> dict[str, Any]:
@@ -71,9 +90,12 @@ def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]
     """The checkpoint to go on from; one of another config or base is refused."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise UserError(f"{path} is no complete checkpoint ({error}); delete it to train from the start") from error
-    saved = state["hyper_parameters"]
+        saved = state["hyper_parameters"]
+        saved["config"], saved["base"], state["global_step"]
+    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no checkpoint of a training ({error}); delete it to train from the start"
+        ) from error
     differing = [key for key in plain if saved["config"].get(key) != plain[key]] + ["base"] * (saved["base"] != base)
     if differing:
         raise UserError(
@@ -87,20 +109,23 @@ def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]
 def main(cfg: DictConfig) -> float:
     """Collect, train, evaluate and report, as the config asks."""
     config = load(cfg, TrainConfig)
-    folder = Path(config.paths["output_dir"]) / config.name
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     base, data, console = build(config.base), build(config.data), Console()
+    sampling, training = build(config.sampling), Training(config, base)
+    measured = study(cfg, config, base) if config.evaluate else None
+    if rank_zero_only.rank == 0:
+        write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    classes, described = config.evalset["num_classes"], trajectory_sampling(config.sampling)
     if config.collect:
-        sampling = build(config.sampling)
         console.rule("collect")
-        collect(base, sampling, data, config.seed, config.evalset["num_classes"], trajectory_sampling(config.sampling))
+        collect(base, sampling, data, config.seed, classes, described)
+    else:
+        Store(data.folder, header(base, sampling, config.seed, described))
     console.rule("train")
-    error = fit(config, base, data)
-    if config.evaluate and rank_zero_only.rank == 0:
+    error = training.run(data)
+    if measured and rank_zero_only.rank == 0:
         console.rule("evaluate")
-        measured = study(cfg, config, base)
         measured.run()
-        write_report([measured.results.path], folder / "report", baseline="", images=measured.preview)
+        write_report([measured.results.path], training.folder / "report", baseline="", images=measured.preview)
     return error
 
 

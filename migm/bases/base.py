@@ -1,8 +1,8 @@
 """What every base offers: tier 1 of the base contract (DESIGN section 4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +80,10 @@ class Base(Protocol):
         """Short hash of the weights and of the precision they run in."""
         ...
 
+    def decoder_fingerprint(self) -> str:
+        """The same of what turns tokens into images."""
+        ...
+
 
 @dataclass
 class StepRecord:
@@ -92,4 +96,3 @@ class StepRecord:
     tokens: Tensor  # (b, l) after the step
     new_positions: Tensor  # (b, k) revealed by this step, ascending
     mask_ratio: Tensor  # (b,) before the step
-    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """Class-conditional MaskGIT: the transformer and its tokenizer behind the base contract."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,8 +67,8 @@ class MaskGIT:
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
         if positions is None:
             return self.transformer.head(features[:, : self.spec.num_tokens])
-        rows = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
-        return self.transformer.head(rows, positions)
+        batch = torch.arange(len(features), device=features.device)[:, None]
+        return self.transformer.head(features[batch, positions], positions)
 
     def control(self, tokens: Tensor, positions: Tensor, branch: Branch | None = None) -> Control:
         copies = branch.copies if branch else 1
@@ -76,10 +77,13 @@ class MaskGIT:
     def decode(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.to_images(tokens, self.spec.grid)
 
+    @functools.cache  # noqa: B019  a base lives as long as its command
     def fingerprint(self) -> str:
-        if not hasattr(self, "_fingerprint"):
-            self._fingerprint = tensors_hash(self.transformer.state_dict(), str(self.dtype))
-        return self._fingerprint
+        return tensors_hash(self.transformer.state_dict(), str(self.dtype))
+
+    @functools.cache  # noqa: B019
+    def decoder_fingerprint(self) -> str:
+        return tensors_hash(self.tokenizer.state_dict())
 
 
 def load_strictly(module: nn.Module, path: str | Path | None, key: str) -> None:

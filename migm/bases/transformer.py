@@ -121,7 +121,9 @@ class MaskTransformer(nn.Module):
     ):
         super().__init__()
         if channels % num_heads:
-            raise ValueError(f"base.channels={channels} must be a multiple of base.num_heads={num_heads}")
+            raise ValueError(
+                f"base.transformer.channels={channels} must be a multiple of base.transformer.num_heads={num_heads}"
+            )
         self.num_tokens, self.vocab_size, self.num_classes = num_tokens, vocab_size, num_classes
         rows, t = vocab_size + 1 + num_classes + 1, num_tokens + 1
         self.tok_emb = nn.Embedding(rows, channels)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base
+from migm.report.results import point_label
 from migm.sampling.loop import Sampling, generate_images
 
 # torch counts its fused attention kernels on CUDA, not the one on CPUs.
@@ -31,13 +32,15 @@ class Point:
 
     sampling: Sampling
     accelerator: Accelerator
+    settings: str = ""  # hash of the accelerator's configuration
 
     @property
     def label(self) -> str:
-        n, b = self.sampling.num_steps, self.sampling.num_full_steps
-        return (
-            f"{self.accelerator.name} {n}" if self.accelerator.predictor is None else f"{self.accelerator.name} {n},{b}"
-        )
+        return point_label(self.accelerator.name, self.sampling.num_steps, self.full_steps)
+
+    @property
+    def full_steps(self) -> int:
+        return sum(self.accelerator.policy.plan(self.sampling.num_steps))
 
 
 def interleaved(
@@ -88,10 +91,19 @@ def flops(base: Base, point: Point) -> int:
     return counter.get_total_flops()
 
 
-def full_forward_equivalents(base: Base, point: Point) -> float:
-    """Cost in units of one vanilla step of the same N, both guidance halves: FLOPs over FLOPs."""
-    vanilla = Point(point.sampling, Accelerator(Always()))
-    return flops(base, point) / flops(base, vanilla) * point.sampling.num_steps
+def full_forward_equivalents(base: Base, points: Sequence[Point], bar: Progress | None = None) -> list[float]:
+    """Cost of every point in units of one vanilla step of the same N, both guidance halves: FLOPs over FLOPs."""
+    task = bar.add_task("count FLOPs", total=len(points)) if bar else None
+    vanilla: dict[int, int] = {}
+    equivalents = []
+    for point in points:
+        n = point.sampling.num_steps
+        if n not in vanilla:
+            vanilla[n] = flops(base, Point(point.sampling, Accelerator(Always())))
+        equivalents.append(n * flops(base, point) / vanilla[n])
+        if bar and task is not None:
+            bar.advance(task)
+    return equivalents
 
 
 def _synchronise(device: torch.device) -> None:

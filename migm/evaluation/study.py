@@ -42,6 +42,8 @@ class Study:
         without = {k: v for k, v in sampling_config.items() if k not in ("num_steps", "num_full_steps")}
         self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
         self.preview = results.path.parent / "images"
+        for metric in metrics:
+            metric.to(base.device)
 
     def run(self) -> None:
         self.measure_cost()
@@ -56,9 +58,9 @@ class Study:
         equivalents = [self._record(p, "ffe", unit="full steps", higher_is_better=False) for p in self.points]
         if all(self.results.has(record) for record in [*records, *equivalents]):
             return
-        ffe = [full_forward_equivalents(self.base, point) for point in self.points]
         labels = torch.arange(batch) % self.evalset.num_classes
         with progress(self.console, "runs") as bar:
+            ffe = full_forward_equivalents(self.base, self.points, bar)
             seconds = latency(self.base, self.points, labels, self.repeats, bar)
         run = time.strftime("%Y-%m-%dT%H:%M:%S")
         for time_record, value, ffe_record, steps in zip(records, seconds, equivalents, ffe, strict=True):
@@ -90,7 +92,8 @@ class Study:
             batch = Batch(self.base.decode(tokens), labels)
             for metric in self.metrics:
                 metric.update(batch)
-            preview += [] if len(preview) >= PREVIEW else [batch.images.cpu()]
+            if sum(map(len, preview)) < PREVIEW:
+                preview.append(batch.images.cpu())
             advance(len(labels))
         seconds = time.perf_counter() - start
         for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
@@ -109,6 +112,7 @@ class Study:
                 n=n,
                 seed_set=seed_set,
                 reference=metric.reference_hash,
+                decoder=self.base.decoder_fingerprint(),
             )
             for metric in self.metrics
         ]
@@ -119,13 +123,14 @@ class Study:
             "metric": metric,
             "accelerator": point.accelerator.name,
             "num_steps": point.sampling.num_steps,
-            "num_full_steps": point.sampling.num_full_steps if predictor else point.sampling.num_steps,
+            "num_full_steps": point.full_steps,
+            "settings": point.settings,
             "base": self.base.fingerprint(),
             "predictor": predictor.fingerprint(self.base) if predictor else "",
             "sampling": self.sampling,
             **more,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            **environment(),
+            **environment(self.base.device),
         }
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from migm.runtime import UserError
+from migm.training.callbacks import StepProgress
 from migm.trajectories.loader import StatefulLoader
 
 
@@ -33,28 +35,39 @@ def fit(
     batch_size: int,
     max_steps: int,
     seed: int,
-    precision: Any = "bf16-mixed",
+    recipe: dict[str, Any],
     callbacks: tuple[Callback, ...] = (),
-    devices: int = 1,
 ) -> None:
-    """Train `module` to `max_steps`; a run that was stopped goes on from its last checkpoint in `folder`."""
+    """Train `module` to `max_steps`; a run that was stopped goes on from its last checkpoint in `folder`.
+
+    `recipe` is what a resumed run has to share with its checkpoint; another one is refused.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    resume = folder / "resume.ckpt"
+    module.save_hyperparameters({"recipe": recipe})
+    if resume.exists():
+        state = torch.load(resume, map_location="cpu", weights_only=True)
+        if state.get("hyper_parameters", {}).get("recipe") != recipe:
+            raise UserError(f"{resume} belongs to another recipe; delete {folder} or choose another pretrain.folder")
+        if state["global_step"] >= max_steps:
+            module.load_state_dict(state["state_dict"])  # the averaged weights, where there are such
+            return
     checkpoint = ModelCheckpoint(folder, filename="resume", every_n_train_steps=250, enable_version_counter=False)
     trainer = L.Trainer(
         max_steps=max_steps,
-        precision=precision,
-        devices=devices,
-        callbacks=[checkpoint, RichProgressBar(refresh_rate=20), *callbacks],
-        logger=CSVLogger(folder, name="", version=""),
+        precision="bf16-mixed",
+        devices=1,
+        callbacks=[checkpoint, StepProgress(20), *callbacks],
+        logger=CSVLogger(folder, name="log"),
         log_every_n_steps=50,
         use_distributed_sampler=False,
         default_root_dir=folder,
         enable_model_summary=False,
+        enable_progress_bar=False,
     )
-    rank, world_size = trainer.global_rank, trainer.world_size
-    loader = StatefulLoader(data, batch_size, seed, rank, world_size)
-    resume = folder / "resume.ckpt"
+    loader = StatefulLoader(data, batch_size, seed)
     trainer.fit(module, loader, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    trainer.save_checkpoint(resume)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -84,7 +84,8 @@ class Recipe:
         torch.manual_seed(seed)
         net = CifarNet(width)
         module = FeatureNetModule(net, seed, learning_rate=0.2)
-        fit(module, Rows(images, labels), self.folder / stage, 256, self._steps(stage, 256), seed)
+        recipe = {"width": width, "seed": seed}
+        fit(module, Rows(images, labels), self.folder / stage, 256, self._steps(stage, 256), seed, recipe)
         save(net, path)
         right = accuracy(net, *cifar10.load(self.source, "test"))
         self.console.print(f"{stage}: test accuracy {right:.4f}, written to {path}")
@@ -95,7 +96,8 @@ class Recipe:
         load_strictly(perceptual, self.folder / "perceptual.safetensors", "pretrain.folder")
         images, _ = cifar10.load(self.source, "train")
         module = VQModule(vq, perceptual.to(memory_format=torch.channels_last), self.seed)
-        fit(module, Rows(images), self.folder / "tokenizer", 128, self._steps("tokenizer", 128), self.seed)
+        recipe = {"seed": self.seed, "perceptual": tensors_hash(perceptual.state_dict())}
+        fit(module, Rows(images), self.folder / "tokenizer", 128, self._steps("tokenizer", 128), self.seed, recipe)
         save(vq, self.assets / "tokenizer.safetensors")
         images, _ = cifar10.load(self.source, "test")
         error = (reconstruct(vq.eval(), images).float() - images.float()).div(127.5).square().mean((1, 2, 3))
@@ -109,8 +111,9 @@ class Recipe:
         module = MaskedModule(net, self.seed, learning_rate=2e-3, weight_decay=0.02)
         if self.warm_start:
             load_strictly(net, path, "pretrain.assets")
-        data, steps = Rows(tokens, labels), self._steps("base", 128)
-        fit(module, data, self.folder / "base", 128, steps, self.seed, callbacks=(EMAWeightAveraging(decay=0.999),))
+        data, steps, average = Rows(tokens, labels), self._steps("base", 128), EMAWeightAveraging(decay=0.999)
+        recipe = {"seed": self.seed, "warm_start": self.warm_start, "tokenizer": tensors_hash(vq.state_dict())}
+        fit(module, data, self.folder / "base", 128, steps, self.seed, recipe, callbacks=(average,))
         save(net, path)
         tokens, labels = self._tokens(vq, "test")
         net.eval()
@@ -161,6 +164,7 @@ def save(module: nn.Module, path: Path) -> None:
     """Write the module's tensors as safetensors, the transformer's in bfloat16, in which they run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = isinstance(module, MaskTransformer)
-    save_file(
-        {k: (v.bfloat16() if half else v).detach().cpu().contiguous() for k, v in module.state_dict().items()}, path
-    )
+    tensors = {k: (v.bfloat16() if half else v).detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)

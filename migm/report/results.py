@@ -1,21 +1,22 @@
 """`results.jsonl`: one JSON line per measured value, appended and synced, never rewritten."""
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from migm.jsonl import append_line, read_lines
 from migm.runtime import UserError
 
 # What makes two records the same measurement; the rest describes how it came about.
 IDENTITY = (
     "metric",
     "accelerator",
+    "settings",
     "num_steps",
     "num_full_steps",
     "seed_set",
     "base",
+    "decoder",
     "predictor",
     "sampling",
     "reference",
@@ -23,7 +24,7 @@ IDENTITY = (
 
 
 class Results:
-    """The records of a file, and a place to append more; a line cut off by a kill is dropped."""
+    """The records of a file, and a place to append more; a line cut off by a kill counts as not measured."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -35,33 +36,26 @@ class Results:
         return identity(record) in self._known
 
     def append(self, record: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one record to the file's end."""
+        append_line(self.path, record)
         self.records.append(record)
         self._known.add(identity(record))
 
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What `record` measures."""
     return tuple(record.get(key) for key in IDENTITY)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; a damaged line other than a cut-off last one is refused by number."""
+    """All records of a file; a line that is none is refused by number."""
     if not path.exists():
         raise FileNotFoundError(f"results={path}: no such file; run migm.evaluate first")
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        path.write_text(complete, encoding="utf-8")
-    records = []
-    for number, line in enumerate(complete.splitlines(), 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error})") from error
+    records = read_lines(path)
+    for number, record in enumerate(records, 1):
+        missing = {"metric", "value", "accelerator", "num_steps", "num_full_steps", "base", "sampling"} - set(record)
+        if missing:
+            raise UserError(f"{path}, line {number} is no result record: it lacks {min(missing)}")
     return records
 
 
@@ -69,3 +63,9 @@ def read_all(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Records of several files; of the same measurement the last counts."""
     latest = {identity(record): record for path in paths for record in read(Path(path))}
     return list(latest.values())
+
+
+def point_label(accelerator: str, num_steps: int, num_full_steps: int) -> str:
+    """How a point is called everywhere: `vanilla 16`, `shortcut 16,4`."""
+    steps = f"{num_steps}" if num_steps == num_full_steps else f"{num_steps},{num_full_steps}"
+    return f"{accelerator} {steps}"

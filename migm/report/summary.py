@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from migm.report.results import point_label
 from migm.runtime import UserError
 
 
@@ -21,8 +22,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        n, b = self.num_steps, self.num_full_steps
-        return f"{self.accelerator} {n}" if n == b else f"{self.accelerator} {n},{b}"
+        return point_label(self.accelerator, self.num_steps, self.num_full_steps)
 
     def mean(self, metric: str) -> float:
         return statistics.fmean(self.quality[metric])
@@ -63,7 +63,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
             )
     rows: dict[tuple[str, int, int], Row] = {}
     better: dict[str, bool] = {}
-    for record in records:
+    for record in newest(records):
         key = (record["accelerator"], record["num_steps"], record["num_full_steps"])
         row = rows.setdefault(key, Row(*key))
         if record["metric"].startswith("seconds_per_image/"):
@@ -80,6 +80,19 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
     last = records[-1]
     about = {key: last[key] for key in ("base", "sampling", "device", "torch", "migm", "commit")}
     return Summary(order, better, {**about, "time": protocol})
+
+
+def newest(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each point the records of the shortcut and settings measured last; others are another method."""
+
+    def point(record: dict[str, Any]) -> tuple[Any, ...]:
+        return record["accelerator"], record["num_steps"], record["num_full_steps"]
+
+    def version(record: dict[str, Any]) -> tuple[Any, ...]:
+        return record.get("predictor"), record.get("settings")
+
+    last = {point(record): version(record) for record in records}
+    return [record for record in records if version(record) == last[point(record)]]
 
 
 def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:

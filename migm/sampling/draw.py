@@ -14,6 +14,11 @@ def named_dtype(name: str, key: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def scaled(logits: Tensor, inverse_temperature: float) -> Tensor:
+    """Logits times the inverse temperature, without a copy at 1."""
+    return logits if inverse_temperature == 1 else logits * inverse_temperature
+
+
 class InverseCDF:
     """One uniform per position, looked up in the cumulative probabilities: the cheapest exact draw.
 
@@ -26,7 +31,7 @@ class InverseCDF:
         self.dtype = named_dtype(dtype, "sampling.draw.dtype")
 
     def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        probabilities = (logits * self.inverse_temperature).softmax(-1, dtype=self.dtype)
+        probabilities = scaled(logits, self.inverse_temperature).softmax(-1, dtype=self.dtype)
         cdf = probabilities.cumsum(-1)
         # Rounded to 1, the uniform would reach past the last token that has any probability.
         uniform = noise.uniform(DRAW, step, positions).to(self.dtype).clamp(max=1 - torch.finfo(self.dtype).eps)
@@ -46,7 +51,7 @@ class GumbelMax:
         self.dtype = named_dtype(dtype, "sampling.draw.dtype")
 
     def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = (logits * self.inverse_temperature).log_softmax(-1, dtype=self.dtype)
+        log_p = scaled(logits, self.inverse_temperature).log_softmax(-1, dtype=self.dtype)
         gumbel = noise.gumbel(DRAW, step, positions, logits.shape[-1]).to(self.dtype)
         tokens = (log_p + gumbel).argmax(-1, keepdim=True)
         return tokens[..., 0], log_p.gather(-1, tokens)[..., 0]

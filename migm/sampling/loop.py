@@ -78,7 +78,7 @@ def generate(
         ratio = mask_ratio(masked, spec.num_tokens)
         features = run.features(i, tokens, new_positions, ratio)
         scale = sampling.guidance.scale(i, n) if sampling.guidance else 0.0
-        logits = base.head(guided(branches, features, scale), masked).float()
+        logits = base.head(guided(branches, features, scale), masked)
         drawn, log_prob = sampling.draw(logits, noise, i, masked)
         scores = sampling.select(log_prob, noise, i, n, masked)
         chosen, new_positions, masked = split(scores, masked, count)

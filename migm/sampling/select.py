@@ -44,6 +44,6 @@ def split(scores: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor
     return chosen, positions.gather(1, chosen), positions.gather(1, rest)
 
 
-def mask_ratio(masked: Tensor, num_tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def mask_ratio(masked: Tensor, num_tokens: int) -> Tensor:
     """Share of the image still masked (b,), 1 = all; masked positions (b, k)."""
-    return torch.full(masked.shape[:1], masked.shape[1] / num_tokens, dtype=dtype, device=masked.device)
+    return torch.full(masked.shape[:1], masked.shape[1] / num_tokens, device=masked.device)

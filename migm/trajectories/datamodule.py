@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import lightning as L
+from torch.utils.data import DataLoader
 
 from migm.runtime import UserError
 from migm.trajectories.dataset import PairDataset
-from migm.trajectories.loader import StatefulLoader
+from migm.trajectories.loader import StatefulLoader, as_is
 from migm.trajectories.store import Store
 
 
@@ -34,6 +35,13 @@ class TrajectoryData(L.LightningDataModule):
             raise UserError(
                 f"data.num_val_images={num_val_images} must be between 1 and data.num_images - 1 = {num_images - 1}"
             )
+        for key, value in {
+            "batch_size": batch_size,
+            "shard_images": shard_images,
+            "collect_batch_size": collect_batch_size,
+        }.items():
+            if value < 1:
+                raise UserError(f"data.{key}={value} must be at least 1")
         self.folder, self.num_images, self.num_val_images = Path(folder), num_images, num_val_images
         self.batch_size, self.shard_images, self.collect_batch_size = batch_size, shard_images, collect_batch_size
         self.num_workers, self.seed, self.verify = num_workers, seed, verify
@@ -49,11 +57,13 @@ class TrajectoryData(L.LightningDataModule):
         self.train, self.val = PairDataset(store, 0, first_val), PairDataset(store, first_val, self.num_images)
 
     def train_dataloader(self) -> StatefulLoader:
-        return self._loader(self.train, self.batch_size)
+        return StatefulLoader(self.train, self.batch_size, self.seed, *self._rank(), self.num_workers)
 
-    def val_dataloader(self) -> StatefulLoader:
-        return self._loader(self.val, min(self.batch_size, len(self.val)))
+    def val_dataloader(self) -> DataLoader:
+        """Always the same pairs in the same order, so that errors compare across runs and resumes."""
+        rank, world_size = self._rank()
+        own = range(rank, len(self.val), world_size)
+        return DataLoader(self.val, self.batch_size, sampler=own, collate_fn=as_is)  # type: ignore[arg-type]
 
-    def _loader(self, data: PairDataset, batch_size: int) -> StatefulLoader:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StatefulLoader(data, batch_size, self.seed, rank, world_size, self.num_workers)
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

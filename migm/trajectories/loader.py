@@ -60,16 +60,15 @@ class StatefulLoader(DataLoader):
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        pin_memory: bool = False,
     ):
         self.batch_order = BatchOrder(dataset, batch_size, seed, rank, world_size)
         self._consumed = 0
         super().__init__(
             dataset,  # type: ignore[arg-type]
             batch_sampler=self.batch_order,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             num_workers=num_workers,
-            pin_memory=pin_memory,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
         )
 
@@ -93,5 +92,6 @@ class StatefulLoader(DataLoader):
         self.batch_order.start = self._consumed = 0 if done else state["batch"]
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
+    """The collate function of datasets that build whole batches."""
     return batch

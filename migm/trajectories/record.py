@@ -48,6 +48,8 @@ class Recorder:
         """What was recorded of one whole generation."""
         if self.order is None or self.tokens is None:
             raise RuntimeError("nothing was recorded: pass the recorder to generate(..., observers=[recorder])")
+        if self.tokens.is_cuda:
+            torch.cuda.synchronize(self.tokens.device)  # the copies of the last steps may still be under way
         features = torch.stack(self.features, 2).transpose(0, 1).contiguous()
         return Trajectories(
             features, self.tokens.to("cpu", torch.int32), self.order.cpu(), labels.cpu().long(), images.cpu().long()

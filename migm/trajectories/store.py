@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from migm.jsonl import append_line, read_lines
 from migm.runtime import UserError, file_hash
 from migm.trajectories.record import Trajectories
 
@@ -28,11 +29,9 @@ class Store:
     def __init__(self, folder: str | Path, header: dict[str, Any] | None = None):
         self.folder = Path(folder)
         self.manifest = self.folder / MANIFEST
-        if self.manifest.exists() and b"\n" not in self.manifest.read_bytes():
-            self.manifest.unlink()  # a kill inside the first line: nothing was listed yet
-        if self.manifest.exists():
-            self.header, self.shards = self._read()
-            self._check(header)
+        lines = read_lines(self.manifest) if self.manifest.exists() else []
+        if lines:
+            self.header, self.shards = self._checked(lines, header)
         elif header is None:
             raise FileNotFoundError(
                 f"data.folder={folder}: no {MANIFEST} here; collect trajectories first (migm.collect)"
@@ -47,8 +46,8 @@ class Store:
     def append(self, trajectories: Trajectories) -> None:
         """Write one shard and list it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.shards and not self.manifest.exists():
-            self._append_line(self.header)
+        if not self.shards and not (self.manifest.exists() and read_lines(self.manifest)):
+            append_line(self.manifest, self.header)
         name = f"{len(self.shards):06d}.safetensors"
         final, temporary = self.folder / name, self.folder / f"{name}.tmp"
         save_file(trajectories.tensors(), temporary, {"schema": SCHEMA, "base": str(self.header["base"])})
@@ -61,7 +60,7 @@ class Store:
             "sha256": file_hash(temporary),
         }
         os.replace(temporary, final)
-        self._append_line(entry)
+        append_line(self.manifest, entry)
         self.shards.append(entry)
 
     def open(self, index: int) -> dict[str, Tensor]:
@@ -88,33 +87,23 @@ class Store:
                     f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
                 )
 
-    def _append_line(self, entry: dict[str, Any]) -> None:
-        with self.manifest.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        text = self.manifest.read_text(encoding="utf-8")
-        complete = text[: text.rfind("\n") + 1]
-        if complete != text:  # a kill inside the last line: its shard is written again
-            self.manifest.write_text(complete, encoding="utf-8")
-        try:
-            header, *shards = [json.loads(line) for line in complete.splitlines()]
-        except ValueError as error:
-            raise UserError(f"{self.manifest} is not a manifest of {SCHEMA} ({error})") from error
+    def _checked(
+        self, lines: list[dict[str, Any]], wanted: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        header, *shards = lines
         if header.get("schema") != SCHEMA:
             raise UserError(f"{self.manifest} has schema {header.get('schema')}, this version reads {SCHEMA}")
-        return header, shards
-
-    def _check(self, wanted: dict[str, Any] | None) -> None:
+        for number, shard in enumerate(shards, 2):
+            if {"file", "count", "bytes", "sha256"} - set(shard):
+                raise UserError(f"{self.manifest}, line {number} describes no shard of {SCHEMA}")
         for key, value in (wanted or {}).items():
-            found = self.header.get(key)
+            found = header.get(key)
             if found != json.loads(json.dumps(value)):
                 raise UserError(
                     f"data.folder={self.folder} was collected with {key}={found}, but this run has {key}={value}; "
                     "choose another data.folder or delete this one"
                 )
+        return header, shards
 
 
 def estimate_bytes(images: int, copies: int, num_steps: int, rows: int, channels: int, dtype: torch.dtype) -> int:

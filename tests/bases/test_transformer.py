@@ -56,7 +56,7 @@ def test_embed_at_positions_equals_the_rows_of_the_full_embedding(case, recorded
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():
-    with pytest.raises(ValueError, match=r"base\.channels=48.*base\.num_heads=5"):
+    with pytest.raises(ValueError, match=r"base\.transformer\.channels=48.*base\.transformer\.num_heads=5"):
         MaskTransformer(16, 24, 10, channels=48, depth=1, num_heads=5, mlp_channels=96)
 
 

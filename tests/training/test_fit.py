@@ -14,7 +14,7 @@ from torch import Tensor
 from migm.config import build
 from migm.runtime import UserError
 from migm.shortcuts.checkpoint import load_shortcut
-from migm.train import fit
+from migm.train import Training
 from migm.training.module import ShortcutModule
 
 STEPS = 24  # of 10 batches an epoch: two whole epochs and a part
@@ -41,7 +41,7 @@ def run(stored: Path, output: Path, *overrides: str) -> Path:
     """One training as `migm.train` does it; returns the run's folder."""
     config = config_for(stored, output, *overrides)
     base = build(config.base)
-    fit(config, base, build(config.data))
+    Training(config, base).run(build(config.data))
     return output / "tiny_shortcut"
 
 

@@ -63,5 +63,7 @@ class FrechetCifarNet(CifarNetMetric):
         if self.count < 2:
             raise UserError("fd_cifarnet needs at least 2 images (evalset.num_images)")
         return frechet_distance(
-            *moments(self.count, self.total, self.outer), self.reference["mean"], self.reference["cov"]
+            *moments(self.count.cpu(), self.total.cpu(), self.outer.cpu()),
+            self.reference["mean"],
+            self.reference["cov"],
         )

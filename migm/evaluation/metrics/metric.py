@@ -1,7 +1,8 @@
 """What an image metric declares, and the batch it is given."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 import torchmetrics
 from torch import Tensor
 
@@ -18,7 +19,7 @@ class Batch:
     def embedded(self, key: str, net: CifarNet) -> tuple[Tensor, Tensor]:
         """Features (b, channels) and predicted classes (b,) by the net whose weights are `key`."""
         if key not in self._embedded:
-            self._embedded[key] = net.embed(self.images)
+            self._embedded[key] = net.to(self.images.device).embed(self.images)
         return self._embedded[key]
 
 
@@ -35,6 +36,8 @@ class ImageMetric(Protocol):
     def compute(self) -> Tensor: ...
 
     def reset(self) -> None: ...
+
+    def to(self, device: torch.device) -> Any: ...
 
 
 class CifarNetMetric(torchmetrics.Metric):

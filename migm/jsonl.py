@@ -1,0 +1,40 @@
+"""JSON-lines files that survive a kill: synced appends, a cut-off last line ignored and replaced."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from migm.runtime import UserError, write_atomic
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All objects of a file; a last line cut off by a kill is ignored, other damage refused by number."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    cut_off = lines.pop()  # empty when the file ends as it should
+    objects = []
+    for number, line in enumerate([*lines, cut_off] if _parses(cut_off) else lines, 1):
+        if not _parses(line):
+            raise UserError(f"{path}, line {number} is not a JSON object; restore the file or delete it")
+        objects.append(json.loads(line))
+    return objects
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add one object and sync; what a kill left of a line is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):
+        whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+        write_atomic(path, whole + (cut_off + "\n" if _parses(cut_off) else ""))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parses(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
