@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
 
-# make test-slow   what takes longer: whole commands, kills and resumes, the wheel
+# make test-slow   what takes longer: several processes, real kills, every option with every command
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 

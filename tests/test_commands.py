@@ -27,7 +27,7 @@ import migm.evaluate
 import migm.generate
 import migm.report.__main__
 import migm.train
-from migm.report.results import read
+from migm.report.results import identity, read
 
 MAINS = {
     "collect": migm.collect.main,
@@ -286,7 +286,18 @@ def test_a_refusal_of_a_real_process_is_one_line_too(assets, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["while training", "while evaluating"])
+def test_two_processes_train_one_shortcut(trained, assets, tmp_path):
+    several = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.max_steps=20", "data.batch_size=4"]
+    args = arguments(tmp_path, assets, *several, f"data.folder={_stored(trained[0])}")
+    code, _, err = finish(process("train", args))
+    assert code == 0, err
+    folder = tmp_path / "tiny_shortcut"
+    assert (folder / "shortcut.safetensors").exists()
+    records = read(folder / "results.jsonl")
+    assert len({identity(record) for record in records}) == len(records)  # evaluated by one of them
+
+
+@pytest.mark.parametrize("part", ["while training", pytest.param("while evaluating", marks=pytest.mark.slow)])
 def test_a_killed_run_started_again_ends_as_if_never_killed(trained, assets, tmp_path, part):
     steps = ["trainer.max_steps=150", "callbacks.checkpoint.every_n_train_steps=40"]
     args = arguments(tmp_path / "killed", assets, *steps, f"data.folder={_stored(trained[0])}")

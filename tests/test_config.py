@@ -64,10 +64,7 @@ def test_every_command_has_a_root_and_every_root_a_file():
     assert {path.stem for path in CONF.glob("*.yaml")} == {*ROOTS, "common"}
 
 
-SLOW = [pytest.param(c, marks=pytest.mark.slow) if c != "train" else c for c in ROOTS]
-
-
-@pytest.mark.parametrize("command", SLOW)
+@pytest.mark.parametrize("command", ROOTS)
 def test_every_option_of_every_group_composes_with_every_command(command):
     for option in options():
         group, _, name = option.partition("=")

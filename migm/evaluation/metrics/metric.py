@@ -46,7 +46,7 @@ class CifarNetMetric(torchmetrics.Metric):
     full_state_update = False
 
     def __init__(self, weights: str):
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # one process measures; others may be gone by then
         from migm.evaluation.cifarnet import load_cifarnet
 
         self.weights = str(weights)
