@@ -26,7 +26,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         # Lightning's hints and its use of a deprecated torch call would hide what the command itself says.
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
             return main(*args, **kwargs)

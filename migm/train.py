@@ -39,6 +39,8 @@ class Training:
             self.state = check_resume(self.resume, plain, base.fingerprint())
         torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
         shortcut, objective = build(config.shortcut), build(config.objective)
+        every = torch.arange(base.spec.vocab_size, device=base.device)[None]
+        shortcut.calibrate(base.control(every, every % base.spec.num_tokens).embeddings)
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
         self.max_steps = config.trainer["max_steps"]

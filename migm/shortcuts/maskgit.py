@@ -88,6 +88,16 @@ class MaskGITShortcut(nn.Module):
             self.time_embedder = TimeEmbedder(inner)
             self.adaLN_modulation = nn.Linear(inner, 2 * inner)
 
+    @torch.no_grad()
+    def calibrate(self, embeddings: Tensor) -> None:
+        """Scale the fresh projection of new tokens to input embeddings of unit variance.
+
+        The published bases' tables are N(0, 1); one trained from small values would leave keys
+        and values so small that training first spends hundreds of steps on growing them.
+        """
+        if self.config["cross_attention"] and isinstance(self.new_token_proj_in, nn.Linear):
+            self.new_token_proj_in.weight /= embeddings.float().std()
+
     def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
         """Features of the next step (b, t, c).
 
