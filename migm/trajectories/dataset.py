@@ -59,18 +59,21 @@ class PairDataset:
         rest, s = index // (self.num_steps - 1), index % (self.num_steps - 1)
         image, half = rest // self.copies, rest % self.copies
         shard, row = self.where[image].unbind(1)
-        found: dict[str, list[Tensor]] = {"features": [], "target": [], "tokens": [], "order": []}
-        places = []
+        both, tokens, order = (torch.empty(0),) * 3
         for number in shard.unique().tolist():
             data, place = self._shard(number), (shard == number).nonzero()[:, 0]
-            r, h, step = row[place], half[place], s[place]
-            places.append(place)
-            found["features"].append(data["features"][r, h, step])
-            found["target"].append(data["features"][r, h, step + 1])
-            found["tokens"].append(data["tokens"][r])
-            found["order"].append(data["order"][r])
-        back = torch.cat(places).argsort()
-        return pair_batch(**{name: torch.cat(parts)[back] for name, parts in found.items()}, steps=s)
+            t, c = data["features"].shape[-2:]
+            if not len(both):
+                both = torch.empty(len(index), 2 * t * c, dtype=data["features"].dtype)
+                tokens, order = (data[key].new_empty(len(index), data[key].shape[1]) for key in ("tokens", "order"))
+            # Steps s and s + 1 lie side by side: overlapping rows of two steps, copied whole.
+            flat = data["features"].flatten()
+            rows = flat.as_strided((len(flat) // (t * c) - 1, 2 * t * c), (t * c, 1))
+            first = (row[place] * self.copies + half[place]) * self.num_steps + s[place]
+            both.index_copy_(0, place, rows.index_select(0, first))
+            tokens[place], order[place] = data["tokens"][row[place]], data["order"][row[place]]
+        now, after = both.unflatten(1, (2, t, c)).unbind(1)
+        return pair_batch(now, after, tokens, order, s)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._open:
