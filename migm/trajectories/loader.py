@@ -1,6 +1,7 @@
 """A data loader whose order is a pure function of (seed, epoch) and which resumes mid-epoch exactly."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -49,7 +50,7 @@ class StatefulLoader(DataLoader):
     """DataLoader with `state_dict`/`load_state_dict` that Lightning saves in and restores from checkpoints.
 
     The state is (epoch, batches consumed), so a resumed run sees exactly the batches it had not
-    seen, with any number of workers.
+    seen, with any number of workers; without workers a thread reads one batch ahead.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class StatefulLoader(DataLoader):
         # Not after the loop: Lightning knows the length and never asks for more than the last batch.
         if self._consumed >= len(self):
             order.epoch, order.start, self._consumed = order.epoch + 1, 0, 0
-        for self._consumed, batch in enumerate(super().__iter__(), order.start + 1):
+        batches = super().__iter__() if self.num_workers else ahead(super().__iter__())
+        for self._consumed, batch in enumerate(batches, order.start + 1):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
@@ -90,6 +92,16 @@ class StatefulLoader(DataLoader):
         done = state["batch"] >= len(self)
         self.batch_order.epoch = state["epoch"] + int(done)
         self.batch_order.start = self._consumed = 0 if done else state["batch"]
+
+
+def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each fetched by a thread while the one before it is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
 
 
 def as_is(batch: Any) -> Any:

@@ -1,6 +1,7 @@
 """The loader's order is a pure function of (seed, epoch), split over ranks, and resumes exactly."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -119,3 +120,31 @@ def test_a_loader_may_resume_more_than_once_in_an_epoch():
 def test_too_few_samples_are_refused_naming_the_key(size, batch, world):
     with pytest.raises(ValueError, match=rf"data\.batch_size={batch} .*{batch * world} samples.*{size}"):
         StatefulLoader(Numbers(size), batch, seed=0, world_size=world)
+
+
+def test_the_next_batch_is_read_while_one_is_in_use():
+    class Slow(Numbers):
+        def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+            fetched.append(len(fetched))
+            return super().__getitems__(indices)
+
+    fetched: list[int] = []
+    running = iter(StatefulLoader(Slow(12), 4, seed=0))
+    next(running)
+    assert wait_until(lambda: len(fetched) == 2), "the second batch was not read before it was asked for"
+
+
+def test_an_error_while_reading_reaches_the_training():
+    class Broken(Numbers):
+        def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        next(iter(StatefulLoader(Broken(12), 4, seed=0)))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
