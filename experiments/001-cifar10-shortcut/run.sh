@@ -4,7 +4,7 @@ set -euo pipefail
 here=experiments/001-cifar10-shortcut
 study=outputs/cifar10_study
 python -m migm.train +experiment=cifar10_study evaluate=false
-python -m migm.train +experiment=cifar10_study evaluate=false shortcut=no_cross_attention name=cifar10_study_no_cross_attention
+python -m migm.train +experiment=cifar10_study evaluate=false shortcut.cross_attention=false name=cifar10_study_no_cross_attention
 python -m migm.bench +experiment=cifar10_study
 python -m migm.evaluate +experiment=cifar10_study
 python -m migm.report +experiment=cifar10_study baseline="vanilla 16"

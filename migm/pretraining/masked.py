@@ -9,13 +9,15 @@ from torch.nn.functional import cross_entropy
 
 from migm.bases.transformer import MaskTransformer
 from migm.pretraining.fit import step_generator
-from migm.pretraining.optimizer import MuonAdamW
+from migm.training.optimizer import MuonAdamW
 from migm.training.schedule import trapezoid
 
 
 class MaskedModule(L.LightningModule):
-    """Cross-entropy on masked tokens; mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1.
+    """Cross-entropy on all tokens; mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1.
 
+    Known tokens count too, as in the original (maskgit.md section 9): to predict them is easy, but it makes
+    their rows of the hidden state say which token stands there, from which a shortcut can then see the context.
     Batches are tokens (b, 2, l) of each photo and its mirror image, and labels (b,). The learning
     rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
     """
@@ -38,12 +40,12 @@ class MaskedModule(L.LightningModule):
         ids = net.sequence(tokens.masked_fill(mask, net.vocab_size), labels)
         logits = net.head(net(ids)[:, :length])
         each = cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(b, length)
-        loss = (each * mask).sum() / mask.sum().clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        self.log("train/masked", (each.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
+        self.log("train/known", (each.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
+        return each.mean()
 
     def configure_optimizers(self):
-        optimizer = MuonAdamW(self.net, "transformer.", self.learning_rate, self.weight_decay)
+        optimizer = MuonAdamW(self.net.named_parameters(), "transformer.", self.learning_rate, self.weight_decay)
         schedule = trapezoid(optimizer, int(self.trainer.max_steps), warmup_steps=200, decay=self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

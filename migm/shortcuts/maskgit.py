@@ -69,6 +69,7 @@ class MaskGITShortcut(nn.Module):
         time: bool = True,
         cross_attention: bool = True,
         dropout: float = 0.0,
+        num_positions: int = 0,
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -80,6 +81,8 @@ class MaskGITShortcut(nn.Module):
         self.proj_out = nn.Linear(inner, channels) if project else nn.Identity()
         if cross_attention:
             self.new_token_proj_in = nn.Linear(channels, inner) if project else nn.Identity()
+        if num_positions:
+            self.pos_emb = nn.Parameter(torch.randn(num_positions, inner) * 0.3)
         self.blocks = nn.ModuleList(ShortcutBlock(inner, num_heads, dropout) for _ in range(depth))
         self.last_layer = nn.Sequential(
             nn.LayerNorm(inner, eps=1e-12), nn.Linear(inner, inner), nn.GELU(), nn.LayerNorm(inner, eps=1e-12)
@@ -105,6 +108,8 @@ class MaskGITShortcut(nn.Module):
         them, position included, `mask_ratio` (b,) still masked now, in [0, 1].
         """
         x = self.proj_in(features)
+        if self.config["num_positions"]:
+            x = x + self._positions(x.shape[1])
         source = self.new_token_proj_in(new.embeddings) if self.config["cross_attention"] else None
         mask = None if source is None or new.mask is None else new.mask[:, None, None, :]
         for block in self.blocks:
@@ -114,6 +119,12 @@ class MaskGITShortcut(nn.Module):
             scale, shift = self.adaLN_modulation(self.time_embedder(mask_ratio))[:, None].chunk(2, -1)
             x = x * (1 + scale) + shift
         return features + self.proj_out(x)
+
+    def _positions(self, rows: int) -> Tensor:
+        """The position embedding of all `rows`, zero beyond the first `num_positions`."""
+        if rows < len(self.pos_emb):
+            raise UserError(f"shortcut.num_positions={len(self.pos_emb)} is more than the {rows} rows of the features")
+        return nn.functional.pad(self.pos_emb, (0, 0, 0, rows - len(self.pos_emb)))
 
 
 def _inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:

@@ -53,6 +53,6 @@ class ShortcutModule(L.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=size, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer(self.shortcut.parameters())
+        optimizer = self.optimizer(self.shortcut.named_parameters())
         schedule = self.lr_schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,20 +1,21 @@
 """Muon for the matrices inside the blocks, AdamW for the rest, as one optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn import Parameter
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Two optimizers behind one `step`, so that one schedule, checkpoint and callback serve both.
 
-    Muon's update is scaled to AdamW's root mean square (`match_rms_adamw`), so both use `lr`.
+    Muon (Jordan et al. 2024) takes the matrices with `inside` in their names; its update is scaled
+    to AdamW's root mean square (`match_rms_adamw`), so both use `lr`.
     """
 
-    def __init__(self, module: nn.Module, inside: str, lr: float, weight_decay: float):
-        named = list(module.named_parameters())
+    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], inside: str, lr: float, weight_decay: float):
+        named = list(named_parameters)
         matrices = [p for n, p in named if p.ndim == 2 and inside in n]
         rest = [p for n, p in named if not (p.ndim == 2 and inside in n)]
         self.parts = (

@@ -195,3 +195,19 @@ def test_config_rebuilds_the_network(make_shortcut):
     again = MaskGITShortcut(**net.config)
     again.load_state_dict(net.state_dict())
     assert again.config == net.config
+
+
+def test_positions_are_told_to_the_first_rows_only(make_shortcut, inputs):
+    features, new, ratio = inputs
+    swapped = features.clone()
+    swapped[:, [0, 1]] = features[:, [1, 0]]
+    without, told = make_shortcut(), make_shortcut(num_positions=features.shape[1] - 2)
+    for net, first_move in ((without, True), (told, False)):
+        ahead, after = advance(net, features, new, ratio), advance(net, swapped, new, ratio)
+        assert torch.allclose(after[:, 1], ahead[:, 0]) is first_move
+    alone = make_shortcut(num_positions=features.shape[1] - 2)
+    alone.pos_emb.data.zero_()
+    alone.load_state_dict(without.state_dict(), strict=False)
+    assert torch.equal(advance(alone, features, new, ratio), advance(without, features, new, ratio))
+    with pytest.raises(UserError, match=r"shortcut\.num_positions=99 is more than the \d+ rows"):
+        advance(make_shortcut(num_positions=99), features, new, ratio)
