@@ -66,3 +66,10 @@ def test_an_evalset_is_all_images_once_with_the_classes_in_turn():
 def test_an_empty_evalset_is_refused_naming_the_key(arguments, key):
     with pytest.raises(UserError, match=rf"evalset\.{key}"):
         EvalSet(*arguments, "reference")
+
+
+def test_a_mirrored_image_has_the_same_features_and_class(metric):
+    pictures, net = images(6), metric.net[0]
+    ahead, mirrored = net.embed(pictures), net.embed(pictures.flip(-1))
+    torch.testing.assert_close(ahead, mirrored)
+    assert not torch.allclose(net(pictures / 127.5 - 1)[0], ahead[0])  # the mean, not the image alone
