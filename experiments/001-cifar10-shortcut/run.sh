@@ -3,6 +3,8 @@
 set -euo pipefail
 here=experiments/001-cifar10-shortcut
 study=outputs/cifar10_study
+mkdir -p $study
+if [ -f $here/results.jsonl ] && [ ! -f $study/results.jsonl ]; then cp $here/results.jsonl $study/; fi
 python -m migm.train +experiment=cifar10_study evaluate=false
 python -m migm.train +experiment=cifar10_study evaluate=false shortcut.cross_attention=false name=cifar10_study_no_cross_attention
 python -m migm.bench +experiment=cifar10_study
