@@ -75,6 +75,8 @@ class MaskGITShortcut(nn.Module):
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if depth < 1:
             raise UserError(f"shortcut.depth={depth} must be at least 1")
+        if num_positions < 0:
+            raise UserError(f"shortcut.num_positions={num_positions} must be at least 0")
         inner = _inner_width(channels, bottleneck_ratio, num_heads)
         project = bottleneck_ratio > 1
         self.proj_in = nn.Linear(channels, inner) if project else nn.Identity()
