@@ -134,6 +134,20 @@ def test_the_next_batch_is_read_while_one_is_in_use():
     assert wait_until(lambda: len(fetched) == 2), "the second batch was not read before it was asked for"
 
 
+def test_reading_takes_no_second_team_of_threads_beside_the_training():
+    class Counting(Numbers):
+        def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
+            return torch.tensor([torch.get_num_threads()])
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [int(batch) for batch in StatefulLoader(Counting(6), 2, seed=0)] == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_error_while_reading_reaches_the_training():
     class Broken(Numbers):
         def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
