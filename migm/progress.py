@@ -1,5 +1,9 @@
 """The progress bar of every long loop."""
 
+import math
+import time
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -13,7 +17,29 @@ class Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
 
 
+class LineProgress(Progress):
+    """For output that is no terminal, such as a job's log: a line now and then instead of a moving bar."""
+
+    line_every = 30.0  # seconds
+    last_line = -math.inf
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(*args, **kwargs)
+        self._line()
+
+    def advance(self, *args: Any, **kwargs: Any) -> None:
+        super().advance(*args, **kwargs)
+        self._line()
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        if now - self.last_line >= self.line_every and not self.finished:
+            self.last_line = now
+            self.console.print(self)
+
+
 def progress(console: Console, unit: str) -> Progress:
-    """Done of total, rate and remaining time; plain consoles get the last state only."""
+    """Done of total, rate and remaining time: a bar in a terminal, lines elsewhere."""
     columns = (MofNCompleteColumn(), TextColumn(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console)
+    kind = Progress if console.is_terminal else LineProgress
+    return kind(TextColumn("{task.description}"), BarColumn(), *columns, console=console)
