@@ -58,14 +58,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str, device: torch.device, key: str) -> torch.dtype:
     """`auto` is bfloat16 where the device multiplies it natively (CUDA, AMX or AVX512-BF16 CPUs), else float32."""
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
     if name == "auto":
         native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if native else torch.float32
     if name not in named:
-        raise UserError(f"base.dtype={name} is unknown; one of auto, {', '.join(named)}")
+        raise UserError(f"{key}={name} is unknown; one of auto, {', '.join(named)}")
     return named[name]
 
 

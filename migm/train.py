@@ -93,7 +93,7 @@ def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["hyper_parameters"]
-        saved["config"], saved["base"], state["global_step"]
+        _ = saved["config"], saved["base"], state["global_step"]
     except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no checkpoint of a training ({error}); delete it to train from the start"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_parts import recorded_transformer, state_dict, wrap
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
@@ -17,7 +18,6 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.bases.base import StepRecord
 from migm.bases.maskgit import MaskGIT
-from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.sampling.draw import InverseCDF
 from migm.sampling.guidance import Ramp
@@ -61,12 +61,6 @@ def read_vector(vectors: Path) -> Callable[[str], Vector]:
     return read
 
 
-def _wrap(transformer: MaskTransformer, dtype: str) -> MaskGIT:
-    vq = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1)
-    torch.nn.init.normal_(vq.quantize.embedding.weight)  # the default is too small to show in 8-bit pixels
-    return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, device="cpu")
-
-
 @pytest.fixture(scope="session")
 def make_transformer() -> Callable[..., MaskTransformer]:
     def make(seed: int = 0) -> MaskTransformer:
@@ -86,7 +80,7 @@ def make_base(make_transformer: Callable[..., MaskTransformer]) -> Callable[...,
     def make(seed: int = 0, dtype: str = "float64") -> MaskGIT:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _wrap(make_transformer(seed), dtype)
+            return wrap(make_transformer(seed), dtype)
 
     return make
 
@@ -99,9 +93,7 @@ def tiny_base(make_base: Callable[..., MaskGIT]) -> MaskGIT:
 @pytest.fixture(scope="session")
 def recorded_base(read_vector: Callable[[str], Vector]) -> MaskGIT:
     """The base of the recorded cases, in float32."""
-    transformer = MaskTransformer(**SIZES)
-    transformer.load_state_dict(state_dict(read_vector("maskgit_base_tiny")[0]))
-    return _wrap(transformer, "float32")
+    return wrap(recorded_transformer(*read_vector("maskgit_base_tiny")), "float32")
 
 
 @pytest.fixture(scope="session")
@@ -112,15 +104,12 @@ def recorded_shortcut(read_vector: Callable[[str], Vector]) -> Callable[[str], M
         tensors, meta = read_vector(name)
         time = meta.get("embed_t", "True") == "True"
         ratio = int(float(meta["bottleneck_ratio"]))
-        shortcut = MaskGITShortcut(48, ratio, int(meta["n_block"]), int(meta["heads"]), time)
+        channels = tensors["in.prev_feat"].shape[-1]
+        shortcut = MaskGITShortcut(channels, ratio, int(meta["n_block"]), int(meta["heads"]), time)
         shortcut.load_state_dict(state_dict(tensors))
         return shortcut.eval().requires_grad_(False)
 
     return build
-
-
-def state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("sd."): value for key, value in tensors.items() if key.startswith("sd.")}
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from migm.bases.maskgit import MaskGIT
+from migm.bases.tokenizer import ConvVQ
+from migm.bases.transformer import MaskTransformer
 from migm.collect import collect, trajectory_sampling
 from migm.config import Common, TrainConfig, build, conf_path, load
 from migm.evaluation.cifarnet import CifarNet
@@ -77,6 +80,27 @@ def reference_for(net: CifarNet, path: Path, seed: int = 0) -> tuple[Tensor, Ten
     mean, cov = rows.mean(0), rows.T.cov()
     save_file({"mean": mean, "cov": cov}, path, {"net": tensors_hash(net.state_dict())})
     return mean, cov
+
+
+def state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a recorded case, `sd.<name>` in its file."""
+    return {key.removeprefix("sd."): value for key, value in tensors.items() if key.startswith("sd.")}
+
+
+def recorded_transformer(tensors: dict[str, Tensor], meta: dict[str, str], **changes: Any) -> MaskTransformer:
+    """The transformer of a recorded case, its sizes taken from the file's metadata."""
+    sizes = {"vocab_size": "codebook", "num_classes": "nclass", "channels": "hidden", "depth": "depth"}
+    known = {name: int(meta[key]) for name, key in {**sizes, "num_heads": "heads", "mlp_channels": "mlp"}.items()}
+    transformer = MaskTransformer(num_tokens=int(meta["side"]) ** 2, **known, **changes)
+    transformer.load_state_dict(state_dict(tensors))
+    return transformer
+
+
+def wrap(transformer: MaskTransformer, dtype: str) -> MaskGIT:
+    """A base of this transformer and a small tokenizer."""
+    vq = ConvVQ(num_codes=transformer.vocab_size, code_channels=4, channels=8, depth=1)
+    torch.nn.init.normal_(vq.quantize.embedding.weight)  # the default is too small to show in 8-bit pixels
+    return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, device="cpu")
 
 
 def same_tensors(first: Path, second: Path) -> bool:

@@ -9,25 +9,28 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 Inner = TypeVar("Inner", bound=nn.Module)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Softmax attention over (b, heads, t, head channels); `mask` (b, 1, 1, keys) is True where a key counts.
 
     torch's fused kernel is about half as fast as two matrix products for bfloat16 on CPUs.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1) @ v
+    return torch.dropout(scores.softmax(-1), dropout, train=dropout > 0) @ v
 
 
 class PackedAttention(nn.Module):
-    """Multi-head attention with one packed, biased q/k/v projection and a biased output projection."""
+    """Multi-head attention with one packed, biased q/k/v projection and a biased output projection.
 
-    def __init__(self, channels: int, num_heads: int):
+    `dropout` acts on the attention weights, in training.
+    """
+
+    def __init__(self, channels: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
@@ -43,7 +46,8 @@ class PackedAttention(nn.Module):
             q = linear(query, weight[:c], bias[:c])
             k, v = linear(source, weight[c:], bias[c:]).chunk(2, -1)
         heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return self.out_proj(attention(*heads, mask=mask).transpose(1, 2).flatten(2))
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attention(*heads, mask=mask, dropout=dropout).transpose(1, 2).flatten(2))
 
 
 class PreNorm(nn.Module, Generic[Inner]):
@@ -83,7 +87,7 @@ class Block(nn.ModuleList):
     """Pre-norm block; a list, since the checkpoints name its parts `0` (attention) and `1` (feed-forward)."""
 
     def __init__(self, channels: int, num_heads: int, mlp_channels: int, dropout: float):
-        attend = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads)))
+        attend = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads, dropout)))
         super().__init__([attend, PreNorm(channels, FeedForward(channels, mlp_channels, dropout))])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,6 +110,9 @@ class MaskTransformer(nn.Module):
     Ids: 0...v-1 codes, v mask, v+1... classes, v+1+num_classes "no class". The features are the
     output of `last_layer`, after its LayerNorm; logits are `features @ table.T + bias`, with
     one bias row for every position (reference: valeoai/Maskgit-pytorch v1.0).
+
+    `mask_logit` keeps the mask among the tokens that may be drawn, as v1.0 does and the shortcut
+    paper's fork does not: a drawn mask counts as decoded and becomes v - 1 in the end.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class MaskTransformer(nn.Module):
         num_heads: int,
         mlp_channels: int,
         dropout: float = 0.0,
+        mask_logit: bool = False,
     ):
         super().__init__()
         if channels % num_heads:
@@ -125,6 +133,7 @@ class MaskTransformer(nn.Module):
                 f"base.transformer.channels={channels} must be a multiple of base.transformer.num_heads={num_heads}"
             )
         self.num_tokens, self.vocab_size, self.num_classes = num_tokens, vocab_size, num_classes
+        self.num_logits = vocab_size + mask_logit
         rows, t = vocab_size + 1 + num_classes + 1, num_tokens + 1
         self.tok_emb = nn.Embedding(rows, channels)
         self.pos_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, t, channels), std=0.02))
@@ -164,7 +173,10 @@ class MaskTransformer(nn.Module):
         return self.last_layer(x)
 
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits of the image codes; features (b, n, c) of the given positions (b, n), or of all l -> (b, n, v)."""
-        v = self.vocab_size
+        """Logits of the image codes; features (b, n, c) of the given positions (b, n), or of all l.
+
+        -> (b, n, v), or v + 1 with `mask_logit`.
+        """
+        v = self.num_logits
         bias = self.bias[: self.num_tokens, :v] if positions is None else self.bias[:, :v][positions]
         return linear(features, self.tok_emb.weight[:v]) + bias

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from migm.bases.maskgit import load_strictly, read_tensors
+from migm.bases.weights import load_strictly, read_tensors
 
 
 def _conv(cin: int, cout: int, pool: bool = False) -> nn.Sequential:

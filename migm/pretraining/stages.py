@@ -11,9 +11,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from migm.bases.maskgit import load_strictly, read_tensors
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
+from migm.bases.weights import load_strictly, read_tensors
 from migm.evaluation.cifarnet import CifarNet, load_cifarnet
 from migm.evaluation.metrics.frechet import frechet_distance, moments
 from migm.pretraining import cifar10

@@ -60,21 +60,25 @@ def generate(
     accelerator: Accelerator,
     noise: Noise,
     observers: Sequence[Observer] = (),
+    initial: Tensor | None = None,
 ) -> Tensor:
     """Sample token grids for labels (b,) -> tokens (b, l) in 0...v-1.
+
+    `initial` (b, l) fills in an image: its tokens stay, its masks (v) are sampled, as many in
+    every row; the schedule is that of a whole image and ends when nothing is masked any more.
 
     All shapes are known before the first step and nothing waits for the device. Revealed tokens
     never change; the confidence sampler of MaskGIT and Lumina-DiMOO (methods.md section 0).
     """
     spec, n = base.spec, sampling.num_steps
-    counts = sampling.schedule.counts(spec.num_tokens, n)
     branches = base.encode(labels, guided=sampling.guidance is not None)
     run = accelerator.start(base, branches, n)
-    device, b = base.device, len(labels)
-    tokens = torch.full((b, spec.num_tokens), spec.vocab_size, device=device)
-    masked = torch.arange(spec.num_tokens, device=device).expand(b, -1)
+    tokens, masked = initial_state(base, len(labels), initial)
     new_positions = masked[:, :0]
-    for i, count in enumerate(counts):
+    for i, count in enumerate(sampling.schedule.counts(spec.num_tokens, n)):
+        count = min(count, masked.shape[1])
+        if not count:
+            break
         ratio = mask_ratio(masked, spec.num_tokens)
         features = run.features(i, tokens, new_positions, ratio)
         scale = sampling.guidance.scale(i, n) if sampling.guidance else 0.0
@@ -86,7 +90,25 @@ def generate(
         record = StepRecord(i, n, run.plan[i], features, tokens, new_positions, ratio)
         for observer in observers:
             observer.on_step(record)
-    return tokens
+    # A base that offers the mask as a token (MaskGIT v1.0) may have drawn it.
+    return tokens.clamp(max=spec.vocab_size - 1)
+
+
+def initial_state(base: Base, batch: int, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tokens (b, l) before the first step and the positions (b, k) that are masked in them, ascending."""
+    shape, mask = (batch, base.spec.num_tokens), base.spec.vocab_size
+    if initial is None:
+        return torch.full(shape, mask, device=base.device), torch.arange(shape[1], device=base.device).expand(shape)
+    tokens = initial.to(base.device)
+    if tokens.shape != shape or int(tokens.min()) < 0 or int(tokens.max()) > mask:
+        raise ValueError(f"initial of shape {tuple(tokens.shape)} must be {shape} ids from 0 to {mask}, the mask")
+    counts = (tokens == mask).sum(1)
+    if len(counts.unique()) > 1:
+        raise ValueError(
+            f"initial has between {int(counts.min())} and {int(counts.max())} masked tokens; "
+            "the images of one batch need the same number"
+        )
+    return tokens, (tokens == mask).nonzero()[:, 1].view(batch, -1)
 
 
 def guided(branches: Sequence[Branch], features: Sequence[Tensor], scale: float) -> Tensor:

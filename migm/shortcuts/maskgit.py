@@ -18,9 +18,9 @@ class ShortcutBlock(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, dropout: float):
         super().__init__()
-        self.cross_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads)))
+        self.cross_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads, dropout)))
         self.cross_attn_ff = PreNorm(channels, FeedForward(channels, 4 * channels, dropout))
-        self.self_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads)))
+        self.self_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads, dropout)))
         self.self_attn_ff = PreNorm(channels, FeedForward(channels, 4 * channels, dropout))
 
     def forward(self, x: Tensor, new: Tensor | None, mask: Tensor | None) -> Tensor:

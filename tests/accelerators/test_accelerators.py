@@ -1,5 +1,6 @@
 """Laws that hold between accelerators (methods.md section 5, invariants 8-11)."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
 from migm.bases.base import Branch
+from migm.bases.transformer import PackedAttention
 from migm.runtime import UserError
 from migm.shortcuts.checkpoint import save_shortcut
 
@@ -140,3 +142,35 @@ def test_a_predictor_loads_the_shortcut_trained_for_its_base(run, tmp_path, tiny
 
 def test_reuse_has_no_fingerprint(tiny_base):
     assert Reuse().fingerprint(tiny_base) == ""
+
+
+def test_dropout_stays_active_where_it_is_asked_for(run, make_shortcut):
+    """Table 1 was measured so; without it two generations are equal, as everywhere."""
+    module = make_shortcut(dropout=0.1)
+
+    def tokens(dropout):
+        predictor = Shortcut(module=module, dropout=dropout)
+        return run(Accelerator(Uniform(2), predictor, "shortcut"), labels=(3, 7, 0, 1))[0]
+
+    assert not torch.equal(tokens(0.5), tokens(0.5))
+    assert torch.equal(tokens(0.0), tokens(0.0))
+    assert module.training is False  # the given network is left as it was
+
+
+def test_dropout_reaches_the_attention_weights(make_shortcut):
+    predictor = Shortcut(module=make_shortcut(), dropout=0.25)
+    parts = [m for m in predictor.module.modules() if isinstance(m, PackedAttention | torch.nn.Dropout)]
+    assert {m.dropout if isinstance(m, PackedAttention) else m.p for m in parts} == {0.25}
+    assert all(m.training for m in parts)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_impossible_dropout_is_refused(dropout):
+    with pytest.raises(UserError, match=re.escape(f"accelerator.predictor.dropout={dropout}")):
+        Shortcut(dropout=dropout)
+
+
+def test_a_published_shortcut_of_another_width_is_refused(tmp_path, tiny_base, make_shortcut):
+    torch.save(make_shortcut(channels=96).float().state_dict(), tmp_path / "published.pth")
+    with pytest.raises(UserError, match="features of 96 channels, this base has 48"):
+        Shortcut(tmp_path / "published.pth", num_heads=4).fingerprint(tiny_base)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tiny_parts import composed
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from migm.bases.transformer import MaskTransformer, PackedAttention, attention
+from migm.config import build
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
@@ -97,3 +99,22 @@ def test_packed_attention_is_torchs_multi_head_attention(source_rows):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     near = ours.bfloat16()(query.bfloat16(), source.bfloat16()).float()  # the explicit path
     torch.testing.assert_close(near, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "parameters"),
+    [
+        ("maskgit_256", 305, 174_160_874),
+        ("maskgit_512", 305, 176_306_666),
+        ("maskgit_big_256", 401, 341_953_002),
+        ("maskgit_big_512", 401, 344_295_402),
+        ("maskgit_huge_256", 593, 509_921_770),
+        ("maskgit_huge_512", 593, 512_264_170),
+    ],
+)
+def test_published_sizes_have_the_published_parameters(name, tensors, parameters):
+    config = composed("generate", f"base={name}").base.transformer
+    with torch.device("meta"):
+        state = build(config).state_dict()
+    assert len(state) == tensors
+    assert sum(value.numel() for value in state.values()) == parameters

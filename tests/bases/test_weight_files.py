@@ -1,11 +1,17 @@
 """Weights are loaded strictly: a file that does not fit is refused with its name, its key and the tensor."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from migm.bases.maskgit import MaskGIT, load_strictly, read_tensors
+from migm.bases.maskgit import MaskGIT
 from migm.bases.tokenizer import ConvVQ
+from migm.bases.weights import load_strictly, read_tensors
 from migm.runtime import UserError
 
 KEY = "base.weights"
@@ -121,3 +127,105 @@ def test_read_tensors_returns_tensors_and_metadata(tmp_path):
     tensors, metadata = read_tensors(tmp_path / "x.safetensors", KEY)
     assert torch.equal(tensors["x"], torch.arange(3))
     assert metadata == {"kind": "test"}
+
+
+class RunsCode:
+    """What a malicious checkpoint does when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("code from a checkpoint ran",)
+
+
+@pytest.fixture
+def checkpoint(make_transformer, tmp_path):
+    """A checkpoint as MaskGIT's authors publish them: the weights beside counters and an optimiser's state."""
+    weights = make_transformer(seed=5).state_dict()
+    moments = {i: {"step": torch.tensor(1.0), "exp_avg": torch.zeros_like(w)} for i, w in enumerate(weights.values())}
+    content = {"iter": 3, "global_epoch": 1, "model_state_dict": weights, "optimizer_state_dict": {"state": moments}}
+    path = tmp_path / "published.pth"
+    torch.save(content, path)
+    return path
+
+
+def test_a_published_checkpoint_is_loaded(make_transformer, checkpoint):
+    net = make_transformer(seed=0)
+    load_strictly(net, checkpoint, KEY)
+    wanted = make_transformer(seed=5).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("nest", ["state_dict", None])
+def test_a_state_dict_may_lie_elsewhere(tmp_path, nest):
+    tensors = {"x": torch.arange(3)}
+    torch.save({nest: tensors} if nest else tensors, tmp_path / "x.ckpt")
+    assert torch.equal(read_tensors(tmp_path / "x.ckpt", KEY)[0]["x"], torch.arange(3))
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {"x": 1}}, [torch.zeros(1)], {1: torch.zeros(1)}])
+def test_a_checkpoint_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    message = refusal(lambda: read_tensors(tmp_path / "x.pt", KEY))
+    assert f"{KEY}={tmp_path / 'x.pt'} holds no state dict" in message
+
+
+def test_a_pickle_with_code_is_refused_before_the_code_runs(tmp_path, capsys):
+    torch.save({"model_state_dict": {"x": torch.zeros(1)}, "args": RunsCode()}, tmp_path / "x.pth")
+    assert "code in it could run" in refusal(lambda: read_tensors(tmp_path / "x.pth", KEY))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("damage", [truncate, cut_header])
+def test_a_damaged_checkpoint_is_refused(checkpoint, damage):
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    assert "not a complete torch checkpoint" in refusal(lambda: read_tensors(checkpoint, KEY))
+
+
+def test_an_address_on_the_hub_is_fetched(monkeypatch, checkpoint):
+    asked = []
+    monkeypatch.setattr("migm.bases.weights.hf_hub_download", lambda *a: asked.append(a) or str(checkpoint))
+    assert "tok_emb.weight" in read_tensors("hf://someone/weights/folder/model.pth", KEY)[0]
+    assert asked == [("someone/weights", "folder/model.pth")]
+
+
+def test_a_file_that_cannot_be_fetched_says_what_to_do(monkeypatch):
+    def fail(*_):
+        raise LocalEntryNotFoundError("offline\nand more lines")
+
+    monkeypatch.setattr("migm.bases.weights.hf_hub_download", fail)
+    address = "hf://someone/weights/model.pth"
+    message = refusal(lambda: read_tensors(address, KEY), FileNotFoundError)
+    assert message.startswith(f"{KEY}={address} is not in the local cache and could not be fetched (offline)")
+    assert "base.random_weights=true" in message
+
+
+def test_half_an_address_is_refused():
+    assert "hf://<owner>/<repository>/<file>" in refusal(lambda: read_tensors("hf://someone/model.pth", KEY))
+
+
+FULL_SIZE = """
+import sys, torch
+from migm.bases.transformer import MaskTransformer
+weights = MaskTransformer(1024, 1024, 1000, 768, 24, 16, 3072).state_dict()
+state = {i: {"exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)} for i, w in enumerate(weights.values())}
+torch.save({"iter": 1, "model_state_dict": weights, "optimizer_state_dict": {"state": state}}, sys.argv[1])
+"""
+LOAD = """
+import resource, sys, time, torch
+from migm.bases.transformer import MaskTransformer
+from migm.bases.weights import load_strictly
+net, start = MaskTransformer(1024, 1024, 1000, 768, 24, 16, 3072), time.perf_counter()
+load_strictly(net, sys.argv[1], "base.weights")
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_full_size_checkpoint_needs_little_time_and_memory(tmp_path):
+    """All 305 tensors of MaskGIT-512 beside an optimiser's state: 2.1 GB, of which a third is needed."""
+    file = str(tmp_path / "full.pth")
+    subprocess.run([sys.executable, "-c", FULL_SIZE, file], check=True)
+    done = subprocess.run([sys.executable, "-c", LOAD, file], check=True, capture_output=True, text=True)
+    seconds, peak = map(float, done.stdout.split())
+    assert Path(file).stat().st_size > 2.1e9
+    assert seconds < 20
+    assert peak < 4e9

@@ -1,5 +1,7 @@
 """The loop's laws, for vanilla sampling and for accelerated sampling alike."""
 
+import itertools
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,8 @@ import torch
 
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant, Ramp
-from migm.sampling.loop import generate_images
+from migm.sampling.loop import generate, generate_images
+from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import CosineFloor, Increments
 from migm.sampling.select import Random
 
@@ -130,3 +133,40 @@ def test_generate_images_keys_the_noise_by_seed_and_image(run, tiny_base, make_s
     labels, images = torch.tensor([3, 7]), torch.tensor([6, 2])
     rest = {"sampling": make_sampling(), "accelerator": make_accelerator("vanilla")}
     assert torch.equal(generate_images(tiny_base, labels, images, 3, **rest), wanted)
+
+
+def test_filling_in_keeps_what_is_given_and_samples_the_rest(tiny_base, make_sampling, make_accelerator):
+    given = torch.randint(0, 24, (2, 16), generator=torch.Generator().manual_seed(0))
+    initial = given.clone()
+    initial[0, 4:9] = MASK
+    initial[1, [0, 3, 6, 9, 12]] = MASK
+    hidden = initial == MASK
+    noise, steps = KeyedNoise(0, torch.arange(2)), []
+    watch = SimpleNamespace(on_step=steps.append)
+    labels = torch.tensor([3, 7])
+    tokens = generate(tiny_base, labels, make_sampling(), make_accelerator("shortcut"), noise, [watch], initial)
+    assert torch.equal(tokens[~hidden], given[~hidden])
+    assert [s.new_positions.shape[1] for s in steps] == [1, 2, 2]  # 1, 2, 3, ... of a whole image, until 5 are done
+    assert torch.equal(steps[0].mask_ratio, torch.full((2,), 5 / 16))
+    everything = [initial] + [s.tokens for s in steps]
+    assert all(((a == MASK) >= (b == MASK)).all() for a, b in itertools.pairwise(everything))
+
+
+def test_filling_in_everything_is_sampling(tiny_base, make_sampling, make_accelerator):
+    rest = (torch.tensor([3]), make_sampling(), make_accelerator("vanilla"), KeyedNoise(0, torch.arange(1)))
+    assert torch.equal(generate(tiny_base, *rest, initial=torch.full((1, 16), MASK)), generate(tiny_base, *rest))
+
+
+@pytest.mark.parametrize(
+    ("initial", "words"),
+    [
+        (torch.full((1, 15), MASK), "must be (1, 16)"),
+        (torch.full((1, 16), 25), "ids from 0 to 24"),
+        (torch.full((1, 16), -1), "ids from 0 to 24"),
+        (torch.tensor([[MASK] * 16, [MASK] * 15 + [0]]), "between 15 and 16 masked tokens"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_refused(tiny_base, make_sampling, make_accelerator, initial, words):
+    labels, noise = torch.zeros(len(initial), dtype=torch.long), KeyedNoise(0, torch.arange(len(initial)))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        generate(tiny_base, labels, make_sampling(), make_accelerator("vanilla"), noise, initial=initial)

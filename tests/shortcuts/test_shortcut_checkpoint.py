@@ -91,3 +91,30 @@ def test_a_file_that_lacks_a_tensor_of_its_description_is_refused(file):
     save_file(tensors, file, metadata)
     with pytest.raises(UserError, match=rf"{KEY}=.*proj_out\.bias"):
         load_shortcut(file, "base01", KEY)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bottleneck_ratio": 1, "depth": 2}, {"bottleneck_ratio": 4, "time": False}])
+def test_the_shape_of_a_published_checkpoint_is_read_from_its_names(tmp_path, make_shortcut, changes):
+    shortcut = make_shortcut(**changes).float()
+    torch.save(shortcut.state_dict(), tmp_path / "published.pth")
+    loaded, fingerprint = load_shortcut(tmp_path / "published.pth", "any base", KEY, num_heads=4)
+    assert loaded.config == shortcut.config
+    assert fingerprint == load_shortcut(tmp_path / "published.pth", "another", KEY, num_heads=4)[1]
+    assert all(torch.equal(value, shortcut.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("blocks.0.self_attn.norm.bias"), "lacks blocks.0.self_attn.norm.bias"),
+        (lambda t: t.update(extra=torch.zeros(1)), "has extra"),
+        (lambda t: t.pop("last_layer.1.weight"), "is no state dict of a shortcut"),
+        (lambda t: [t.pop(name) for name in list(t) if name.startswith("blocks")], "is no state dict of a shortcut"),
+    ],
+)
+def test_a_published_checkpoint_that_does_not_fit_is_refused(tmp_path, make_shortcut, change, words):
+    tensors = make_shortcut().float().state_dict()
+    change(tensors)
+    torch.save(tensors, tmp_path / "published.pth")
+    with pytest.raises(UserError, match=words):
+        load_shortcut(tmp_path / "published.pth", "base01", KEY, num_heads=4)

@@ -6,20 +6,36 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
+from migm.bases.transformer import PackedAttention
+from migm.runtime import UserError
 from migm.shortcuts.checkpoint import load_shortcut
 
 
 class Shortcut:
     """MIGM-Shortcut (arXiv 2602.23996, section 3).
 
-    `weights` is a file written by `migm.train`; a module may be given instead (tests, previews).
-    It is refused unless it was trained for the base it is used with.
+    `weights` is a file written by `migm.train`, refused unless it was trained for the base it is
+    used with, or a published checkpoint, whose `num_heads` nothing in the file tells; a module may
+    be given instead (tests, previews). `dropout` stays active while sampling, drawn from torch's
+    global generator: the paper's Table 1 was measured with 0.1, which is an oversight of its
+    evaluation script (maskgit.md trap 9.3).
     """
 
-    def __init__(self, weights: str | Path | None = None, module: nn.Module | None = None):
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        module: nn.Module | None = None,
+        num_heads: int = 16,
+        dropout: float = 0.0,
+    ):
+        if not 0 <= dropout < 1:
+            raise UserError(f"accelerator.predictor.dropout={dropout} must be at least 0 and below 1")
         # A copy: the given network may still be in training, in another precision.
         self.weights, self.module = weights, copy.deepcopy(module).eval() if module is not None else None
+        self.num_heads, self.dropout = num_heads, dropout
         self._fingerprint = ""
+        if self.module is not None and dropout:
+            keep_dropout(self.module, dropout)
 
     def fingerprint(self, base: Base) -> str:
         self._load(base)
@@ -30,9 +46,16 @@ class Shortcut:
 
     def _load(self, base: Base) -> nn.Module:
         if self.module is None:
-            self.module, self._fingerprint = load_shortcut(
-                self.weights, base.fingerprint(), "accelerator.predictor.weights"
-            )
+            key = "accelerator.predictor.weights"
+            module, self._fingerprint = load_shortcut(self.weights, base.fingerprint(), key, self.num_heads)
+            if module.config["channels"] != base.spec.channels:
+                raise UserError(
+                    f"{key}={self.weights} is for features of {module.config['channels']} channels, "
+                    f"this base has {base.spec.channels}"
+                )
+            if self.dropout:
+                keep_dropout(module, self.dropout)
+            self.module = module
         return self.module
 
 
@@ -53,3 +76,14 @@ class _Advance:
         new = self.base.control(tokens.gather(1, new_positions), new_positions, self.branch)
         self.features = self.module(self.features, new, mask_ratio.repeat(self.branch.copies))
         return self.features
+
+
+def keep_dropout(module: nn.Module, dropout: float) -> None:
+    """Put all dropout of `module`, attention weights included, into its training behaviour."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = dropout
+            part.train()
+        elif isinstance(part, PackedAttention):
+            part.dropout = dropout
+            part.train()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from migm.bases.maskgit import read_tensors
+from migm.bases.weights import read_tensors
 from migm.evaluation.metrics.metric import Batch, CifarNetMetric
 from migm.runtime import UserError, tensors_hash
 

@@ -1,0 +1,111 @@
+"""The VQGAN of taming-transformers (Esser et al. 2021), run by `diffusers.VQModel`."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.vq_model import VQModel
+from torch import Tensor, nn
+
+# Names of taming-transformers -> names of diffusers, applied in this order (maskgit.md 2.4).
+RENAMED = (
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+    (r"\.down\.(\d+)\.attn\.", r".down_blocks.\1.attentions."),
+    (r"\.down\.(\d+)\.downsample\.conv\.", r".down_blocks.\1.downsamplers.0.conv."),
+    (r"\.up\.(\d+)\.block\.", r".up_blocks.\1.resnets."),
+    (r"\.up\.(\d+)\.attn\.", r".up_blocks.\1.attentions."),
+    (r"\.up\.(\d+)\.upsample\.conv\.", r".up_blocks.\1.upsamplers.0.conv."),
+    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+)
+
+
+class VQGAN(nn.Module):
+    """VQGAN with the arguments of a taming `model.yaml`: images (b, 3, h, w) <-> ids (b, l).
+
+    The stride is 2 ** (levels - 1), 16 for the published one. `pixels` says how decoded values
+    become uint8: `clamp` to [-1, 1], or `min_max`, each image stretched to 0...255 and floored,
+    as MaskGIT's own evaluation does (maskgit.md section 8).
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        n_embed: int,
+        embed_dim: int,
+        pixels: Literal["clamp", "min_max"] = "clamp",
+    ):
+        super().__init__()
+        if pixels not in ("clamp", "min_max"):
+            raise ValueError(f"base.tokenizer.pixels={pixels} is unknown; one of clamp, min_max")
+        self.pixels = pixels
+        self.levels = len(ddconfig["ch_mult"])
+        self.stride = 2 ** (self.levels - 1)
+        # Compared with the nominal resolution, whatever the size of the images (maskgit.md 2.2).
+        sides = [ddconfig["resolution"] >> level for level in range(self.levels)]
+        attends = ["Attn" if side in ddconfig["attn_resolutions"] else "" for side in sides]
+        self.vq = VQModel(
+            in_channels=ddconfig["in_channels"],
+            out_channels=ddconfig["out_ch"],
+            down_block_types=tuple(f"{a}DownEncoderBlock2D" for a in attends),
+            up_block_types=tuple(f"{a}UpDecoderBlock2D" for a in reversed(attends)),
+            block_out_channels=tuple(ddconfig["ch"] * factor for factor in ddconfig["ch_mult"]),
+            layers_per_block=ddconfig["num_res_blocks"],
+            latent_channels=ddconfig["z_channels"],
+            num_vq_embeddings=n_embed,
+            vq_embed_dim=embed_dim,
+            lookup_from_codebook=True,
+        )
+
+    def from_published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under taming's names -> under this module's; its training losses are left out.
+
+        Only these names are taken: other ones come back unchanged and are refused by strict loading.
+        """
+        renamed = {}
+        for name, tensor in tensors.items():
+            if name.startswith("loss."):
+                continue
+            new = f".{name}"
+            for pattern, replacement in RENAMED:
+                new = re.sub(pattern, replacement, new)
+            # The decoder's levels are counted from the image in taming, from the latents in diffusers.
+            new = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{self.levels - 1 - int(m[1])}", new)
+            attention_matrix = re.search(r"attentions\.\d+\.to_.*weight$", new) and tensor.ndim == 4
+            renamed[f"vq{new}"] = tensor[:, :, 0, 0] if attention_matrix else tensor
+        return renamed
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images (b, 3, h, w) in [-1, 1] -> latents before quantisation (b, embed_dim, h / stride, w / stride)."""
+        return self.vq.encode(self._like_weights(images)).latents
+
+    def pixel_values(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (b, l) -> float32 pixels (b, 3, h, w), nominally in [-1, 1] but not clamped."""
+        rows = self.vq.quantize.embedding(tokens).unflatten(1, grid)
+        latents = self._like_weights(rows.permute(0, 3, 1, 2))
+        return self.vq.decoder(self.vq.post_quant_conv(latents)).float()
+
+    @torch.inference_mode()
+    def to_tokens(self, images: Tensor) -> Tensor:
+        """uint8 images (b, 3, h, w) -> int64 tokens (b, l), row-major."""
+        latents = self.latents(images.float() / 127.5 - 1)
+        return self.vq.quantize(latents.float())[2][2].view(len(images), -1)
+
+    @torch.inference_mode()
+    def to_images(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """int64 tokens (b, l) -> uint8 images (b, 3, h, w)."""
+        x = self.pixel_values(tokens, grid)
+        if self.pixels == "clamp":
+            return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        return ((x - low) / (high - low) * 255).to(torch.uint8)
+
+    def _like_weights(self, x: Tensor) -> Tensor:
+        return x.to(self.vq.quantize.embedding.weight.dtype)

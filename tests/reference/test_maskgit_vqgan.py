@@ -1,0 +1,51 @@
+"""The VQGAN equals the recorded original, and every published name finds its place."""
+
+import pytest
+import torch
+
+from migm.bases.vqgan import VQGAN
+
+PUBLISHED = {
+    "double_z": False,
+    "z_channels": 256,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [16],
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def case(read_vector, recorded_vqgan):
+    return recorded_vqgan("maskgit_vq_tiny"), read_vector("maskgit_vq_tiny")[0]
+
+
+def test_decoding_equals_the_recorded_pixels(case):
+    net, tensors = case
+    codes = tensors["in.code"]
+    pixels = net.pixel_values(codes.flatten(1), tuple(codes.shape[1:]))
+    torch.testing.assert_close(pixels, tensors["out.pixels"], rtol=2e-5, atol=2e-5)
+
+
+def test_encoding_equals_the_recorded_latents_and_codes(case):
+    net, tensors = case
+    latents = net.latents(tensors["in.image"])
+    torch.testing.assert_close(latents, tensors["out.prequant"], rtol=2e-5, atol=2e-5)
+    assert torch.equal(net.vq.quantize(latents)[2][2].flatten(), tensors["out.index"])
+
+
+def test_the_published_shape_has_the_published_tensors():
+    with torch.device("meta"):
+        tensors = VQGAN(PUBLISHED, 1024, 256).state_dict()
+    assert len(tensors) == 343
+    assert sum(t.numel() for t in tensors.values()) == 72_141_699
+
+
+def test_training_losses_are_left_out_and_foreign_names_kept():
+    net = VQGAN({**PUBLISHED, "ch": 32, "z_channels": 32, "num_res_blocks": 1}, 24, 32)
+    renamed = net.from_published({"loss.discriminator.main.0.weight": torch.zeros(1), "teacher.w": torch.zeros(1)})
+    assert list(renamed) == ["vq.teacher.w"]
