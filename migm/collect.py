@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from migm.progress import progress
 from migm.runtime import UserError, command, world_size
 from migm.sampling.loop import Sampling, generate_images
 from migm.trajectories.datamodule import TrajectoryData
+from migm.trajectories.maskgit_tars import export_tars, import_tars
 from migm.trajectories.record import Recorder, Trajectories
 from migm.trajectories.store import Store, estimate_bytes
 
@@ -112,7 +114,24 @@ def main(cfg: DictConfig) -> None:
     """Load the config, build, collect."""
     config = load(cfg, CollectConfig)
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    collect(base, sampling, data, config.seed, config.evalset["num_classes"], trajectory_sampling(config.sampling))
+    described = trajectory_sampling(config.sampling)
+    if config.import_from:
+        store = Store(data.folder, header(base, sampling, config.seed, described))
+        follow("import", import_tars(config.import_from, store, base, data.shard_images, DTYPE))
+        Console().print(f"{len(store)} trajectories in {data.folder}")
+    else:
+        store = collect(base, sampling, data, config.seed, config.evalset["num_classes"], described)
+    if config.export_to:
+        follow("export", export_tars(store, config.export_to, base), total=len(store))
+        Console().print(f"{len(store)} trajectories in {config.export_to}")
+
+
+def follow(what: str, counts: Iterator[int], total: int | None = None) -> None:
+    """Run an import or export to its end, showing the images done."""
+    with progress(Console(), "images") as bar:
+        task = bar.add_task(what, total=total)
+        for count in counts:
+            bar.advance(task, count)
 
 
 if __name__ == "__main__":

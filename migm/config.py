@@ -67,7 +67,8 @@ class Common:
 
 @dataclass
 class CollectConfig(Common):
-    pass
+    import_from: str | None = None  # a folder of the released code's tars to read instead of generating
+    export_to: str | None = None  # a folder to write the store to, in the same layout
 
 
 @dataclass

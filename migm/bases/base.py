@@ -49,6 +49,7 @@ class Base(Protocol):
 
     spec: BaseSpec
     device: torch.device
+    dtype: torch.dtype  # of its weights and features
 
     def encode(self, labels: Tensor, guided: bool) -> list[Branch]:
         """Conditions of one batch: labels (b,) -> one branch, or both guidance halves."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from migm.sampling.noise import DRAW, Noise
+from migm.sampling.noise import DRAW, Noise, Step
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -30,7 +30,7 @@ class InverseCDF:
         self.inverse_temperature = inverse_temperature
         self.dtype = named_dtype(dtype, "sampling.draw.dtype")
 
-    def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]:
         probabilities = scaled(logits, self.inverse_temperature).softmax(-1, dtype=self.dtype)
         cdf = probabilities.cumsum(-1)
         # Rounded to 1, the uniform would reach past the last token that has any probability.
@@ -50,7 +50,7 @@ class GumbelMax:
         self.inverse_temperature = inverse_temperature
         self.dtype = named_dtype(dtype, "sampling.draw.dtype")
 
-    def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]:
         log_p = scaled(logits, self.inverse_temperature).log_softmax(-1, dtype=self.dtype)
         gumbel = noise.gumbel(DRAW, step, positions, logits.shape[-1]).to(self.dtype)
         tokens = (log_p + gumbel).argmax(-1, keepdim=True)

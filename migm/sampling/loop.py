@@ -10,17 +10,17 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.bases.base import Base, Branch, StepRecord
 from migm.sampling.guidance import Guidance, combine
-from migm.sampling.noise import KeyedNoise, Noise
+from migm.sampling.noise import KeyedNoise, Noise, Step
 from migm.sampling.schedule import Schedule
 from migm.sampling.select import mask_ratio, split
 
 
 class Draw(Protocol):
-    def __call__(self, logits: Tensor, noise: Noise, step: int, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Select(Protocol):
-    def __call__(self, log_prob: Tensor, noise: Noise, step: int, num_steps: int, positions: Tensor) -> Tensor: ...
+    def __call__(self, log_prob: Tensor, noise: Noise, step: Step, num_steps: int, positions: Tensor) -> Tensor: ...
 
 
 class Observer(Protocol):

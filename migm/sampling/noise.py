@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 DRAW, SELECT = 0, 1  # the loop's two uses of noise
+Step = int | Tensor  # (b, 1) where every row is at a step of its own
 
 
 class Noise(Protocol):
     """What draws and selections may ask for; positions are (b, k)."""
 
-    def uniform(self, purpose: int, step: int, positions: Tensor, width: int | None = None) -> Tensor: ...
+    def uniform(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor: ...
 
-    def gumbel(self, purpose: int, step: int, positions: Tensor, width: int | None = None) -> Tensor: ...
+    def gumbel(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor: ...
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class KeyedNoise:
         golden = -0x61C8864680B583EB
         self.keys = _mix(_mix(images.long() * golden + seed) + golden)[:, None]  # (b, 1)
 
-    def uniform(self, purpose: int, step: int, positions: Tensor, width: int | None = None) -> Tensor:
+    def uniform(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor:
         """float64 in (0, 1), (b, k), or (b, k, width) with one value for each vocabulary entry."""
         stream = _mix(self.keys + (2 * step + purpose + 1))
         bits = _mix(stream + positions * 0x632BE59BD9B4E019)
@@ -44,6 +45,6 @@ class KeyedNoise:
         # 52 bits: with 53 the added half would round the largest value up to 1.
         return ((bits >> 12 & (1 << 52) - 1).double() + 0.5) * 2.0**-52
 
-    def gumbel(self, purpose: int, step: int, positions: Tensor, width: int | None = None) -> Tensor:
+    def gumbel(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor:
         """Standard Gumbel noise in float64, shaped as `uniform`."""
         return -torch.log(-torch.log(self.uniform(purpose, step, positions, width)))

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from migm.sampling.noise import SELECT, Noise
+from migm.sampling.noise import SELECT, Noise, Step
 
 
 class Confidence:
@@ -20,7 +20,7 @@ class Confidence:
             raise ValueError(f"sampling.select.anneal={anneal} is unknown; one of linear, constant")
         self.temperature, self.anneal = temperature, anneal
 
-    def __call__(self, log_prob: Tensor, noise: Noise, step: int, num_steps: int, positions: Tensor) -> Tensor:
+    def __call__(self, log_prob: Tensor, noise: Noise, step: Step, num_steps: int, positions: Tensor) -> Tensor:
         """Scores (b, k) of the drawn tokens at the masked positions (b, k)."""
         left = 1 - step / max(num_steps - 1, 1) if self.anneal == "linear" else 1.0
         return log_prob.double() + self.temperature * left * noise.gumbel(SELECT, step, positions)
@@ -29,7 +29,7 @@ class Confidence:
 class Random:
     """A random subset, whatever the model believes: the baseline of confidence selection."""
 
-    def __call__(self, log_prob: Tensor, noise: Noise, step: int, num_steps: int, positions: Tensor) -> Tensor:
+    def __call__(self, log_prob: Tensor, noise: Noise, step: Step, num_steps: int, positions: Tensor) -> Tensor:
         return noise.uniform(SELECT, step, positions)
 
 

@@ -42,7 +42,7 @@ class ShortcutModule(L.LightningModule):
         self.save_hyperparameters({"config": config, "base": base.fingerprint()})
 
     def training_step(self, batch: Pairs, _: int) -> Tensor:
-        loss, log = self.objective(self.shortcut, self.frozen.base, batch)
+        loss, log = self.objective(self.shortcut, self.frozen.base, batch, self.global_step)
         self.log("train/feature_mse", log.pop("feature_mse"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
         return loss

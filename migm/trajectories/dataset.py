@@ -14,12 +14,14 @@ class Pairs(NamedTuple):
 
     features: Tensor  # (b, t, c) of step s
     target: Tensor  # (b, t, c) of step s + 1
-    new_tokens: Tensor  # (b, k) revealed by step s, padded with 0
-    new_positions: Tensor  # (b, k) ascending, padded with 0
-    new_mask: Tensor  # (b, k) False at padding
+    tokens: Tensor  # (b, l) final ones
+    new: Tensor  # (b, l) True at what step s revealed
     masked: Tensor  # (b, l) True where still masked before step s + 1
-    mask_ratio: Tensor  # (b,) share of them
     steps: Tensor  # (b,) s
+    labels: Tensor  # (b,)
+    halves: Tensor  # (b,) 0 conditional, 1 unconditional
+    images: Tensor  # (b,) number in the run
+    width: int  # the most tokens that step s revealed in any row
 
 
 class PairDataset:
@@ -59,7 +61,8 @@ class PairDataset:
         rest, s = index // (self.num_steps - 1), index % (self.num_steps - 1)
         image, half = rest // self.copies, rest % self.copies
         shard, row = self.where[image].unbind(1)
-        both, tokens, order = (torch.empty(0),) * 3
+        both, labels, images = torch.empty(0), torch.empty_like(s), torch.empty_like(s)
+        tokens, order = (torch.empty(0),) * 2
         for number in shard.unique().tolist():
             data, place = self._shard(number), (shard == number).nonzero()[:, 0]
             t, c = data["features"].shape[-2:]
@@ -71,9 +74,13 @@ class PairDataset:
             rows = flat.as_strided((len(flat) // (t * c) - 1, 2 * t * c), (t * c, 1))
             first = (row[place] * self.copies + half[place]) * self.num_steps + s[place]
             both.index_copy_(0, place, rows.index_select(0, first))
-            tokens[place], order[place] = data["tokens"][row[place]], data["order"][row[place]]
+            values = {"tokens": tokens, "order": order, "labels": labels, "images": images}
+            for key, into in values.items():
+                into[place] = data[key][row[place]]
         now, after = both.unflatten(1, (2, t, c)).unbind(1)
-        return pair_batch(now, after, tokens, order, s)
+        new, masked = order == s[:, None], order > s[:, None]
+        width = int(new.sum(1).max())
+        return Pairs(now, after, tokens.long(), new, masked, s, labels, half, images, width)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._open:
@@ -81,23 +88,9 @@ class PairDataset:
         return self._open[number]
 
 
-def pair_batch(features: Tensor, target: Tensor, tokens: Tensor, order: Tensor, steps: Tensor) -> Pairs:
-    """Assemble a batch from features of steps s and s + 1, final tokens (b, l) and reveal order (b, l)."""
-    new = order == steps[:, None]
-    count = new.sum(1)
-    width = int(count.max())
+def padded_positions(new: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Up to `width` true entries of `new` (b, l) -> their positions (b, width), ascending, and False at padding (0)."""
     # A stable descending sort puts the new positions first, in ascending order.
     positions = new.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
-    new_mask = torch.arange(width) < count[:, None]
-    positions = positions.where(new_mask, 0)
-    masked = order > steps[:, None]
-    return Pairs(
-        features=features,
-        target=target,
-        new_tokens=tokens.gather(1, positions).long().where(new_mask, 0),
-        new_positions=positions,
-        new_mask=new_mask,
-        masked=masked,
-        mask_ratio=masked.float().mean(1),
-        steps=steps,
-    )
+    mask = torch.arange(width, device=new.device) < new.sum(1, keepdim=True)
+    return positions.where(mask, 0), mask

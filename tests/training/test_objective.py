@@ -1,27 +1,17 @@
 """What the shortcut is trained to do: formulas, against the original step and against trivial cases."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_parts import collected, tiny
+from tiny_parts import collected, naming, tiny
 from torch.nn.functional import cosine_similarity, kl_div
 
-from migm.bases.maskgit import MaskGIT
-from migm.bases.tokenizer import ConvVQ
-from migm.bases.transformer import MaskTransformer
 from migm.config import build
-from migm.shortcuts.losses import masked_cosine, masked_mse
+from migm.shortcuts.losses import masked_cosine, masked_kl, masked_mse
 from migm.shortcuts.maskgit import MaskGITShortcut
-from migm.training.objective import FeatureMSE, predict
+from migm.training.objective import FeatureLoss
+from migm.training.rollout import Rollout, Situation, conditions, predict
 from migm.training.schedule import trapezoid
-from migm.trajectories.dataset import PairDataset, Pairs
-
-STEP = Path(os.environ.get("MIGM_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
-STEP = STEP / "maskgit_trainstep.safetensors"
-recorded = pytest.mark.skipif(not STEP.exists(), reason="recorded cases are not here (MIGM_VECTORS)")
+from migm.trajectories.dataset import PairDataset
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +57,7 @@ def test_a_shortcut_that_adds_nothing_costs_what_reuse_costs(tiny_run):
     shortcut = MaskGITShortcut(48, num_heads=2)
     torch.nn.init.zeros_(shortcut.proj_out.weight)
     torch.nn.init.zeros_(shortcut.proj_out.bias)
-    loss, log = FeatureMSE()(shortcut, base, pairs.__getitems__(range(20)))
+    loss, log = FeatureLoss()(shortcut, base, pairs.__getitems__(range(20)))
     assert loss.item() == log["feature_mse"].item() == log["reuse_mse"].item() > 0
 
 
@@ -79,7 +69,7 @@ def test_a_perfect_shortcut_costs_nothing(tiny_run):
         def forward(self, features, *_):
             return batch.target.float()
 
-    loss, log = FeatureMSE()(Oracle(1, 1), base, batch)
+    loss, log = FeatureLoss()(Oracle(1, 1), base, batch)
     assert loss == 0
     assert log["feature_cosine"].item() == pytest.approx(1, abs=1e-5)
 
@@ -90,7 +80,7 @@ def test_a_shortcut_learns_a_handful_of_pairs(tiny_run):
     shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(4))
     optimizer = torch.optim.AdamW(shortcut.parameters(), lr=3e-3)
     for _ in range(150):
-        loss, log = FeatureMSE()(shortcut, base, batch)
+        loss, log = FeatureLoss()(shortcut, base, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -101,75 +91,133 @@ def test_padding_does_not_change_a_prediction(tiny_run):
     base, pairs = tiny_run
     torch.manual_seed(0)
     shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(5))
-    assert not batch.new_mask.all()
-    together = predict(shortcut, base, batch)
+    assert (batch.new.sum(1) < batch.width).any()
+    together = predict(shortcut, base, Situation.of(batch, base))
     for i in range(5):
-        alone = predict(shortcut, base, pairs.__getitems__([i]))
+        alone = predict(shortcut, base, Situation.of(pairs.__getitems__([i]), base))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_the_base_gets_no_gradient(tiny_run):
     base, pairs = tiny_run
     shortcut = MaskGITShortcut(48, num_heads=2)
-    FeatureMSE()(shortcut, base, pairs.__getitems__(range(4)))[0].backward()
+    FeatureLoss()(shortcut, base, pairs.__getitems__(range(4)))[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in base.transformer.parameters())
     assert all(p.grad is not None for p in shortcut.parameters())
 
 
-def original_step() -> tuple[MaskGIT, MaskGITShortcut, Pairs, dict[str, torch.Tensor]]:
-    """Base, student and batch of the recorded training step (maskgit.md 7.2)."""
-    data = load_file(STEP)
-    frozen = {name.removeprefix("base."): tensor for name, tensor in data.items() if name.startswith("base.")}
-    frozen["bias"] = frozen.pop("bias_f16").float()
-    transformer = MaskTransformer(1024, 1024, 1000, channels=16, depth=1, num_heads=2, mlp_channels=32)
-    transformer.load_state_dict(frozen)
-    base = MaskGIT(transformer, ConvVQ(8, 4, 4, 1), random_weights=True, dtype="float32", device="cpu")
-    student = MaskGITShortcut(16, bottleneck_ratio=2, num_heads=2)
-    weights = {name.removeprefix("student."): value for name, value in data.items() if name.startswith("student.")}
-    student.load_state_dict(weights)
-    masked = data["in.cur_token_ids"][:, :1024] == 1024
-    positions = data["in.new_token_map"][0].nonzero().T
-    batch = Pairs(
-        features=data["in.prev_feat"],
-        target=data["in.tgt_feat"],
-        new_tokens=data["in.new_token_ids"],
-        new_positions=positions,
-        new_mask=torch.ones_like(positions, dtype=torch.bool),
-        masked=masked,
-        mask_ratio=masked.float().mean(1),
-        steps=torch.tensor([6]),
-    )
-    return base, student, batch, data
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
+def test_masked_kl_is_the_mean_over_masked_rows(direction):
+    torch.manual_seed(0)
+    student, teacher, masked = torch.randn(3, 5, 7), torch.randn(3, 5, 7), torch.rand(3, 5) > 0.5
+    p, q = (x[masked].log_softmax(-1) for x in ((teacher, student) if "teacher_s" in direction else (student, teacher)))
+    expected = kl_div(q, p, log_target=True, reduction="batchmean")
+    assert masked_kl(student, teacher, masked, direction).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert masked_kl(teacher, teacher, masked, direction) == 0
 
 
-@recorded
-def test_a_step_has_the_original_masked_features_and_error():
-    base, student, batch, data = original_step()
-    assert torch.equal(batch.masked, data["r1.mask_map"][:, :1024])
-    loss, log = FeatureMSE()(student, base, batch)
-    predicted = predict(student, base, batch)[:, :1024][batch.masked]
-    torch.testing.assert_close(predicted, data["r1.est_feat"][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(batch.target[:, :1024][batch.masked], data["r1.tgt_feat"][0], rtol=0, atol=0)
-    assert loss.item() == pytest.approx(data["r1.mse"].item(), rel=1e-5)
-    assert log["feature_mse"].item() == loss.item()
+def test_the_divergence_is_that_of_the_heads_logits_at_a_temperature(tiny_run):
+    base, pairs = tiny_run
+    torch.manual_seed(0)
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(6))
+    mse, _ = FeatureLoss()(shortcut, base, batch)
+    total, log = FeatureLoss(mse_weight=2.0, kl_weight=0.5, kl_temperature=3.0)(shortcut, base, batch)
+    predicted = predict(shortcut, base, Situation.of(batch, base)).double()
+    heads = (base.head(x).float() / 3 for x in (predicted, batch.target.double()))
+    kl = masked_kl(*heads, batch.masked)
+    assert kl > 0
+    assert log["logit_kl"].item() == pytest.approx(kl.item(), rel=1e-4)
+    assert total.item() == pytest.approx((2 * mse + 0.5 * 9 * kl).item(), rel=1e-4)
 
 
-@recorded
-def test_a_step_has_the_original_gradients():
-    base, student, batch, data = original_step()
-    loss, _ = FeatureMSE()(student, base, batch)
-    positions = batch.masked[0].nonzero().T
-    # The recorded step adds half of a KL term that FeatureMSE has not: it is added here, with the base's head.
-    ours = base.head(predict(student, base, batch), positions).log_softmax(-1)
-    theirs = base.head(batch.target, positions).log_softmax(-1)
-    kl = kl_div(ours, theirs, log_target=True, reduction="sum") / positions.shape[1]
-    assert kl.item() == pytest.approx(data["r1.kl"].item(), rel=1e-4)
-    total = loss + 0.5 * kl
-    assert total.item() == pytest.approx(data["r1.loss"].item(), rel=1e-5)
-    total.backward()
-    for name in ("proj_in.weight", "adaLN_modulation.weight"):
-        found = student.get_parameter(name).grad
-        torch.testing.assert_close(found, data[f"r1.grad.{name}"], rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mse_weight": 0.0}, "one of them above"),
+        ({"kl_weight": -1.0}, "objective.kl_weight=-1.0"),
+        ({"kl_temperature": 0.0}, "objective.kl_temperature=0.0"),
+        ({"kl_direction": "both"}, "objective.kl_direction=both"),
+    ],
+)
+def test_impossible_losses_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=naming(words)):
+        FeatureLoss(**wrong)
+
+
+@pytest.fixture
+def make_rollout(make_sampling):
+    sampling = make_sampling()
+
+    def make(max_length, **changes):
+        return Rollout(max_length, **{**vars_of(sampling), **changes})
+
+    return make
+
+
+def vars_of(sampling):
+    return {name: getattr(sampling, name) for name in ("num_steps", "schedule", "draw", "select")}
+
+
+def test_a_rollout_of_one_step_is_the_stored_pair(tiny_run, make_rollout):
+    base, pairs = tiny_run
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(10))
+    now, target = make_rollout(3)(shortcut, base, batch, iteration=3)  # 1, 2, 3, then 1 again
+    assert target is batch.target
+    for value, stored in zip(now, Situation.of(batch, base), strict=True):
+        assert value is stored or torch.equal(value, stored)
+
+
+def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tiny_run, make_rollout):
+    base, pairs = tiny_run
+    torch.manual_seed(0)
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(10))  # both halves of an image
+    counts, start = [1, 2, 3, 3, 4, 3], Situation.of(batch, base)
+    now, target = make_rollout(3)(shortcut, base, batch, iteration=2)
+    for row, s in enumerate(batch.steps.tolist()):
+        steps = min(3, 5 - s)  # of 6 steps the last has no successor
+        assert int(now.masked[row].sum()) == sum(counts[s + steps :])
+        assert int(now.new[row].sum()) == counts[s + steps - 1]
+        assert ((now.tokens[row] == 24) == now.masked[row]).all()
+        known = ~start.masked[row]
+        assert torch.equal(now.tokens[row][known], start.tokens[row][known])
+        if steps == 1:
+            assert torch.equal(target[row], batch.target[row])
+        else:
+            branch = type(base.encode(batch.labels, False)[0])(conditions(base, batch)[row : row + 1])
+            with torch.no_grad():
+                true = base.features(now.tokens[row : row + 1], branch, now.mask_ratio[row : row + 1])
+            torch.testing.assert_close(target[row], true[0].to(target.dtype))
+
+
+def test_the_condition_of_a_pair_is_its_half(tiny_run):
+    base, pairs = tiny_run
+    batch = pairs.__getitems__([0, 5, 10, 15])
+    assert batch.halves.tolist() == [0, 1, 0, 1]
+    assert conditions(base, batch).tolist() == [int(batch.labels[0]), 10, int(batch.labels[2]), 10]
+
+
+def test_a_rollout_is_repeatable_and_another_in_another_iteration(tiny_run, make_rollout):
+    base, pairs = tiny_run
+    torch.manual_seed(0)
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(3))
+    tokens = [make_rollout(2)(shortcut, base, batch, iteration)[0].tokens for iteration in (1, 1, 3)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert not torch.equal(tokens[0], tokens[2])
+
+
+def test_only_the_last_step_of_a_rollout_has_gradients(tiny_run, make_rollout):
+    base, pairs = tiny_run
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(3))
+    now, target = make_rollout(2)(shortcut, base, batch, iteration=1)
+    assert not any(tensor.requires_grad for tensor in (now.features, target))
+    FeatureLoss(rollout=make_rollout(2))(shortcut, base, batch, 1)[0].backward()
+    assert all(p.grad is not None for p in shortcut.parameters())
+
+
+@pytest.mark.parametrize("length", [0, 6])
+def test_impossible_rollouts_are_refused(make_rollout, length):
+    with pytest.raises(ValueError, match=naming(f"objective.rollout.max_length={length}", "1 and", "5")):
+        make_rollout(length)
 
 
 def test_the_trapezoid_rises_stays_and_falls_to_zero():

@@ -1,22 +1,16 @@
 """Training pairs: what a shortcut sees of two consecutive steps."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_parts import collected, naming, synthetic, tiny
 
 from migm.config import build
 from migm.runtime import UserError
-from migm.sampling.schedule import Increments
-from migm.trajectories.dataset import PairDataset, pair_batch
+from migm.trajectories.dataset import PairDataset, padded_positions
 from migm.trajectories.store import Store
 
-MADE = Path(os.environ.get("MIGM_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
-MADE = MADE / "maskgit_makedata.safetensors"
-recorded = pytest.mark.skipif(not MADE.exists(), reason="recorded cases are not here (MIGM_VECTORS)")
 HEADER = {"base": "x", "copies": 2, "num_steps": 4, "seed": 0}
 
 
@@ -38,11 +32,13 @@ def slow_pair(image: int, half: int, s: int) -> dict[str, torch.Tensor]:
     return {
         "features": made.features[0, half, s],
         "target": made.features[0, half, s + 1],
-        "new_positions": torch.tensor(new),
-        "new_tokens": torch.tensor([tokens[p] for p in new]),
+        "tokens": torch.tensor(tokens),
+        "new": torch.tensor([p in new for p in range(len(order))]),
         "masked": torch.tensor(masked),
-        "mask_ratio": torch.tensor(sum(masked) / len(masked)),
         "steps": torch.tensor(s),
+        "labels": torch.tensor(image % 10),
+        "halves": torch.tensor(half),
+        "images": torch.tensor(image),
     }
 
 
@@ -54,21 +50,21 @@ def test_every_pair_is_that_of_a_slow_recomputation(store):
     index = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     batch = data.__getitems__(index.tolist())
     for row, i in enumerate(index.tolist()):
-        slow, k = wanted[i], len(wanted[i]["new_positions"])
-        assert batch.new_mask[row].tolist() == [j < k for j in range(batch.new_mask.shape[1])]
-        for name, value in slow.items():
-            found = getattr(batch, name)[row]
-            found = found[:k] if name.startswith("new") else found
-            assert torch.equal(found, value.to(found.dtype)), (name, i)
-        assert not batch.new_tokens[row, k:].any()
-        assert not batch.new_positions[row, k:].any()
+        for name, value in wanted[i].items():
+            assert torch.equal(getattr(batch, name)[row], value), (name, i)
+    assert batch.width == 3
+
+
+def test_positions_ascend_and_are_padded():
+    new = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    positions, mask = padded_positions(new, 2)
+    assert positions.tolist() == [[1, 3], [3, 0], [0, 0]]
+    assert mask.tolist() == [[True, True], [True, False], [False, False]]
 
 
 def test_a_batch_is_no_wider_than_its_longest_step(store):
-    steps = torch.tensor([2, 2])
-    made = synthetic([0, 1])
-    batch = pair_batch(made.features[:, 0, 2], made.features[:, 0, 3], made.tokens, made.order, steps)
-    assert batch.new_tokens.shape == (2, 1)
+    third = [image * 6 + 2 for image in range(5)]
+    assert PairDataset(store).__getitems__(third).width == 1
 
 
 def test_a_range_of_images_holds_their_pairs_only(store):
@@ -98,34 +94,6 @@ def test_a_window_keeps_a_batch_in_few_shards(store, monkeypatch):
     data = PairDataset(store)
     shards = data.where[data.order(torch.Generator().manual_seed(0)) // 6, 0]
     assert (shards.diff() != 0).sum() == 2
-
-
-@recorded
-@pytest.mark.parametrize("s", [0, 1, 2])
-def test_pairs_agree_with_the_original_expansion(s):
-    made, key = load_file(MADE), "00012_000_3_uncond"
-    features, tokens = made[f"{key}/feat.pth"], made[f"{key}/teacher_vq_ids.pth"][:16]
-    order = made[f"{key}/generation_order.pth"][:16]
-    batch = pair_batch(features[[s]], features[[s + 1]], tokens[None], order[None], torch.tensor([s]))
-    sample = {k.rsplit("/", 1)[1]: v for k, v in made.items() if k.startswith(f"sample/{key}/{s}/")}
-    masked = sample["cur_token_ids"][:16] == 24
-    assert torch.equal(batch.features[0], sample["prev_feat"])
-    assert torch.equal(batch.target[0], sample["tgt_feat"])
-    assert torch.equal(batch.new_tokens[0], sample["new_token_ids"])
-    assert torch.equal(batch.new_positions[0], sample["new_token_map"].nonzero()[:, 0])
-    assert torch.equal(batch.masked[0], masked)
-    assert torch.equal(batch.masked[0], sample["tgt_vq_ids"][:16] != -100)
-    assert batch.mask_ratio.item() == masked.sum().item() / 16
-
-
-@recorded
-def test_mask_ratios_are_the_original_table_of_512_pixels():
-    table = load_file(MADE)["mask_ratio_table_15"]
-    counts = torch.tensor(Increments("arccos").counts(1024, 15))
-    order = torch.arange(15).repeat_interleave(counts).expand(14, -1)
-    features = torch.zeros(14, 1, 1)
-    batch = pair_batch(features, features, torch.zeros_like(order), order, torch.arange(14))
-    assert torch.equal(batch.mask_ratio, table)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,170 @@
+"""Trajectories in the layout of the released MaskGIT-Shortcut code: WebDataset tars, one record per guidance half.
+
+A record `{batch:05d}_{index:03d}_{label}_{cond|uncond}` has `feat.pth` (n, l + 1, c),
+`teacher_vq_ids.pth` (l + 1) with the raw label or the id of "no class" at the end, and
+`generation_order.pth` (l + 1) with -1 at the end (maskgit.md section 6).
+"""
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from migm.bases.maskgit import MaskGIT
+from migm.runtime import UserError
+from migm.trajectories.record import Trajectories
+from migm.trajectories.store import Store
+
+FIELDS = ("feat.pth", "teacher_vq_ids.pth", "generation_order.pth")
+RECORDS_A_TAR, BATCH = 40, 10  # as the released code writes them
+
+
+def read_images(folder: Path) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+    """Origin and both halves, conditional first, of every image in the folder's tars."""
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise UserError(f"import_from={folder}: no *.tar here")
+    for tar in tars:
+        for image, records in groupby(_records(tar), lambda record: record[0].rsplit("_", 1)[0]):
+            halves = {key.rsplit("_", 1)[1]: fields for key, fields in records}
+            if set(halves) != {"cond", "uncond"}:
+                raise UserError(f"{tar}: {image} has the halves {sorted(halves)} instead of cond and uncond")
+            yield f"{tar}, {image}", halves["cond"], halves["uncond"]
+
+
+def _records(tar: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    try:
+        with tarfile.open(tar) as file:
+            members = ((member.name.split(".", 1), file.extractfile(member)) for member in file if member.isfile())
+            for key, group in groupby(members, lambda member: member[0][0]):
+                fields = {name[1]: _tensor(opened.read()) for name, opened in group if opened and name[1:]}
+                if missing := set(FIELDS) - set(fields):
+                    raise UserError(f"{tar}: record {key} lacks {min(missing)}")
+                yield key, fields
+    except (tarfile.TarError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{tar} cannot be read as trajectories ({str(error).splitlines()[0]})") from error
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def import_tars(
+    folder: str | Path, store: Store, base: MaskGIT, shard_images: int, dtype: torch.dtype
+) -> Iterator[int]:
+    """Append the images of a folder to a store that does not hold them yet; yields how many a shard took.
+
+    The first image is compared with `base` on an empty image, so that trajectories of other
+    weights are refused. Started again after a kill, it goes on behind the last whole shard.
+    """
+    parts: list[Trajectories] = []
+    done = len(store)
+    for number, (origin, cond, uncond) in enumerate(read_images(Path(folder))):
+        if number == 0:
+            check_base(base, cond, store.header["num_steps"], origin)
+        if number < done:
+            continue
+        parts.append(trajectory(base, cond, uncond, number, dtype))
+        if len(parts) == shard_images:
+            yield _append(store, parts)
+    if parts:
+        yield _append(store, parts)
+
+
+def _append(store: Store, parts: list[Trajectories]) -> int:
+    count = len(parts)
+    store.append(Trajectories(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])}))
+    parts.clear()
+    return count
+
+
+def trajectory(
+    base: MaskGIT, cond: dict[str, Tensor], uncond: dict[str, Tensor], number: int, dtype: torch.dtype
+) -> Trajectories:
+    """One image of the tars as ours."""
+    length = base.spec.num_tokens
+    ids, order = cond["teacher_vq_ids.pth"], cond["generation_order.pth"]
+    return Trajectories(
+        features=torch.stack([cond["feat.pth"], uncond["feat.pth"]]).to(dtype)[None],
+        tokens=ids[None, :length].to(torch.int32),
+        order=order[None, :length].to(torch.int16),
+        labels=ids[-1:].long(),
+        images=torch.tensor([number]),
+    )
+
+
+def check_base(base: MaskGIT, record: dict[str, Tensor], num_steps: int, origin: str) -> None:
+    """Refuse a record whose first features are not those of `base`, or of another number of steps."""
+    features, label = record["feat.pth"], record["teacher_vq_ids.pth"][-1:]
+    wanted = (num_steps, base.spec.num_tokens + 1, base.spec.channels)
+    if tuple(features.shape) != wanted:
+        raise UserError(
+            f"{origin}: features are {tuple(features.shape)}, this base and sampling.num_steps ask {wanted}"
+        )
+    empty = torch.full((1, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
+    with torch.inference_mode():
+        ours = base.features(empty, base.encode(label, guided=False)[0], torch.ones(1, device=base.device))
+    likeness = float(cosine_similarity(ours[0].float().cpu(), features[0].float(), dim=-1).mean())
+    if likeness < 0.99:  # half precision leaves more than 0.999
+        raise UserError(f"{origin}: its features are not those of this base (cosine {likeness:.3f} at the first step)")
+
+
+def export_tars(store: Store, folder: str | Path, base: MaskGIT) -> Iterator[int]:
+    """Write a store as tars of 20 images, each under a temporary name first; yields how many a tar took."""
+    folder = Path(folder)
+    waiting: list[dict[str, Tensor]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.tar")):
+        raise UserError(f"export_to={folder} holds tars already; choose an empty folder")
+    written = 0
+    for shard in range(len(store.shards)):
+        data = store.open(shard)
+        for row in range(len(data["labels"])):
+            waiting.append({name: tensor[row] for name, tensor in data.items()})
+            if 2 * len(waiting) == RECORDS_A_TAR:
+                yield _write_tar(folder, written, waiting, base)
+                written += 1
+    if waiting:
+        yield _write_tar(folder, written, waiting, base)
+
+
+def _write_tar(folder: Path, number: int, images: list[dict[str, Tensor]], base: MaskGIT) -> int:
+    final, count = folder / f"{number:06d}.tar", len(images)
+    temporary = final.with_suffix(".tar.tmp")
+    with tarfile.open(temporary, "w") as tar:
+        for image in images:
+            for key, fields in records(image, base):
+                for name, tensor in fields.items():
+                    data = io.BytesIO()
+                    torch.save(tensor.clone(), data)  # a view would be written with all it is a view of
+                    info = tarfile.TarInfo(f"{key}.{name}")
+                    info.size = data.tell()
+                    data.seek(0)
+                    tar.addfile(info, data)
+    os.replace(temporary, final)
+    images.clear()
+    return count
+
+
+def records(image: dict[str, Tensor], base: MaskGIT) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Both records of one stored image."""
+    number, label = int(image["images"]), int(image["labels"])
+    no_class = int(
+        base.transformer.sequence(image["tokens"][None], torch.tensor([base.transformer.num_classes]))[0, -1]
+    )
+    for half, (kind, last) in enumerate((("cond", label), ("uncond", no_class))):
+        yield (
+            f"{number // BATCH:05d}_{number % BATCH:03d}_{label}_{kind}",
+            {
+                "feat.pth": image["features"][half].float(),
+                "teacher_vq_ids.pth": torch.cat([image["tokens"].long(), torch.tensor([last])]),
+                "generation_order.pth": torch.cat([image["order"].long(), torch.tensor([-1])]),
+            },
+        )
