@@ -1,15 +1,12 @@
-"""Fixtures of all tests: the recorded vectors, a tiny random base, a short sampling."""
+"""Fixtures of all tests: a tiny random base, shortcuts for it, a short sampling."""
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from tiny_parts import recorded_transformer, state_dict, wrap
+from tiny_parts import wrap
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
@@ -29,7 +26,6 @@ from migm.shortcuts.maskgit import MaskGITShortcut
 
 torch.set_num_threads(1)  # the models are tiny: more threads only cost time
 
-Vector = tuple[dict[str, Tensor], dict[str, str]]
 SIZES = {
     "num_tokens": 16,
     "vocab_size": 24,
@@ -39,26 +35,6 @@ SIZES = {
     "num_heads": 4,
     "mlp_channels": 96,
 }
-
-
-@pytest.fixture(scope="session")
-def vectors() -> Path:
-    """The folder of the recorded cases of the original implementations."""
-    folder = Path(os.environ.get("MIGM_VECTORS") or Path(__file__).parents[2] / "shared" / "vectors")
-    if not folder.is_dir():
-        pytest.skip(f"recorded vectors are absent from {folder}; set MIGM_VECTORS")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def read_vector(vectors: Path) -> Callable[[str], Vector]:
-    """Name of a vector file without its ending -> its tensors and its metadata."""
-
-    def read(name: str) -> Vector:
-        with safe_open(vectors / f"{name}.safetensors", "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-    return read
 
 
 @pytest.fixture(scope="session")
@@ -88,28 +64,6 @@ def make_base(make_transformer: Callable[..., MaskTransformer]) -> Callable[...,
 @pytest.fixture(scope="session")
 def tiny_base(make_base: Callable[..., MaskGIT]) -> MaskGIT:
     return make_base()
-
-
-@pytest.fixture(scope="session")
-def recorded_base(read_vector: Callable[[str], Vector]) -> MaskGIT:
-    """The base of the recorded cases, in float32."""
-    return wrap(recorded_transformer(*read_vector("maskgit_base_tiny")), "float32")
-
-
-@pytest.fixture(scope="session")
-def recorded_shortcut(read_vector: Callable[[str], Vector]) -> Callable[[str], MaskGITShortcut]:
-    """The shortcut of a recorded case, named as its file."""
-
-    def build(name: str) -> MaskGITShortcut:
-        tensors, meta = read_vector(name)
-        time = meta.get("embed_t", "True") == "True"
-        ratio = int(float(meta["bottleneck_ratio"]))
-        channels = tensors["in.prev_feat"].shape[-1]
-        shortcut = MaskGITShortcut(channels, ratio, int(meta["n_block"]), int(meta["heads"]), time)
-        shortcut.load_state_dict(state_dict(tensors))
-        return shortcut.eval().requires_grad_(False)
-
-    return build
 
 
 @pytest.fixture(scope="session")

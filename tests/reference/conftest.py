@@ -1,13 +1,66 @@
-"""What only the recorded cases of the original implementations need."""
+"""The recorded cases of the original implementations, and the parts they were recorded of.
+
+They lie in the folder MIGM_VECTORS, by default beside the checkout; all sizes are read from them.
+"""
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from tiny_parts import state_dict
+from safetensors import safe_open
+from tiny_parts import recorded_transformer, state_dict, wrap
+from torch import Tensor
 
+from migm.bases.maskgit import MaskGIT
 from migm.bases.vqgan import VQGAN
 from migm.bases.weights import assign_strictly
+from migm.shortcuts.maskgit import MaskGITShortcut
+
+Vector = tuple[dict[str, Tensor], dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of the recorded cases of the original implementations."""
+    folder = Path(os.environ.get("MIGM_VECTORS") or Path(__file__).parents[3] / "shared" / "vectors")
+    if not folder.is_dir():
+        pytest.skip(f"recorded vectors are absent from {folder}; set MIGM_VECTORS")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read_vector(vectors: Path) -> Callable[[str], Vector]:
+    """Name of a vector file without its ending -> its tensors and its metadata."""
+
+    def read(name: str) -> Vector:
+        with safe_open(vectors / f"{name}.safetensors", "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def recorded_base(read_vector: Callable[[str], Vector]) -> MaskGIT:
+    """The base of the recorded cases, in float32."""
+    return wrap(recorded_transformer(*read_vector("maskgit_base_tiny")), "float32")
+
+
+@pytest.fixture(scope="session")
+def recorded_shortcut(read_vector: Callable[[str], Vector]) -> Callable[[str], MaskGITShortcut]:
+    """The shortcut of a recorded case, named as its file."""
+
+    def build(name: str) -> MaskGITShortcut:
+        tensors, meta = read_vector(name)
+        time = meta.get("embed_t", "True") == "True"
+        ratio = int(float(meta["bottleneck_ratio"]))
+        channels = tensors["in.prev_feat"].shape[-1]
+        shortcut = MaskGITShortcut(channels, ratio, int(meta["n_block"]), int(meta["heads"]), time)
+        shortcut.load_state_dict(state_dict(tensors))
+        return shortcut.eval().requires_grad_(False)
+
+    return build
 
 
 @pytest.fixture(scope="session")

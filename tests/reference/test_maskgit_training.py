@@ -88,4 +88,6 @@ def test_losses_and_gradients_are_the_recorded_ones(step):
         assert found.item() == pytest.approx(tensors[f"r{length}.{name}"].item(), rel=2e-5), name
     for name in ("proj_in.weight", "adaLN_modulation.weight"):
         wanted = tensors[f"r{length}.grad.{name}"]
-        torch.testing.assert_close(student.get_parameter(name).grad, wanted, rtol=2e-5, atol=2e-5 * float(wanted.abs().max()))
+        torch.testing.assert_close(
+            student.get_parameter(name).grad, wanted, rtol=2e-5, atol=2e-5 * float(wanted.abs().max())
+        )
