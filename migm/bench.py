@@ -1,8 +1,8 @@
-"""`python -m migm.bench`: what a full step, a cheap step and the sampling around them cost, side by side."""
+"""`python -m migm.bench`: what steps, the sampling around them and whole runs cost, side by side."""
 
-import json
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,26 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
-from migm.accelerators.refresh import Always, Uniform
+from migm.accelerators.refresh import Uniform
 from migm.bases.base import Base
 from migm.config import BenchConfig, build, conf_path, load
-from migm.evaluation.cost import interleaved
+from migm.evaluate import points
+from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate
+from migm.jsonl import append_line
 from migm.progress import progress
 from migm.runtime import command, environment
 from migm.sampling.loop import Sampling, generate_images
 
+Job = Callable[[], Tensor]
 
-def measure(
-    base: Base, sampling: Sampling, shortcut: torch.nn.Module, batch_size: int, repeats: int, classes: int
-) -> list[dict[str, Any]]:
-    """Milliseconds per image of one step of each kind.
 
-    `overhead` (head, guidance, draw, selection, bookkeeping) is what one step of the loop costs
-    beyond the features: a run that computes them once and reuses them, less that one full step,
-    over N. `full` and `cheap` are the features alone, in the middle of a run.
-    """
-    n, spec = sampling.num_steps, base.spec
-    labels, images = torch.arange(batch_size) % classes, torch.arange(batch_size)
-    branch = base.encode(labels, guided=sampling.guidance is not None)[0]
-    device = base.device
+def step_jobs(base: Base, sampling: Sampling, shortcut: torch.nn.Module, batch_size: int) -> dict[str, Job]:
+    """`full` and `cheap`: the features of one step in the middle of a run; `decode`: tokens to images."""
+    device, spec = base.device, base.spec
+    branch = base.encode(torch.zeros(batch_size, dtype=torch.long), guided=sampling.guidance is not None)[0]
     tokens = torch.randint(0, spec.vocab_size, (batch_size, spec.num_tokens), device=device)
     ratio = torch.full((batch_size,), 0.5, device=device)
-    new = torch.arange(spec.num_tokens // n, device=device).expand(batch_size, -1)
+    new = torch.arange(spec.num_tokens // sampling.num_steps, device=device).expand(batch_size, -1)
     advance = Shortcut(module=shortcut).start(base, branch)
     features = base.features(tokens, branch, ratio)
 
@@ -48,66 +43,105 @@ def measure(
         advance.update(0, features)
         return advance.predict(1, tokens, new, ratio)
 
-    def run(accelerator: Accelerator) -> Callable[[], Tensor]:
-        return lambda: generate_images(base, labels, images, 0, sampling=sampling, accelerator=accelerator)
-
-    b = sampling.num_full_steps
-    jobs: dict[str, Callable[[], Tensor]] = {
+    return {
         "full": lambda: base.features(tokens, branch, ratio),
         "cheap": cheap,
-        "reused": run(Accelerator(Uniform(1), Reuse())),
-        f"vanilla_{n}": run(Accelerator(Always())),
-        f"shortcut_{n}_{b}": run(Accelerator(Uniform(b), Shortcut(module=shortcut), name="shortcut")),
         "decode": lambda: base.decode(tokens),
     }
-    with progress(Console(), "runs") as bar, torch.inference_mode():
-        seconds = interleaved(list(jobs.values()), repeats, device, bar)
-    ms = {name: 1e3 * s / batch_size for name, s in zip(jobs, seconds, strict=True)}
-    ms["overhead"] = (ms.pop("reused") - ms["full"]) / n
-    floors = {f"vanilla_{n}": n * ms["full"], f"shortcut_{n}_{b}": b * ms["full"] + (n - b) * ms["cheap"]}
-    return [
-        {"part": part, "ms_per_image": value, "of_full_step": value / ms["full"], "floor_ms": floors.get(part)}
-        for part, value in ms.items()
-    ]
+
+
+@torch.inference_mode()
+def measure(
+    base: Base, sampling: Sampling, shortcut: torch.nn.Module, runs: Sequence[Point], batch_size: int, repeats: int
+) -> list[dict[str, Any]]:
+    """One row for each part: milliseconds and FLOPs per image, and the floor that the FLOPs alone would take.
+
+    `overhead` (head, guidance, draw, selection, bookkeeping) is what one step of the loop costs
+    beyond the features: a run that computes them once and reuses them, less that one full step,
+    over N. The floor is at the rate of one large matrix product, measured in the same run.
+    """
+    images = torch.arange(batch_size)
+    reused = Point(sampling, Accelerator(Uniform(1), Reuse(), "reuse"))
+
+    def run(point: Point) -> Job:
+        sampled: dict[str, Any] = {"sampling": point.sampling, "accelerator": point.accelerator}
+        return lambda: generate_images(base, torch.zeros_like(images), images, 0, **sampled)
+
+    steps = step_jobs(base, sampling, shortcut, batch_size)
+    jobs = {**steps, "overhead": run(reused), **{point.label: run(point) for point in runs}}
+    with progress(Console(), "runs") as bar:
+        seconds = interleaved(list(jobs.values()), repeats, base.device, bar)
+    ms = {part: 1e3 * s / batch_size for part, s in zip(jobs, seconds, strict=True)}
+    work: dict[str, float] = {part: counted(job) for part, job in step_jobs(base, sampling, shortcut, 1).items()}
+    work |= {"overhead": flops(base, reused), **{point.label: flops(base, point) for point in runs}}
+    for values in (ms, work):
+        values["overhead"] = (values["overhead"] - values["full"]) / sampling.num_steps
+    rate = matmul_rate(base.device, base.dtype)
+    return [row(part, ms[part], work[part], ms["full"], rate) for part in jobs]
+
+
+def row(part: str, ms: float, work: float, full: float, rate: float) -> dict[str, Any]:
+    """What is printed and kept of a part."""
+    floor = 1e3 * work / rate
+    return {
+        "part": part,
+        "ms_per_image": ms,
+        "of_full_step": ms / full,
+        "gflop": work / 1e9,
+        "floor_ms": floor,
+        "of_floor": floor / ms,
+        "matmul_tflop_per_s": rate / 1e12,
+    }
+
+
+def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) -> tuple[int, list[dict[str, Any]]]:
+    """The rows of the largest batch that fits the device's memory, halving from `batch_size`."""
+    while True:
+        try:
+            return batch_size, measured(batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            Console().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
+            batch_size //= 2
+            torch.cuda.empty_cache()
+
+
+def show(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print the rows as a table."""
+    table = Table("part", "ms an image", "full steps", "GFLOP", "floor ms", "of floor", title=title)
+    for each in rows:
+        numbers = (f"{each['ms_per_image']:.3f}", f"{each['of_full_step']:.3f}", f"{each['gflop']:.3f}")
+        table.add_row(each["part"], *numbers, f"{each['floor_ms']:.3f}", f"{each['of_floor']:.0%}")
+    Console().print(table)
 
 
 @hydra.main(config_path=conf_path(), config_name="bench", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Measure, print a table, append JSON lines to `output`."""
+    """Measure steps and the runs of `points`, print a table a batch size, append JSON lines to `output`."""
     config = load(cfg, BenchConfig)
-    base = build(config.base)
-    rows = measure(
-        base,
-        build(config.sampling),
-        build(config.shortcut).eval(),
-        config.batch_size,
-        config.repeats,
-        config.evalset["num_classes"],
-    )
-    table = Table(
-        "part",
-        "ms an image",
-        "of a full step",
-        "floor ms",
-        title=f"batch {config.batch_size}, {environment(base.device)['device']}",
-    )
-    for row in rows:
-        floor = f"{row['floor_ms']:.2f}" if row["floor_ms"] else ""
-        table.add_row(row["part"], f"{row['ms_per_image']:.3f}", f"{row['of_full_step']:.3f}", floor)
-    Console().print(table)
+    base, sampling, shortcut = build(config.base), build(config.sampling), build(config.shortcut).eval()
+    runs = [untrained(point, shortcut) for point in points(cfg, config)]
     path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shared = {
-        "base": base.fingerprint(),
-        "batch_size": config.batch_size,
-        "repeats": config.repeats,
-        **environment(base.device),
-    }
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({**row, **shared, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
+    for wanted in config.batch_sizes:
+        batch, rows = fitting(lambda b: measure(base, sampling, shortcut, runs, b, config.repeats), wanted)
+        show(rows, f"batch {batch}, {environment(base.device)['device']}")
+        shared = {"base": base.fingerprint(), "batch_size": batch, "repeats": config.repeats}
+        for each in rows:
+            when = time.strftime("%Y-%m-%dT%H:%M:%S")
+            append_line(path, {**each, **shared, **environment(base.device), "time": when})
     Console().print(f"appended to {path}")
+
+
+def untrained(point: Point, shortcut: torch.nn.Module) -> Point:
+    """The point with the configured shortcut's shape: what it costs does not depend on its weights."""
+    accelerator = point.accelerator
+    if not isinstance(accelerator.predictor, Shortcut):
+        return point
+    return dataclasses.replace(
+        point, accelerator=Accelerator(accelerator.policy, Shortcut(module=shortcut), accelerator.name)
+    )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class GenerateConfig(Common):
 
 @dataclass
 class BenchConfig(Common):
-    batch_size: int = 100
+    batch_sizes: list[int] = field(default_factory=list)
     repeats: int = 7
     output: str = ""
 

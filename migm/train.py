@@ -127,6 +127,9 @@ def main(cfg: DictConfig) -> float:
     if measured and rank_zero_only.rank == 0:
         console.rule("evaluate")
         measured.run()
+        if not measured.metrics:
+            console.print("no report: metric=[none] measures no quality")
+            return error
         write_report([measured.results.path], training.folder / "report", baseline="", images=measured.preview)
     return error
 

@@ -164,13 +164,30 @@ def test_an_image_is_the_same_in_any_grid(copied, assets, call):
 
 def test_bench_appends_json_lines(copied, assets, call):
     for _ in range(2):
-        code, _, err = call("bench", arguments(copied, assets, "batch_size=4", "repeats=1"))
+        code, _, err = call("bench", arguments(copied, assets, "batch_sizes=[1,4]", "repeats=1"))
         assert code == 0, err
     rows = [json.loads(line) for line in (copied / "tiny_shortcut" / "bench.jsonl").read_text().splitlines()]
-    parts = {"full", "cheap", "overhead", "vanilla_6", "shortcut_6_2", "decode"}
-    assert {row["part"] for row in rows} == parts
-    assert len(rows) == 2 * len(parts)
-    assert all(row["batch_size"] == 4 and "device" in row for row in rows)
+    runs = {"vanilla 2", "vanilla 6", "reuse 6,2", "shortcut 6,2"}
+    assert {row["part"] for row in rows} == {"full", "cheap", "overhead", "decode"} | runs
+    assert [row["batch_size"] for row in rows] == 2 * (8 * [1] + 8 * [4])
+    flop = {row["part"]: row["gflop"] for row in rows}
+    head = flop["overhead"]
+    assert flop["vanilla 6"] == pytest.approx(6 * (flop["full"] + head))
+    assert flop["vanilla 6"] > flop["shortcut 6,2"] > flop["reuse 6,2"] == pytest.approx(2 * flop["full"] + 6 * head)
+    assert all(row["of_floor"] > 0 and "device" in row for row in rows)
+
+
+def test_bench_halves_a_batch_that_does_not_fit():
+    tried = []
+
+    def measured(batch_size):
+        tried.append(batch_size)
+        if batch_size > 3:
+            raise torch.OutOfMemoryError
+        return [{"part": "full"}]
+
+    assert migm.bench.fitting(measured, 12) == (3, [{"part": "full"}])
+    assert tried == [12, 6, 3]
 
 
 def test_evaluate_adds_only_new_points_and_report_shows_them(copied, assets, call):

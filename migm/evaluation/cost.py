@@ -78,17 +78,24 @@ def latency(
 
 def flops(base: Base, point: Point) -> int:
     """Floating point operations of one image: base, predictor and head; multiply and add count two."""
-    label = torch.zeros(1, dtype=torch.long)
+    first = torch.zeros(1, dtype=torch.long)  # both the label and the image's number
+    return counted(
+        lambda: generate_images(base, first, first, seed=0, sampling=point.sampling, accelerator=point.accelerator)
+    )
+
+
+def counted(job: Callable[[], object]) -> int:
+    """Floating point operations of a call; multiply and add count two."""
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        generate_images(
-            base,
-            label,
-            torch.zeros(1, dtype=torch.long),
-            seed=0,
-            sampling=point.sampling,
-            accelerator=point.accelerator,
-        )
+        job()
     return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP per second of one large square matrix product: what the device can reach in this precision."""
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    return 2 * side**3 / interleaved([lambda: a @ a], 5, device)[0]
 
 
 def full_forward_equivalents(base: Base, points: Sequence[Point], bar: Progress | None = None) -> list[float]:
