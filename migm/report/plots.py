@@ -12,6 +12,11 @@ from migm.report.pareto import front
 from migm.report.summary import Row, Summary
 
 COLOURS = {"vanilla": "#555555", "shortcut": "#d1495b", "reuse": "#2e86ab", "no_cross_attention": "#e09f3e"}
+# Whose points are named, and where the text goes: vanilla above, the shortcut below its line.
+NAMED = {
+    "vanilla": {"xytext": (4, 4)},
+    "shortcut": {"xytext": (-3, -4), "ha": "right", "va": "top"},
+}
 COSTS = {"time": ("seconds", 1e3, "ms per image"), "ffe": ("ffe", 1.0, "FFE (full-forward equivalents)")}
 
 
@@ -46,14 +51,17 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
             "linewidth": 1.2,
         }
         axes.errorbar(x, y, error, label=f"{name.replace('_', ' ')}{f' N={n}' if n else ''}", elinewidth=1, **style)
-        if name in ("vanilla", "shortcut"):
+        if name in NAMED:
             for r, px, py in zip(members, x, y, strict=True):
-                text = f"B={r.num_full_steps}" if n else f"N={r.num_steps}"
-                axes.annotate(text, (px, py), xytext=(4, 4), textcoords="offset points", fontsize=7)
+                text, look = f"B={r.num_full_steps}" if n else f"N={r.num_steps}", {"fontsize": 7, **NAMED[name]}
+                axes.annotate(text, (px, py), textcoords="offset points", color=COLOURS[name], **look)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    if not up:  # distances of few steps are so large that a linear axis would press the others together
+        axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="minor", labelsize=7)
     cost = [factor * getattr(r, attribute) for r in rows]
     value = [-r.mean(metric) if up else r.mean(metric) for r in rows]
     chosen = front(cost, value)
