@@ -91,8 +91,8 @@ class ReportConfig(Common):
 
 @dataclass
 class GenerateConfig(Common):
-    labels: list[int] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
+    labels: list[int] | None = None
+    seeds: list[int] | None = None
     output: str = ""
 
 
