@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import yaml
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
+
+from migm.bases.weights import locate
+from migm.runtime import UserError
 
 # Names of taming-transformers -> names of diffusers, applied in this order (maskgit.md 2.4).
 RENAMED = (
@@ -32,7 +36,8 @@ class VQGAN(nn.Module):
 
     The stride is 2 ** (levels - 1), 16 for the published one. `pixels` says how decoded values
     become uint8: `clamp` to [-1, 1], or `min_max`, each image stretched to 0...255 and floored,
-    as MaskGIT's own evaluation does (maskgit.md section 8).
+    as MaskGIT's own evaluation does (maskgit.md section 8). A `model_yaml` (a file, or
+    `hf://owner/repository/file`) replaces the first three arguments by those it holds.
     """
 
     def __init__(
@@ -41,8 +46,11 @@ class VQGAN(nn.Module):
         n_embed: int,
         embed_dim: int,
         pixels: Literal["clamp", "min_max"] = "clamp",
+        model_yaml: str | None = None,
     ):
         super().__init__()
+        if model_yaml:
+            ddconfig, n_embed, embed_dim = read_model_yaml(model_yaml)
         if pixels not in ("clamp", "min_max"):
             raise ValueError(f"base.tokenizer.pixels={pixels} is unknown; one of clamp, min_max")
         self.pixels = pixels
@@ -109,3 +117,13 @@ class VQGAN(nn.Module):
 
     def _like_weights(self, x: Tensor) -> Tensor:
         return x.to(self.vq.quantize.embedding.weight.dtype)
+
+
+def read_model_yaml(path: str) -> tuple[Mapping[str, Any], int, int]:
+    """`ddconfig`, `n_embed` and `embed_dim` of a taming `model.yaml`; its training losses are ignored."""
+    key = "base.tokenizer.model_yaml"
+    try:
+        params = yaml.safe_load(locate(path, key).read_text(encoding="utf-8"))["model"]["params"]
+        return params["ddconfig"], params["n_embed"], params["embed_dim"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{key}={path} is no taming model.yaml: model.params lacks or garbles {error}") from error

@@ -1,9 +1,13 @@
 """The VQGAN equals the recorded original, and every published name finds its place."""
 
+import json
+
 import pytest
 import torch
+from tiny_parts import naming
 
 from migm.bases.vqgan import VQGAN
+from migm.runtime import UserError
 
 PUBLISHED = {
     "double_z": False,
@@ -49,3 +53,21 @@ def test_training_losses_are_left_out_and_foreign_names_kept():
     net = VQGAN({**PUBLISHED, "ch": 32, "z_channels": 32, "num_res_blocks": 1}, 24, 32)
     renamed = net.from_published({"loss.discriminator.main.0.weight": torch.zeros(1), "teacher.w": torch.zeros(1)})
     assert list(renamed) == ["vq.teacher.w"]
+
+
+def test_a_model_yaml_gives_the_arguments(tmp_path):
+    small = {**PUBLISHED, "ch": 32, "z_channels": 32, "num_res_blocks": 1}
+    loss = {"target": "taming.modules.losses.Dummy"}
+    content = {"model": {"params": {"embed_dim": 32, "n_embed": 24, "ddconfig": small, "lossconfig": loss}}}
+    (tmp_path / "model.yaml").write_text(json.dumps(content))  # JSON is YAML
+    with torch.device("meta"):
+        found = VQGAN(PUBLISHED, 1024, 256, model_yaml=str(tmp_path / "model.yaml")).state_dict()
+        wanted = VQGAN(small, 24, 32).state_dict()
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in wanted.items()}
+
+
+@pytest.mark.parametrize("content", ["", "model: {params: {n_embed: 3}}", "a: [", "- 3"])
+def test_another_yaml_is_refused(tmp_path, content):
+    (tmp_path / "model.yaml").write_text(content)
+    with pytest.raises(UserError, match=naming("base.tokenizer.model_yaml", "is no taming model.yaml")):
+        VQGAN(PUBLISHED, 1024, 256, model_yaml=str(tmp_path / "model.yaml"))
