@@ -10,7 +10,6 @@ import os
 import pickle
 import tarfile
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -23,37 +22,49 @@ from migm.trajectories.record import Trajectories
 from migm.trajectories.store import Store
 
 FIELDS = ("feat.pth", "teacher_vq_ids.pth", "generation_order.pth")
+KINDS = ("cond", "uncond")
 RECORDS_A_TAR, BATCH = 40, 10  # as the released code writes them
 
 
-def read_images(folder: Path) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
-    """Origin and both halves, conditional first, of every image in the folder's tars."""
-    tars = sorted(folder.glob("*.tar"))
+def read_images(folder: Path, first: int = 0) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+    """Origin and both halves, conditional first, of the images from number `first` on; those before are not read."""
+    tars, number = sorted(folder.glob("*.tar")), -1
     if not tars:
         raise UserError(f"import_from={folder}: no *.tar here")
     for tar in tars:
-        for image, records in groupby(_records(tar), lambda record: record[0].rsplit("_", 1)[0]):
-            halves = {key.rsplit("_", 1)[1]: fields for key, fields in records}
-            if set(halves) != {"cond", "uncond"}:
-                raise UserError(f"{tar}: {image} has the halves {sorted(halves)} instead of cond and uncond")
-            yield f"{tar}, {image}", halves["cond"], halves["uncond"]
+        try:
+            with tarfile.open(tar) as file:
+                for image, halves in _contents(file, tar).items():
+                    number += 1
+                    if number >= first:
+                        yield f"{tar}, {image}", _fields(file, halves["cond"]), _fields(file, halves["uncond"])
+        except (tarfile.TarError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f"{tar} cannot be read as trajectories ({str(error).splitlines()[0]})") from error
 
 
-def _records(tar: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    try:
-        with tarfile.open(tar) as file:
-            members = ((member.name.split(".", 1), file.extractfile(member)) for member in file if member.isfile())
-            for key, group in groupby(members, lambda member: member[0][0]):
-                fields = {name[1]: _tensor(opened.read()) for name, opened in group if opened and name[1:]}
-                if missing := set(FIELDS) - set(fields):
-                    raise UserError(f"{tar}: record {key} lacks {min(missing)}")
-                yield key, fields
-    except (tarfile.TarError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{tar} cannot be read as trajectories ({str(error).splitlines()[0]})") from error
+def _contents(file: tarfile.TarFile, tar: Path) -> dict[str, dict[str, dict[str, tarfile.TarInfo]]]:
+    """Image -> half -> field -> where it lies; only headers are read."""
+    images: dict[str, dict[str, dict[str, tarfile.TarInfo]]] = {}
+    for member in file.getmembers():
+        key, _, field = member.name.partition(".")
+        image, _, kind = key.rpartition("_")
+        images.setdefault(image, {}).setdefault(kind, {})[field] = member
+    for image, halves in images.items():
+        if set(halves) != set(KINDS):
+            raise UserError(f"{tar}: {image} has the halves {sorted(halves)} instead of {' and '.join(KINDS)}")
+        for kind, fields in halves.items():
+            if missing := set(FIELDS) - set(fields):
+                raise UserError(f"{tar}: record {image}_{kind} lacks {min(missing)}")
+    return images
 
 
-def _tensor(data: bytes) -> Tensor:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+def _fields(file: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> dict[str, Tensor]:
+    fields = {}
+    for field in FIELDS:
+        opened = file.extractfile(members[field])
+        data = io.BytesIO(opened.read() if opened else b"")
+        fields[field] = torch.load(data, map_location="cpu", weights_only=True)
+    return fields
 
 
 def import_tars(
@@ -61,16 +72,14 @@ def import_tars(
 ) -> Iterator[int]:
     """Append the images of a folder to a store that does not hold them yet; yields how many a shard took.
 
-    The first image is compared with `base` on an empty image, so that trajectories of other
-    weights are refused. Started again after a kill, it goes on behind the last whole shard.
+    The first image it reads is compared with `base` on an empty image, so that trajectories of
+    other weights are refused. Started again after a kill, it goes on behind the last whole shard.
     """
     parts: list[Trajectories] = []
     done = len(store)
-    for number, (origin, cond, uncond) in enumerate(read_images(Path(folder))):
-        if number == 0:
+    for number, (origin, cond, uncond) in enumerate(read_images(Path(folder), done), done):
+        if number == done:
             check_base(base, cond, store.header["num_steps"], origin)
-        if number < done:
-            continue
         parts.append(trajectory(base, cond, uncond, number, dtype))
         if len(parts) == shard_images:
             yield _append(store, parts)
@@ -159,7 +168,7 @@ def records(image: dict[str, Tensor], base: MaskGIT) -> Iterator[tuple[str, dict
     no_class = int(
         base.transformer.sequence(image["tokens"][None], torch.tensor([base.transformer.num_classes]))[0, -1]
     )
-    for half, (kind, last) in enumerate((("cond", label), ("uncond", no_class))):
+    for half, (kind, last) in enumerate(zip(KINDS, (label, no_class), strict=True)):
         yield (
             f"{number // BATCH:05d}_{number % BATCH:03d}_{label}_{kind}",
             {

@@ -147,6 +147,7 @@ def test_what_is_no_tar_and_what_holds_code_is_refused(tmp_path):
     (tmp_path / "000000.tar").write_bytes(b"no tar")
     with pytest.raises(UserError, match=naming("000000.tar", "cannot be read")):
         list(read_images(tmp_path))
-    write_tar(tmp_path / "000000.tar", [("00000_000_1_cond", {FIELDS[0]: print})])
+    with_code = dict.fromkeys(FIELDS, print)
+    write_tar(tmp_path / "000000.tar", [(f"00000_000_1_{half}", with_code) for half in ("cond", "uncond")])
     with pytest.raises(UserError, match=naming("000000.tar", "cannot be read")):
         list(read_images(tmp_path))
