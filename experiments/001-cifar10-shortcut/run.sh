@@ -7,7 +7,7 @@ mkdir -p $study
 if [ -f $here/results.jsonl ] && [ ! -f $study/results.jsonl ]; then cp $here/results.jsonl $study/; fi
 python -m migm.train +experiment=cifar10_study evaluate=false
 python -m migm.train +experiment=cifar10_study evaluate=false shortcut.cross_attention=false name=cifar10_study_no_cross_attention
-python -m migm.bench +experiment=cifar10_study
+python -m migm.bench +experiment=cifar10_study '~points' 'batch_sizes=[100]'
 python -m migm.evaluate +experiment=cifar10_study
 python -m migm.report +experiment=cifar10_study baseline="vanilla 16"
 cp $study/results.jsonl $study/bench.jsonl $here/
