@@ -11,5 +11,5 @@ python -m migm.bench +experiment=cifar10_study '~points' 'batch_sizes=[100]'
 python -m migm.evaluate +experiment=cifar10_study
 python -m migm.report +experiment=cifar10_study baseline="vanilla 16"
 cp $study/results.jsonl $study/bench.jsonl $here/
-cp $study/report/table.md $study/report/equal_time.md $study/fit-profile.txt $here/
+cp $study/report/table.md $study/report/equal_time.md $here/
 mkdir -p $here/figures && cp $study/report/*.png $here/figures/
