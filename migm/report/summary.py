@@ -76,8 +76,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
     order = sorted(
         rows.values(), key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps)
     )
-    protocol = next((r["metric"].split("/")[1] for r in records if r["metric"].startswith("seconds_per_image/")), "")
-    last = records[-1]
+    timed = [r for r in records if r["metric"].startswith("seconds_per_image/")]
+    protocol = timed[-1]["metric"].split("/")[1] if timed else ""
+    last = (timed or records)[-1]  # quality does not depend on the device, times do
     about = {key: last[key] for key in ("base", "sampling", "device", "torch", "migm", "commit")}
     return Summary(order, better, {**about, "time": protocol})
 

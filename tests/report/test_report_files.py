@@ -72,6 +72,12 @@ def test_several_bases_or_samplers_are_refused_naming_both(key):
         summarise([*records(), foreign])
 
 
+def test_the_device_is_that_of_the_times():
+    made = [{**r, "device": "timed" if r["metric"].startswith("seconds") else "other"} for r in records()]
+    assert "timed" in {r["device"] for r in made}
+    assert summarise(made).about["device"] == summarise(made[::-1]).about["device"] == "timed"
+
+
 def test_no_records_are_refused():
     with pytest.raises(UserError, match="results"):
         summarise([])
