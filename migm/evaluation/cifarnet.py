@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from migm.bases.weights import load_strictly, read_tensors
+from migm.bases.weights import assign_strictly, read_tensors
 
 
 def _conv(cin: int, cout: int, pool: bool = False) -> nn.Sequential:
@@ -71,5 +71,5 @@ def load_cifarnet(weights: str) -> CifarNet:
     tensors, _ = read_tensors(weights, "metric.*.weights")
     width = tensors["stages.0.0.weight"].shape[0] if "stages.0.0.weight" in tensors else 32
     net = CifarNet(width, tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 10)
-    load_strictly(net, weights, "metric.*.weights")
+    assign_strictly(net, tensors, f"metric.*.weights={weights}")
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -53,10 +53,10 @@ class FeatureLoss:
     def __call__(
         self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        now = Situation.of(batch, base)
-        target = batch.target
         if self.rollout:
             now, target = self.rollout(shortcut, base, batch, iteration)
+        else:
+            now, target = Situation.of(batch, base), batch.target
         predicted = predict(shortcut, base, now)
         first, last = base.spec.image_token_rows
         rows = [x[:, first:last] for x in (predicted, target, now.features)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
+from migm.runtime import UserError
 from migm.sampling.loop import Draw, Select
 from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import Schedule
@@ -103,5 +104,5 @@ def conditions(base: Base, batch: Pairs) -> Tensor:
     """The condition of every pair's guidance half (b,), for bases that stack both in one branch."""
     both = base.encode(batch.labels, guided=True)
     if len(both) > 1:
-        raise NotImplementedError("roll-outs need a base whose guidance halves are one branch")
+        raise UserError("objective.rollout needs a base whose guidance halves are one branch; choose objective=mse")
     return both[0].condition.unflatten(0, (2, -1))[batch.halves, torch.arange(len(batch.halves))]
