@@ -1,0 +1,208 @@
+"""The bidirectional LLaDA transformer behind Lumina-DiMOO, with the keys of its public checkpoint (dimoo.md section 1)."""
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from migm.bases.transformer import attention
+from migm.runtime import UserError
+
+PREFIX = "model.transformer."  # of every key in the checkpoint
+
+# What a config.json may say about parts that this transformer has in one form only.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "block_group_size": (1,),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "attention_layer_norm": (False,),
+    "rope": (True,),
+    "alibi": (False,),
+    "scale_logits": (False,),
+    "input_emb_norm": (False,),
+    "include_bias": (False,),
+    "include_qkv_bias": (False, None),
+    "bias_for_layer_norm": (False, None),
+    "weight_tying": (False,),
+}
+
+
+@dataclass(frozen=True)
+class LLaDAConfig:
+    """Sizes of a LLaDA transformer, under the names of its `config.json`."""
+
+    d_model: int
+    n_heads: int
+    n_layers: int
+    mlp_hidden_size: int
+    embedding_size: int  # rows of the input table and of the head
+    rope_theta: float
+    rms_norm_eps: float
+
+    @classmethod
+    def read(cls, path: Path) -> "LLaDAConfig":
+        """The config of a checkpoint; a missing or unsupported entry is refused by name, none is guessed."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            values = {field.name: content[field.name] for field in fields(cls)}
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(f"{path} is not a JSON object ({error})") from error
+        except KeyError as error:
+            raise UserError(f"{path} lacks {error}") from error
+        for key, allowed in {**ONLY, "n_kv_heads": (content["n_heads"], None)}.items():
+            if key not in content:
+                raise UserError(f"{path} lacks '{key}'")
+            if content[key] not in allowed:
+                raise UserError(f"{path}: {key}={content[key]!r} is not supported, only {allowed[0]!r}")
+        return cls(**values)
+
+    def write(self, path: Path) -> None:
+        """A `config.json` that `read` accepts."""
+        content = {**vars(self), **{key: allowed[0] for key, allowed in ONLY.items()}, "n_kv_heads": self.n_heads}
+        path.write_text(json.dumps({"model_type": "llada", **content}, indent=1) + "\n", encoding="utf-8")
+
+
+class Context(NamedTuple):
+    """What every block needs besides its rows: rotations of the sequence's rows, and which keys count."""
+
+    cos: Tensor  # (t, head channels) or (b, n, head channels), float32
+    sin: Tensor
+    mask: Tensor | None = None  # (b, 1, 1, keys) True where a key counts
+
+    def at(self, rows: Tensor | None) -> "Context":
+        """The rotations of the rows (b, n) alone; all of them without."""
+        return self if rows is None else self._replace(cos=self.cos[rows], sin=self.sin[rows])
+
+
+def rotations(rows: int, head_channels: int, theta: float, device: torch.device) -> Context:
+    """Rotary position tables of rows 0...rows-1, float32, each angle for channel j and j + head_channels / 2."""
+    exponent = torch.arange(0, head_channels, 2, dtype=torch.float32, device=device) / head_channels
+    angles = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * theta**-exponent
+    angles = torch.cat([angles, angles], -1)
+    return Context(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, ctx: Context) -> Tensor:
+    """Rotary position embedding of x (b, heads, n, head channels), computed in at least float32."""
+    cos, sin = (table.unsqueeze(-3) for table in (ctx.cos, ctx.sin))
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    low, high = wide.chunk(2, -1)
+    return (wide * cos + torch.cat([-high, low], -1) * sin).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in at least float32, cast back, then times a gain."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype.itemsize < 4 else x
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class LlamaBlock(nn.Module):
+    """Pre-norm attention with rotary positions, then a gated feed-forward; no biases.
+
+    `k`, `v`, `attn_delta` and `mlp_delta` work on any rows of the sequence (tier 2 of the base
+    contract); `forward` is all of them on all rows.
+    """
+
+    def __init__(self, channels: int, num_heads: int, mlp_channels: int, eps: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_norm, self.ff_norm = RMSNorm(channels, eps), RMSNorm(channels, eps)
+        self.q_proj, self.k_proj, self.v_proj, self.attn_out = (
+            nn.Linear(channels, channels, bias=False) for _ in range(4)
+        )
+        self.ff_proj = nn.Linear(channels, mlp_channels, bias=False)  # the gate
+        self.up_proj = nn.Linear(channels, mlp_channels, bias=False)
+        self.ff_out = nn.Linear(mlp_channels, channels, bias=False)
+
+    def k(self, x: Tensor, ctx: Context) -> Tensor:
+        """Keys (b, heads, n, head channels) of x (b, n, c), rotated by the rows of `ctx`."""
+        return rotate(self._heads(self.k_proj(self.attn_norm(x))), ctx)
+
+    def v(self, x: Tensor, ctx: Context) -> Tensor:
+        return self._heads(self.v_proj(self.attn_norm(x)))
+
+    def attn_delta(self, x: Tensor, ctx: Context, k: Tensor, v: Tensor) -> Tensor:
+        """What attention adds to x (b, n, c); the keys and values are those of the whole sequence."""
+        return self._attend(self.attn_norm(x), ctx, k, v)
+
+    def mlp_delta(self, x: Tensor, ctx: Context) -> Tensor:
+        """What the feed-forward adds to x (b, n, c)."""
+        h = self.ff_norm(x)
+        return self.ff_out(silu(self.ff_proj(h)) * self.up_proj(h))
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """The same composition with one norm less: x (b, t, c) -> (b, t, c)."""
+        h = self.attn_norm(x)
+        k, v = rotate(self._heads(self.k_proj(h)), ctx), self._heads(self.v_proj(h))
+        x = x + self._attend(h, ctx, k, v)
+        return x + self.mlp_delta(x, ctx)
+
+    def _attend(self, h: Tensor, ctx: Context, k: Tensor, v: Tensor) -> Tensor:
+        q = rotate(self._heads(self.q_proj(h)), ctx)
+        return self.attn_out(attention(q, k, v, mask=ctx.mask).transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def init_block(block: LlamaBlock, layer: int | None = None) -> None:
+    """LLaDA's "mitchell" rule: normal of std 1 / sqrt(fan-in), cut at 3 std; outputs of layer i a further 1 / sqrt(2 (i+1))."""
+    for name, part in block.named_children():
+        if isinstance(part, nn.Linear):
+            depth = 2 * (layer + 1) if layer is not None and name in ("attn_out", "ff_out") else 1
+            normal(part.weight, 1 / math.sqrt(part.in_features * depth))
+
+
+def normal(weight: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+
+
+class LLaDA(nn.Module):
+    """Token ids (b, t) -> features (b, t, c), the output of the last norm; logits are `features @ ff_out.T`."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        if config.d_model % config.n_heads or config.d_model // config.n_heads % 2:
+            raise UserError(f"d_model={config.d_model} must be a multiple of twice n_heads={config.n_heads}")
+        self.config = config
+        self.wte = nn.Embedding(config.embedding_size, config.d_model)
+        sizes = (config.d_model, config.n_heads, config.mlp_hidden_size, config.rms_norm_eps)
+        self.blocks = nn.ModuleList(LlamaBlock(*sizes) for _ in range(config.n_layers))
+        self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_out = nn.Linear(config.d_model, config.embedding_size, bias=False)
+
+    def init_weights(self) -> None:
+        """Fresh weights for training from scratch, by LLaDA's rule."""
+        for layer, block in enumerate(self.blocks):
+            init_block(block, layer)  # type: ignore[arg-type]
+        for table in (self.wte, self.ff_out):
+            normal(table.weight, 1 / math.sqrt(self.config.d_model))
+
+    def prepare(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Context]:
+        """ids (b, t), mask (b, t) False at padding -> the first block's input (b, t, c), and the context."""
+        head_channels = self.config.d_model // self.config.n_heads
+        ctx = rotations(ids.shape[1], head_channels, self.config.rope_theta, ids.device)
+        return self.wte(ids), ctx._replace(mask=None if mask is None else mask[:, None, None])
+
+    def finalize(self, x: Tensor) -> Tensor:
+        """The last block's output -> features."""
+        return self.ln_f(x)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x, ctx = self.prepare(ids, mask)
+        for block in self.blocks:
+            x = block(x, ctx)
+        return self.finalize(x)
