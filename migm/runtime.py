@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Lightning's names, the short ones included.
+PRECISIONS = ["64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "64", "32", "16", "bf16"]
+PRECISIONS += ["transformer-engine", "transformer-engine-float16"]
+
 
 class UserError(ValueError):
     """Something the user can put right; shown as one line, without a traceback."""
@@ -74,13 +78,24 @@ def pick_dtype(name: str, device: torch.device, key: str) -> torch.dtype:
     return named[name]
 
 
+def pick_precision(name: str | int, device: torch.device) -> str:
+    """Lightning's name of a training's precision; `auto` is autocast to bfloat16 where `pick_dtype` takes that."""
+    if name == "auto":
+        return "bf16-mixed" if pick_dtype("auto", device, "trainer.precision") == torch.bfloat16 else "32-true"
+    if str(name) not in PRECISIONS:
+        raise UserError(f"trainer.precision={name} is unknown; one of auto, {', '.join(PRECISIONS)}")
+    return str(name)
+
+
 def tensors_hash(tensors: Mapping[str, Tensor], *more: str) -> str:
     """Twelve hexadecimal digits over names, values and further strings."""
     digest = hashlib.sha256("|".join(more).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode())
+        # Flat, since in other memory formats the last dimension need not have stride 1.
+        data = tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode()
+        digest.update(data)
     return digest.hexdigest()[:12]
 
 
@@ -108,6 +123,7 @@ def environment(device: torch.device) -> dict[str, str]:
     return {"device": name, "torch": torch.__version__, "migm": __version__, "commit": _commit()}
 
 
+@functools.cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from migm.runtime import UserError
+from migm.runtime import UserError, pick_device, pick_precision
 from migm.training.callbacks import StepProgress
 from migm.trajectories.loader import StatefulLoader
 
@@ -55,7 +55,7 @@ def fit(
     checkpoint = ModelCheckpoint(folder, filename="resume", every_n_train_steps=250, enable_version_counter=False)
     trainer = L.Trainer(
         max_steps=max_steps,
-        precision="bf16-mixed",
+        precision=pick_precision("auto", pick_device()),  # type: ignore[arg-type]
         devices=1,
         callbacks=[checkpoint, StepProgress(20), *callbacks],
         logger=CSVLogger(folder, name="log"),

@@ -4,14 +4,52 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
+
+from migm.runtime import pick_dtype
+
+
+class Muon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024), its Newton-Schulz iteration in bfloat16 only where that is the faster one.
+
+    torch's own is in bfloat16 everywhere, which on other CPUs takes longer than the rest of a training step. The
+    update is scaled to AdamW's root mean square (`match_rms_adamw`).
+    """
+
+    def __init__(self, params: Iterable[Parameter], lr: float, weight_decay: float):
+        super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                ahead = p.grad.lerp(momentum, group["momentum"]).to(pick_dtype("auto", p.device, "dtype"))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(orthogonal(ahead, group), alpha=-group["lr"] * (0.2 * max(p.shape) ** 0.5))
+
+
+def orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:
+    """The matrix with singular values of about 1 (0.5 to 1.5), by the Newton-Schulz steps of a parameter group."""
+    a, b, c = group["ns_coefficients"]
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / wide.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x if wide is matrix else x.T
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Two optimizers behind one `step`, so that one schedule, checkpoint and callback serve both.
 
-    Muon (Jordan et al. 2024) takes the matrices with `inside` in their names; its update is scaled
-    to AdamW's root mean square (`match_rms_adamw`), so both use `lr`.
+    Muon takes the matrices with `inside` in their names; both use `lr`.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], inside: str, lr: float, weight_decay: float):
@@ -19,7 +57,7 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices = [p for n, p in named if p.ndim == 2 and inside in n]
         rest = [p for n, p in named if not (p.ndim == 2 and inside in n)]
         self.parts = (
-            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=lr, weight_decay=weight_decay),
             torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95)),
         )
         super().__init__([group for part in self.parts for group in part.param_groups], {})

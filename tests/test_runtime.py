@@ -1,0 +1,73 @@
+"""What a run takes from its machine: the dtype of the base and the precision of a training."""
+
+import lightning as L
+import pytest
+import torch
+from tiny_parts import naming
+
+import migm.pretraining.fit as pretraining
+from migm import runtime
+from migm.pretraining.fit import Rows
+from migm.runtime import UserError, pick_dtype, pick_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+MACHINES = {  # AMX, AVX512-BF16, CPU
+    "plain": (False, False, "AMD EPYC 7763"),
+    "Intel with AMX": (True, True, "Intel(R) Xeon(R) Platinum 8481C"),
+    "Intel without AMX": (False, True, "Intel(R) Xeon(R) Platinum 8380H"),
+    "AMD with AVX512-BF16": (False, True, "AMD EPYC 9B14"),
+}
+
+
+def become(monkeypatch, machine: str) -> None:
+    amx, vectors, name = MACHINES[machine]
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    monkeypatch.setattr(runtime, "_cpu_name", lambda: name)
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "fast"),
+    [
+        ("plain", CPU, False),
+        ("Intel without AMX", CPU, False),
+        ("Intel with AMX", CPU, True),
+        ("AMD with AVX512-BF16", CPU, True),
+        ("plain", CUDA, True),
+    ],
+)
+def test_auto_is_bfloat16_only_where_that_is_the_faster_one(monkeypatch, machine, device, fast):
+    become(monkeypatch, machine)
+    assert pick_dtype("auto", device, "base.dtype") == (torch.bfloat16 if fast else torch.float32)
+    assert pick_precision("auto", device) == ("bf16-mixed" if fast else "32-true")
+
+
+@pytest.mark.parametrize("machine", ["plain", "Intel with AMX"])
+def test_what_is_asked_for_is_taken_on_every_machine(monkeypatch, machine):
+    become(monkeypatch, machine)
+    assert pick_dtype("bfloat16", CPU, "base.dtype") == torch.bfloat16
+    assert pick_dtype("float32", CPU, "base.dtype") == torch.float32
+    for name in ("32-true", "bf16-mixed", "64-true", 32):
+        assert pick_precision(name, CPU) == str(name)
+        L.Trainer(accelerator="cpu", precision=pick_precision(name, CPU), logger=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8", None])
+def test_an_unknown_precision_is_refused_naming_the_key(name):
+    with pytest.raises(UserError, match=naming(f"trainer.precision={name} is unknown", "auto", "bf16-mixed")):
+        pick_precision(name, CPU)
+
+
+@pytest.mark.parametrize(("machine", "precision"), [("plain", "32-true"), ("Intel with AMX", "bf16-mixed")])
+def test_pretraining_follows_the_machine(monkeypatch, tmp_path, machine, precision):
+    class Made(Exception):
+        pass
+
+    def trainer(**options):
+        raise Made(options["precision"])
+
+    become(monkeypatch, machine)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pretraining.L, "Trainer", trainer)
+    with pytest.raises(Made, match=precision):
+        pretraining.fit(L.LightningModule(), Rows(torch.zeros(4, 1)), tmp_path, 2, 1, 0, {})
