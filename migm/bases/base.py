@@ -7,6 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from migm.runtime import UserError
+
+Inputs = Tensor | Sequence[str]  # what images are asked to show: labels (b,), or b prompts
+
 # Shapes, everywhere: b batch, t rows of the backbone's sequence, l image tokens, k new or
 # chosen tokens, c channels, v image vocabulary, n steps. Outside a base file tokens are
 # 0...v-1, and v is the mask.
@@ -21,19 +25,21 @@ class BaseSpec:
     vocab_size: int  # v, also the id of the mask
     channels: int  # c
     num_layers: int
-    image_token_rows: tuple[int, int]  # first row of the image in the sequence, and one past its last
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The condition of one forward pass.
+    """The sequences of one forward pass.
 
-    `copies` is 2 where both guidance halves run in one pass, conditional first: `condition` and
-    features then have copies * b rows. Two branches of one copy each are two passes.
+    `copies` is 2 where both guidance halves run in one pass, conditional first: all that belongs
+    to the branch then has copies * b rows. Two branches of one copy each are two passes.
     """
 
-    condition: Tensor
+    condition: Tensor  # (copies * b, q) ids of what the images are asked to show, -1 at padding
+    rows: Tensor  # (copies * b, l) where the image tokens are in the sequence
     copies: int = 1
+    mask: Tensor | None = None  # (copies * b, t) False at padding; None: no padding
+    prompt: Tensor | None = None  # (copies * b, q) True at tokens that a learned predictor may read as well
 
 
 class Control(NamedTuple):
@@ -42,6 +48,22 @@ class Control(NamedTuple):
     embeddings: Tensor  # (b, k, c), the base's input embeddings
     rows: Tensor  # (b, k), their rows in the sequence
     mask: Tensor | None = None  # (b, k), False at padding
+    prompt: int = 0  # the first so many of the k are tokens of the prompt, not new ones
+    row_mask: Tensor | None = None  # (b, t), False at padding of the sequence
+
+
+def image_rows(features: Tensor, branch: Branch, positions: Tensor | None = None) -> Tensor:
+    """Features (copies * b, t, c) -> those at image positions (b, k), or at all l of them: (copies * b, k, c)."""
+    rows = branch.rows if positions is None else branch.rows.gather(1, positions.repeat(branch.copies, 1))
+    return features[torch.arange(len(features), device=features.device)[:, None], rows]
+
+
+def refuse_other_size(images: Tensor, spec: BaseSpec, stride: int) -> None:
+    """UserError unless images (b, 3, h, w) are of the size that a base draws, `stride` pixels a token."""
+    height, width = (side * stride for side in spec.grid)
+    if images.shape[-2:] != (height, width):
+        given = f"{images.shape[-1]}x{images.shape[-2]}"
+        raise UserError(f"image of {given} pixels: this base draws {width}x{height}; scale or crop it")
 
 
 class Base(Protocol):
@@ -51,8 +73,15 @@ class Base(Protocol):
     device: torch.device
     dtype: torch.dtype  # of its weights and features
 
-    def encode(self, labels: Tensor, guided: bool) -> list[Branch]:
-        """Conditions of one batch: labels (b,) -> one branch, or both guidance halves."""
+    def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
+        """Labels (b,) or b prompts -> one branch, or both guidance halves."""
+        ...
+
+    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+        """The branch of single halves with these conditions (b, q), as `encode` made and trajectories keep them.
+
+        Sequences of several lengths are padded to `length` rows, by default those of the longest.
+        """
         ...
 
     def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> Tensor:
@@ -60,21 +89,25 @@ class Base(Protocol):
         ...
 
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits (b, k, v) at image positions (b, k), or at all of them, from features (b, t, c).
+        """Logits (b, k, v) of features (b, k, c) at the image positions (b, k), or of the sequence's first k rows.
 
-        Linear in the features, so that guidance may be applied before it at half the cost.
+        Affine in the features, so that guidance may be applied before it at half the cost.
         """
         ...
 
-    def control(self, tokens: Tensor, positions: Tensor, branch: Branch | None = None) -> Control:
-        """New tokens (b, k) at image positions (b, k) -> what a learned predictor may read.
-
-        With a branch, for all its copies (copies * b rows); without, for a batch of single halves.
-        """
+    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
+        """New tokens at image positions, both (b, k), as all copies read them; `mask` (b, k) is False at padding."""
         ...
 
     def decode(self, tokens: Tensor) -> Tensor:
         """tokens (b, l) -> uint8 images (b, 3, h, w)."""
+        ...
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        """uint8 images (b, 3, h, w) of the size it draws -> tokens (b, l), as in-painting needs them.
+
+        Another size is a UserError, and so is a base without an encoder, by its name.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -93,6 +126,7 @@ class StepRecord:
     index: int
     num_steps: int
     is_full: bool
+    branches: Sequence[Branch]
     features: Sequence[Tensor]  # one (copies * b, t, c) per branch
     tokens: Tensor  # (b, l) after the step
     new_positions: Tensor  # (b, k) revealed by this step, ascending

@@ -1,4 +1,4 @@
-"""The bidirectional LLaDA transformer behind Lumina-DiMOO, with the keys of its public checkpoint (dimoo.md section 1)."""
+"""The bidirectional LLaDA transformer of Lumina-DiMOO, with the keys of its checkpoint (dimoo.md section 1)."""
 
 import json
 import math
@@ -62,6 +62,13 @@ class LLaDAConfig:
             if content[key] not in allowed:
                 raise UserError(f"{path}: {key}={content[key]!r} is not supported, only {allowed[0]!r}")
         return cls(**values)
+
+    def check(self, path: Path) -> None:
+        """Refuse a checkpoint whose `config.json` says another size."""
+        for name, value in vars(self.read(path)).items():
+            if value != getattr(self, name):
+                own = f"base.transformer.{name}={getattr(self, name)}"
+                raise UserError(f"{own}, but {path} says {value}; set base.transformer.{name}={value}")
 
     def write(self, path: Path) -> None:
         """A `config.json` that `read` accepts."""
@@ -159,7 +166,10 @@ class LlamaBlock(nn.Module):
 
 
 def init_block(block: LlamaBlock, layer: int | None = None) -> None:
-    """LLaDA's "mitchell" rule: normal of std 1 / sqrt(fan-in), cut at 3 std; outputs of layer i a further 1 / sqrt(2 (i+1))."""
+    """LLaDA's "mitchell" rule: normal of std 1 / sqrt(fan-in), cut at 3 std.
+
+    The outputs of layer i have another factor 1 / sqrt(2 (i + 1)).
+    """
     for name, part in block.named_children():
         if isinstance(part, nn.Linear):
             depth = 2 * (layer + 1) if layer is not None and name in ("attn_out", "ff_out") else 1
@@ -190,6 +200,9 @@ class LLaDA(nn.Module):
             init_block(block, layer)  # type: ignore[arg-type]
         for table in (self.wte, self.ff_out):
             normal(table.weight, 1 / math.sqrt(self.config.d_model))
+        for part in self.modules():
+            if isinstance(part, RMSNorm):
+                nn.init.ones_(part.weight)
 
     def prepare(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Context]:
         """ids (b, t), mask (b, t) False at padding -> the first block's input (b, t, c), and the context."""

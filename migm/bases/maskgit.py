@@ -1,12 +1,13 @@
 """Class-conditional MaskGIT: the transformer and its tokenizer behind the base contract."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from migm.bases.base import BaseSpec, Branch, Control
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.bases.vqgan import VQGAN
@@ -22,6 +23,8 @@ class MaskGIT:
     `random_weights` builds both without any file. The tokenizer runs in the transformer's
     precision unless `tokenizer_dtype` says otherwise.
     """
+
+    tars = "migm.trajectories.maskgit_tars.MaskGITTars"  # how its released code lays out trajectories
 
     def __init__(
         self,
@@ -51,34 +54,39 @@ class MaskGIT:
             vocab_size=transformer.vocab_size,
             channels=transformer.pos_emb.shape[-1],
             num_layers=len(transformer.transformer.layers),
-            image_token_rows=(0, transformer.num_tokens),
         )
 
-    def encode(self, labels: Tensor, guided: bool) -> list[Branch]:
+    def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
         n = self.transformer.num_classes
-        outside = labels[(labels < 0) | (labels >= n)]
+        if not isinstance(inputs, Tensor):
+            raise UserError(f"prompts={list(inputs)[:1]}: this base draws classes; give labels from 0 to {n - 1}")
+        outside = inputs[(inputs < 0) | (inputs >= n)]
         if len(outside):
             raise UserError(f"labels={outside[:5].tolist()}: this base knows the classes 0 to {n - 1}")
-        labels = labels.to(self.device)
-        if not guided:
-            return [Branch(labels)]
-        return [Branch(torch.cat([labels, torch.full_like(labels, n)]), copies=2)]
+        labels = inputs.to(self.device)
+        condition = torch.cat([labels, torch.full_like(labels, n)]) if guided else labels
+        return [dataclasses.replace(self.branch(condition[:, None]), copies=2 if guided else 1)]
+
+    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+        return Branch(condition, torch.arange(self.spec.num_tokens, device=self.device).expand(len(condition), -1))
 
     def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> Tensor:
-        return self.transformer(self.transformer.sequence(tokens.repeat(branch.copies, 1), branch.condition))
+        return self.transformer(self.transformer.sequence(tokens.repeat(branch.copies, 1), branch.condition[:, 0]))
 
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        if positions is None:
-            return self.transformer.head(features[:, : self.spec.num_tokens])
-        batch = torch.arange(len(features), device=features.device)[:, None]
-        return self.transformer.head(features[batch, positions], positions)
+        return self.transformer.head(features, positions)
 
-    def control(self, tokens: Tensor, positions: Tensor, branch: Branch | None = None) -> Control:
-        copies = branch.copies if branch else 1
-        return Control(self.transformer.embed(tokens, positions).repeat(copies, 1, 1), positions.repeat(copies, 1))
+    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
+        embeddings, copies = self.transformer.embed(tokens, positions), branch.copies
+        shared = None if mask is None else mask.repeat(copies, 1)
+        return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
     def decode(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.to_images(tokens, self.spec.grid)
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        refuse_other_size(images, self.spec, self.tokenizer.stride)
+        return self.tokenizer.to_tokens(images.to(self.device))
 
     @functools.cache  # noqa: B019  a base lives as long as its command
     def fingerprint(self) -> str:

@@ -70,3 +70,16 @@ def test_published_sizes_have_the_published_parameters(name, tensors, parameters
         state = build(config).state_dict()
     assert len(state) == tensors
     assert sum(value.numel() for value in state.values()) == parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_without_any_key_gets_zero_and_a_finite_gradient(dtype):
+    """The next row of new tokens after a step that revealed nothing."""
+    q, k, v = (x.requires_grad_() for x in heads(dtype))
+    mask = (torch.arange(9) < torch.tensor([[0], [5]]))[:, None, None]
+    found = attention(q, k, v, mask)
+    assert not found[0].any()
+    torch.testing.assert_close(found[1:], attention(q[1:], k[1:, :, :5], v[1:, :, :5]), rtol=0.02, atol=0.02)
+    found.float().sum().backward()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
+    assert not attention(*heads(dtype, keys=0)).any()

@@ -1,0 +1,59 @@
+"""The VQ autoencoder of aMUSEd, Meissonic and Lumina-DiMOO, run by `diffusers.VQModel`."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.models.autoencoders.vq_model import VQModel
+from torch import Tensor, nn
+
+
+class AmusedVQ(nn.Module):
+    """Images (b, 3, h, w) in [0, 1] <-> ids (b, l), a code for every `stride` squared pixels (dimoo.md section 2).
+
+    `channels` are the widths of the encoder's levels from the image inwards; the stride is
+    2 ** (levels - 1). Weights are the `vqvae` folder's `diffusion_pytorch_model.safetensors`.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (128, 256, 256, 512, 768),
+        layers: int = 2,
+        latent_channels: int = 64,
+        num_codes: int = 8192,
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        levels = len(channels)
+        self.stride, self.num_codes = 2 ** (levels - 1), num_codes
+        vq = VQModel(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
+            latent_channels=latent_channels,
+            num_vq_embeddings=num_codes,
+            norm_num_groups=norm_groups,
+            mid_block_add_attention=False,
+        )
+        # The parts themselves, so that the names are those of the published file.
+        self.encoder, self.quant_conv, self.quantize = vq.encoder, vq.quant_conv, vq.quantize
+        self.post_quant_conv, self.decoder = vq.post_quant_conv, vq.decoder
+
+    @torch.inference_mode()
+    def to_tokens(self, images: Tensor) -> Tensor:
+        """uint8 images (b, 3, h, w) -> int64 tokens (b, l), row-major."""
+        latents = self.quant_conv(self.encoder(self._like_weights(images.float() / 255)))
+        return self.quantize(latents.float())[2][2].view(len(images), -1)
+
+    @torch.inference_mode()
+    def to_images(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """int64 tokens (b, l) -> uint8 images (b, 3, h, w); values are clamped to [0, 1], then rounded."""
+        rows = self.quantize.embedding(tokens).unflatten(1, grid)
+        latents = self._like_weights(rows.permute(0, 3, 1, 2))
+        values = self.decoder(self.post_quant_conv(latents)).float()
+        return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def _like_weights(self, x: Tensor) -> Tensor:
+        return x.to(self.quantize.embedding.weight.dtype)

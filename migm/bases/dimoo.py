@@ -1,0 +1,185 @@
+"""Lumina-DiMOO, text to image: transformer, prompts and tokenizer behind the base contract (dimoo.md 1 to 3)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from migm.bases.amused import AmusedVQ
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.layout import Layout, Markers, PromptTemplate, padded_ids, read_tokenizer, words_as_ids
+from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, LlamaBlock
+from migm.bases.shards import load_shards
+from migm.bases.tokenizer import ConvVQ
+from migm.bases.weights import load_strictly, locate
+from migm.runtime import UserError, pick_device, pick_dtype, tensors_hash
+
+Runner = Callable[[Sequence[LlamaBlock], Tensor, Context], Tensor]
+SAMPLE = 65_536  # elements of a tensor that its fingerprint looks at
+
+
+class LuminaDiMOO:
+    """A frozen LLaDA transformer over prompt and image tokens, with a text tokenizer and an image tokenizer.
+
+    `weights` is a checkpoint: a folder or `hf://owner/repository` with `config.json`, which has to
+    agree with `transformer`, and safetensors. `text_tokenizer` is a `tokenizer.json`, `tokenizer_weights`
+    the image tokenizer's file. `random_weights` builds the shape without any of them; where the text
+    tokenizer is no local file, prompts then become ids by a checksum of every word. The last
+    `vocab_size` ids are the image codes.
+
+    Guidance halves are two sequences of different length. By `one_pass` they are padded and run
+    together, which pays where a pass is too small to fill the device; else they are two passes.
+    """
+
+    tars = "migm.trajectories.dimoo_tars.DiMOOTars"  # how its released code lays out trajectories
+
+    def __init__(
+        self,
+        transformer: LLaDAConfig,
+        tokenizer: AmusedVQ | ConvVQ,
+        vocab_size: int,
+        height: int,
+        width: int,
+        markers: Mapping[str, int],
+        system: str,
+        weights: str | Path | None = None,
+        text_tokenizer: str | Path | None = None,
+        tokenizer_weights: str | Path | None = None,
+        random_weights: bool = False,
+        one_pass: bool = False,
+        dtype: str = "auto",
+        tokenizer_dtype: str | None = None,
+        device: str = "auto",
+    ):
+        stride = tokenizer.stride
+        if height < stride or width < stride or height % stride or width % stride:
+            raise UserError(f"base.height={height}, base.width={width} must be multiples of {stride}")
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device, "base.dtype")
+        self.transformer = self._transformer(transformer, None if random_weights else weights)
+        if not random_weights:
+            load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights")
+        own = pick_dtype(tokenizer_dtype or "float32", self.device, "base.tokenizer_dtype")
+        self.tokenizer = tokenizer.to(self.device, own).eval().requires_grad_(False)
+        grid = (height // stride, width // stride)
+        self.offset, self.one_pass = transformer.embedding_size - vocab_size, one_pass
+        known = Markers(**markers)
+        self.layout = Layout(grid, known, self.offset, self.device)
+        if random_weights and not Path(str(text_tokenizer)).is_file():
+            encode = words_as_ids(min(markers.values()))
+        else:
+            encode = read_tokenizer(text_tokenizer, known, "base.text_tokenizer")
+        self.template = PromptTemplate(encode, system)
+        self.unconditional = torch.tensor(self.template.unconditional, device=self.device)
+        self.spec = BaseSpec(grid[0] * grid[1], grid, vocab_size, transformer.d_model, transformer.n_layers)
+
+    def _transformer(self, config: LLaDAConfig, weights: str | Path | None) -> LLaDA:
+        with torch.device("meta"):
+            net = LLaDA(config)
+        if weights is None:
+            net = net.to(self.dtype).to_empty(device=self.device)
+            net.init_weights()
+        else:
+            config.check(locate(f"{weights}/config.json", "base.weights"))
+            load_shards(net, weights, "base.weights", PREFIX, self.device, self.dtype)
+        return net.eval().requires_grad_(False)
+
+    def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
+        if isinstance(inputs, Tensor):
+            raise UserError(f"labels={inputs[:5].tolist()}: this base draws what prompts say; give prompts")
+        prompts = [self.template(prompt) for prompt in inputs]
+        one = self.branch(padded_ids(prompts, self.device))
+        if not guided:
+            return [one]
+        if self.one_pass:
+            both = [*prompts, *[self.template.unconditional] * len(prompts)]
+            return [dataclasses.replace(self.branch(padded_ids(both, self.device)), copies=2)]
+        none = self.branch(self.unconditional.expand(len(prompts), -1))
+        return [one, dataclasses.replace(none, prompt=None)]
+
+    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+        lengths = (condition >= 0).sum(1)
+        num_rows = length or condition.shape[1] + self.layout.num_rows
+        mask = torch.arange(num_rows, device=condition.device) < lengths[:, None] + self.layout.num_rows
+        rows = lengths[:, None] + self.layout.places
+        return Branch(condition, rows, mask=None if mask.all() else mask, prompt=self._prompt(condition))
+
+    def _prompt(self, condition: Tensor) -> Tensor:
+        """True at prompt tokens (b, q) of conditional halves."""
+        width = max(condition.shape[1], len(self.unconditional))
+        ids, none = (padded_to(row, width) for row in (condition, self.unconditional[None]))
+        return (condition >= 0) & (ids != none).any(1, keepdim=True)
+
+    def prepare(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> tuple[Tensor, Context]:
+        """The first block's input (copies * b, t, c), and what blocks need besides (tier 2 of the contract)."""
+        image = self.layout.image_ids(tokens, self.spec.vocab_size).repeat(branch.copies, 1)
+        lengths = branch.rows[:, 0] - self.layout.places[0]
+        num_rows = branch.condition.shape[1] + self.layout.num_rows if branch.mask is None else branch.mask.shape[1]
+        return self.transformer.prepare(self.layout.sequence(branch.condition, lengths, image, num_rows), branch.mask)
+
+    @property
+    def blocks(self) -> Sequence[LlamaBlock]:
+        return self.transformer.blocks  # type: ignore[return-value]
+
+    def finalize(self, x: Tensor) -> Tensor:
+        """The last block's output -> features."""
+        return self.transformer.finalize(x)
+
+    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor:
+        x, ctx = self.prepare(tokens, branch, mask_ratio)
+        return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
+
+    def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
+        return linear(features, self.transformer.ff_out.weight[self.offset :])
+
+    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
+        copies, embed = branch.copies, self.transformer.wte
+        embeddings = embed(tokens.clamp(max=self.spec.vocab_size - 1) + self.offset).repeat(copies, 1, 1)
+        rows = branch.rows.gather(1, positions.repeat(copies, 1))
+        new = None if mask is None else mask.repeat(copies, 1)
+        if branch.prompt is None:
+            return Control(embeddings, rows, new, row_mask=branch.mask)
+        b, q = branch.condition.shape
+        before = torch.arange(q, device=rows.device).expand(b, -1)
+        embeddings = torch.cat([embed(branch.condition.clamp(min=0)), embeddings], 1)
+        new = torch.ones_like(rows, dtype=torch.bool) if new is None else new
+        keys = torch.cat([branch.prompt, new], 1)
+        return Control(embeddings, torch.cat([before, rows], 1), keys, q, branch.mask)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return self.tokenizer.to_images(tokens, self.spec.grid)
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        refuse_other_size(images, self.spec, self.tokenizer.stride)
+        return self.tokenizer.to_tokens(images.to(self.device))
+
+    @functools.cache  # noqa: B019  a base lives as long as its command
+    def fingerprint(self) -> str:
+        known: dict[str, Any] = {"template": self.template.unconditional, "grid": self.spec.grid}
+        return tensors_hash(sampled(self.transformer), str(self.dtype), str(known))
+
+    @functools.cache  # noqa: B019
+    def decoder_fingerprint(self) -> str:
+        return tensors_hash(self.tokenizer.state_dict())
+
+
+def run_blocks(blocks: Sequence[LlamaBlock], x: Tensor, ctx: Context) -> Tensor:
+    """The blocks one after the other: the fused pass that every other runner has to equal."""
+    for block in blocks:
+        x = block(x, ctx)
+    return x
+
+
+def padded_to(ids: Tensor, width: int) -> Tensor:
+    """ids (b, q) with -1 up to `width` columns."""
+    return nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
+
+
+def sampled(module: nn.Module) -> dict[str, Tensor]:
+    """Up to `SAMPLE` elements of every tensor, evenly spread: to hash all of 16 GB takes a minute."""
+    return {name: t.flatten()[:: max(1, t.numel() // SAMPLE)] for name, t in module.state_dict().items()}
