@@ -3,65 +3,100 @@
 import json
 import os
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from migm.bases.weights import assign_strictly, is_published, read_tensors
 from migm.runtime import UserError, tensors_hash
+from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 FORMAT = "migm-shortcut/1"
+Network = MaskGITShortcut | DiMOOShortcut
+
+# Every network under a name that its published checkpoints alone have; that tensor is as long as the inner width.
+NETWORKS: dict[str, type[Network]] = {
+    "last_layer.1.weight": MaskGITShortcut,
+    "blocks.0.cross_attn.q_proj.weight": DiMOOShortcut,
+}
 
 
-def save_shortcut(shortcut: MaskGITShortcut, base_fingerprint: str, path: Path) -> None:
-    """Write weights, constructor arguments and the base they were trained for, replacing `path` at once."""
+def save_shortcut(shortcut: Network, base_fingerprint: str, path: Path) -> None:
+    """Write weights, class, constructor arguments and the base they were trained for, replacing `path` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shortcut.state_dict().items()}
-    metadata = {"format": FORMAT, "config": json.dumps(shortcut.config), "base": base_fingerprint}
-    save_file(tensors, temporary, metadata)
+    config, kind = json.dumps(shortcut.config), type(shortcut).__name__
+    save_file(tensors, temporary, {"format": FORMAT, "kind": kind, "config": config, "base": base_fingerprint})
     os.replace(temporary, path)
 
 
-def load_shortcut(
-    path: str | Path | None, base_fingerprint: str, key: str, num_heads: int = 16
-) -> tuple[MaskGITShortcut, str]:
+def load_shortcut(path: str | Path | None, base_fingerprint: str, key: str, **given: Any) -> tuple[Network, str]:
     """The shortcut in eval mode and its fingerprint; a file of another kind or another base is refused.
 
-    A published checkpoint is a bare state dict: all of its shape but `num_heads` is read from it,
-    and nothing in it tells its base.
+    A published checkpoint is a bare state dict: class and sizes are read from it, and nothing in it
+    tells its base. `given` are constructor arguments that it does not tell either, None for the
+    network's default; a file that says otherwise is refused.
     """
     tensors, metadata = read_tensors(path, key)
+    origin, given = f"{key}={path}", {name: value for name, value in given.items() if value is not None}
     if is_published(path):
-        config = published_config(tensors, num_heads, f"{key}={path}")
-        metadata = {"format": FORMAT, "base": base_fingerprint, "config": json.dumps(config)}
+        network, config = published(tensors, origin)
+        config.update((name, given[name]) for name in signature(network).parameters if name in given)
+    else:
+        network, config = described(metadata, base_fingerprint, origin)
+    with torch.device("meta"):  # initial values of a large network would take seconds
+        shortcut = network(**config)
+    for name, value in given.items():
+        if shortcut.config.get(name) != value:
+            holds = f"{name}={shortcut.config[name]}" if name in shortcut.config else f"no {name}"
+            raise UserError(f"{origin} holds a {network.__name__} with {holds}, but {name}={value} is asked for")
+    assign_strictly(shortcut.to_empty(device="cpu"), tensors, origin)
+    text = metadata.get("config", json.dumps(shortcut.config))
+    return shortcut.eval().requires_grad_(False), tensors_hash(tensors, text)
+
+
+def described(metadata: Mapping[str, str], base_fingerprint: str, origin: str) -> tuple[type[Network], dict[str, Any]]:
+    """Class and constructor arguments that a file of ours tells."""
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{key}={path} is no {FORMAT} file but {metadata.get('format', 'of unknown format')}")
+        raise UserError(f"{origin} is no {FORMAT} file but {metadata.get('format', 'of unknown format')}")
     if metadata["base"] != base_fingerprint:
         raise UserError(
-            f"{key}={path} was trained for base {metadata['base']}, this base is {base_fingerprint}; "
+            f"{origin} was trained for base {metadata['base']}, this base is {base_fingerprint}; "
             "train a shortcut for it, or choose the other base"
         )
-    shortcut = MaskGITShortcut(**json.loads(metadata["config"]))
-    assign_strictly(shortcut, tensors, f"{key}={path}")
-    return shortcut.eval().requires_grad_(False), tensors_hash(tensors, metadata["config"])
+    known = {network.__name__: network for network in NETWORKS.values()}
+    kind = metadata.get("kind", MaskGITShortcut.__name__)  # the only one there was when files did not tell
+    if kind not in known:
+        raise UserError(f"{origin} holds a {kind}, which is unknown; one of {', '.join(known)}")
+    return known[kind], json.loads(metadata["config"])
 
 
-def published_config(tensors: Mapping[str, Tensor], num_heads: int, origin: str) -> dict[str, Any]:
-    """Constructor arguments of the network that a published state dict belongs to (maskgit.md 4.3)."""
+def published(tensors: Mapping[str, Tensor], origin: str) -> tuple[type[Network], dict[str, Any]]:
+    """Class and constructor arguments that a published state dict tells (maskgit.md 4.3, dimoo.md 6).
+
+    With R = 1 it looks the same with and without cross attention, and is taken to be with.
+    """
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
-    if not depth or "last_layer.1.weight" not in tensors:
-        raise UserError(f"{origin} is no state dict of a shortcut: it has no blocks.* or no last_layer.*")
-    inner = len(tensors["last_layer.1.weight"])
+    mark = next((name for name in NETWORKS if name in tensors), None)
+    if not depth or mark is None:
+        raise UserError(
+            f"{origin} is no state dict of a shortcut: it has no blocks.*, or none of {', '.join(NETWORKS)}"
+        )
+    inner = len(tensors[mark])
     channels = len(tensors["proj_out.weight"]) if "proj_out.weight" in tensors else inner
-    return {
+    config = {
         "channels": channels,
         "bottleneck_ratio": round(channels / inner),
         "depth": depth,
-        "num_heads": num_heads,
         "time": any(name.startswith("time_embedder.") for name in tensors),
         "cross_attention": channels == inner or "new_token_proj_in.weight" in tensors,
     }
+    if "blocks.0.cross_attn.ff_proj.weight" in tensors:
+        config["mlp_channels"] = len(tensors["blocks.0.cross_attn.ff_proj.weight"])
+    return NETWORKS[mark], config

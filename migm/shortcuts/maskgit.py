@@ -1,13 +1,12 @@
 """MaskGIT-Shortcut (arXiv 2602.23996): the light network that predicts the next hidden state."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.transformer import FeedForward, PackedAttention, PreNorm, Wrapped
 from migm.runtime import UserError
+from migm.shortcuts.parts import TimeEmbedder, inner_width
 
 
 class ShortcutBlock(nn.Module):
@@ -29,26 +28,6 @@ class ShortcutBlock(nn.Module):
         x = x + self.cross_attn_ff.fn(self.cross_attn_ff.norm(x))
         x = x + self.self_attn.fn.mha(self.self_attn.norm(x), x)
         return x + self.self_attn_ff.fn(self.self_attn_ff.norm(x))
-
-
-class TimeEmbedder(nn.Module):
-    """Sinusoid of 1000 * mask ratio (128 cosines, then 128 sines), then a two-layer MLP."""
-
-    frequencies = 128
-
-    def __init__(self, channels: int):
-        super().__init__()
-        hidden = round(math.sqrt(2 * self.frequencies * channels))
-        self.mlp = nn.Sequential(nn.Linear(2 * self.frequencies, hidden), nn.SiLU(), nn.Linear(hidden, channels))
-
-    def sinusoid(self, mask_ratio: Tensor) -> Tensor:
-        """mask_ratio (b,) -> float32 (b, 256)."""
-        k = torch.arange(self.frequencies, device=mask_ratio.device, dtype=torch.float32)
-        angles = 1000 * mask_ratio.float()[:, None] * torch.exp(-math.log(10000) * k / self.frequencies)
-        return torch.cat([angles.cos(), angles.sin()], -1)
-
-    def forward(self, mask_ratio: Tensor) -> Tensor:
-        return self.mlp(self.sinusoid(mask_ratio).to(next(self.parameters()).dtype))
 
 
 class MaskGITShortcut(nn.Module):
@@ -77,7 +56,7 @@ class MaskGITShortcut(nn.Module):
             raise UserError(f"shortcut.depth={depth} must be at least 1")
         if num_positions < 0:
             raise UserError(f"shortcut.num_positions={num_positions} must be at least 0")
-        inner = _inner_width(channels, bottleneck_ratio, num_heads)
+        inner = inner_width(channels, bottleneck_ratio, num_heads)
         project = bottleneck_ratio > 1
         self.proj_in = nn.Linear(channels, inner) if project else nn.Identity()
         self.proj_out = nn.Linear(inner, channels) if project else nn.Identity()
@@ -127,17 +106,3 @@ class MaskGITShortcut(nn.Module):
         if rows < len(self.pos_emb):
             raise UserError(f"shortcut.num_positions={len(self.pos_emb)} is more than the {rows} rows of the features")
         return nn.functional.pad(self.pos_emb, (0, 0, 0, rows - len(self.pos_emb)))
-
-
-def _inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
-    if bottleneck_ratio < 1 or channels % bottleneck_ratio:
-        raise UserError(
-            f"shortcut.bottleneck_ratio={bottleneck_ratio} must divide the base's {channels} channels without rest"
-        )
-    inner = channels // bottleneck_ratio
-    if num_heads < 1 or inner % num_heads:
-        raise UserError(
-            f"shortcut.num_heads={num_heads} must divide the inner width {inner} "
-            f"(= {channels} channels / bottleneck_ratio {bottleneck_ratio})"
-        )
-    return inner

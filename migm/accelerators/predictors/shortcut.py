@@ -15,24 +15,27 @@ class Shortcut:
     """MIGM-Shortcut (arXiv 2602.23996, section 3).
 
     `weights` is a file written by `migm.train`, refused unless it was trained for the base it is
-    used with, or a published checkpoint, whose `num_heads` nothing in the file tells; a module may
-    be given instead (tests, previews). `dropout` stays active while sampling, drawn from torch's
-    global generator: the paper's Table 1 was measured with 0.1, which is an oversight of its
-    evaluation script (maskgit.md trap 9.3).
+    used with, or a published checkpoint; in the latter nothing tells `num_heads`, `rope_theta` and
+    `prompt`, by default those of the published network. A module may be given instead (tests,
+    previews). `dropout` stays active while sampling, drawn from torch's global generator: the
+    paper's Table 1 was measured with 0.1, which is an oversight of its evaluation script
+    (maskgit.md trap 9.3).
     """
 
     def __init__(
         self,
         weights: str | Path | None = None,
         module: nn.Module | None = None,
-        num_heads: int = 16,
+        num_heads: int | None = None,
+        rope_theta: float | None = None,
+        prompt: bool | None = None,
         dropout: float = 0.0,
     ):
         if not 0 <= dropout < 1:
             raise UserError(f"accelerator.predictor.dropout={dropout} must be at least 0 and below 1")
         # A copy: the given network may still be in training, in another precision.
         self.weights, self.module = weights, copy.deepcopy(module).eval() if module is not None else None
-        self.num_heads, self.dropout = num_heads, dropout
+        self.given, self.dropout = {"num_heads": num_heads, "rope_theta": rope_theta, "prompt": prompt}, dropout
         self._fingerprint = ""
         if self.module is not None and dropout:
             keep_dropout(self.module, dropout)
@@ -47,7 +50,7 @@ class Shortcut:
     def _load(self, base: Base) -> nn.Module:
         if self.module is None:
             key = "accelerator.predictor.weights"
-            module, self._fingerprint = load_shortcut(self.weights, base.fingerprint(), key, self.num_heads)
+            module, self._fingerprint = load_shortcut(self.weights, base.fingerprint(), key, **self.given)
             if module.config["channels"] != base.spec.channels:
                 raise UserError(
                     f"{key}={self.weights} is for features of {module.config['channels']} channels, "
@@ -80,6 +83,8 @@ class _Advance:
 
 def keep_dropout(module: nn.Module, dropout: float) -> None:
     """Put all dropout of `module`, attention weights included, into its training behaviour."""
+    if not any(isinstance(part, nn.Dropout) for part in module.modules()):
+        raise UserError(f"accelerator.predictor.dropout={dropout}, but a {type(module).__name__} has none")
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = dropout

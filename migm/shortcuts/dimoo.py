@@ -1,0 +1,117 @@
+"""DiMOO-Shortcut (arXiv 2602.23996): the light network that predicts Lumina-DiMOO's next hidden state."""
+
+import torch
+from torch import Tensor, nn
+
+from migm.bases.base import Control
+from migm.bases.llada import Context, LlamaBlock, RMSNorm, init_block, rotations
+from migm.runtime import UserError
+from migm.shortcuts.parts import TimeEmbedder, inner_width
+
+New = tuple[Tensor, Context]  # new tokens (b, k, c), and the rotations of their rows and which of them count
+
+
+class ShortcutBlock(nn.Module):
+    """Two blocks of the base's kind: the first attends to the new tokens, the second to the sequence."""
+
+    def __init__(self, channels: int, num_heads: int, mlp_channels: int, eps: float):
+        super().__init__()
+        self.cross_attn = LlamaBlock(channels, num_heads, mlp_channels, eps)
+        self.self_attn = LlamaBlock(channels, num_heads, mlp_channels, eps)
+        init_block(self.cross_attn)
+        init_block(self.self_attn)
+
+    def forward(self, x: Tensor, ctx: Context, new: New | None) -> Tensor:
+        """x (b, t, c) -> (b, t, c); without new tokens both blocks attend to the sequence."""
+        x = self.cross_attn(x, ctx) if new is None else self._cross(x, ctx, *new)
+        return self.self_attn(x, ctx)
+
+    def _cross(self, x: Tensor, ctx: Context, new: Tensor, at: Context) -> Tensor:
+        block, mask = self.cross_attn, at.mask
+        k, v = block.k(new, at), block.v(new, at)
+        if mask is not None:
+            # Where no key counts all do, and add nothing: a softmax over none of them would be NaN.
+            v = v.masked_fill(~mask.transpose(-1, -2), 0)
+            mask = mask | ~mask.any(-1, keepdim=True)
+        x = x + block.attn_delta(x, ctx._replace(mask=mask), k, v)
+        return x + block.mlp_delta(x, ctx)
+
+
+class DiMOOShortcut(nn.Module):
+    """features + S(features, new tokens, mask ratio), with the keys of the published checkpoint (dimoo.md section 6).
+
+    `bottleneck_ratio` R divides the width, not the heads' number nor `mlp_channels`; no projections at
+    R = 1. `depth` D counts cross+self attention pairs. Ablations: `cross_attention` off makes the first
+    attention a second self attention, `time` off leaves the mask ratio out, `prompt` off keeps the
+    prompt's tokens from being attended to as if they were new. `rope_theta` and `eps` are the base's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        bottleneck_ratio: int = 2,
+        depth: int = 1,
+        num_heads: int = 32,
+        mlp_channels: int = 12288,
+        rope_theta: float = 500000.0,
+        eps: float = 1e-5,
+        time: bool = True,
+        cross_attention: bool = True,
+        prompt: bool = True,
+    ):
+        super().__init__()
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if depth < 1:
+            raise UserError(f"shortcut.depth={depth} must be at least 1")
+        inner = inner_width(channels, bottleneck_ratio, num_heads)
+        self.head_channels = inner // num_heads
+        if self.head_channels % 2:
+            raise UserError(
+                f"shortcut.num_heads={num_heads} makes heads of {self.head_channels} channels; "
+                f"rotary positions need an even number (inner width {inner} = {channels} / {bottleneck_ratio})"
+            )
+        project = bottleneck_ratio > 1
+        self.proj_in = nn.Linear(channels, inner) if project else nn.Identity()
+        self.proj_out = nn.Linear(inner, channels) if project else nn.Identity()
+        if cross_attention:
+            self.new_token_proj_in = nn.Linear(channels, inner) if project else nn.Identity()
+        self.blocks = nn.ModuleList(ShortcutBlock(inner, num_heads, mlp_channels, eps) for _ in range(depth))
+        self.ln_f = RMSNorm(inner, eps)
+        if time:
+            self.time_embedder = TimeEmbedder(inner)
+            self.adaLN_modulation = nn.Linear(inner, 2 * inner)
+
+    def calibrate(self, embeddings: Tensor) -> None:
+        """Nothing to do, whatever the table's scale: new tokens are normalised before they become keys and values."""
+
+    def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
+        """Features of the next step (b, t, c).
+
+        `features` (b, t, c) of the last step, `new` the tokens it revealed, and of the prompt, as the
+        base embeds them, `mask_ratio` (b,) still masked now, in [0, 1]. Padded entries of `new` need
+        a row of the sequence too, any; padded rows of the result mean nothing.
+        """
+        x = self.proj_in(features)
+        ctx = rotations(x.shape[1], self.head_channels, self.config["rope_theta"], x.device)
+        source = self._source(new, ctx) if self.config["cross_attention"] else None
+        if new.row_mask is not None:
+            ctx = ctx._replace(mask=new.row_mask[:, None, None])
+        for block in self.blocks:
+            x = block(x, ctx, source)
+        x = self.ln_f(x)
+        if self.config["time"]:
+            scale, shift = self.adaLN_modulation(self.time_embedder(mask_ratio))[:, None].chunk(2, -1)
+            x = x * (1 + scale) + shift
+        return features + self.proj_out(x)
+
+    def _source(self, new: Control, ctx: Context) -> New:
+        """What is attended to; where there is nothing it is one masked token, as not all kernels do without any."""
+        first = 0 if self.config["prompt"] else new.prompt
+        embeddings, rows = new.embeddings[:, first:], new.rows[:, first:]
+        mask = None if new.mask is None else new.mask[:, first:]
+        if not rows.shape[1]:
+            b, _, c = embeddings.shape
+            embeddings, rows = embeddings.new_zeros(b, 1, c), rows.new_zeros(b, 1)
+            mask = torch.zeros_like(rows, dtype=torch.bool)
+        at = ctx.at(rows)._replace(mask=None if mask is None else mask[:, None, None])
+        return self.new_token_proj_in(embeddings), at
