@@ -8,19 +8,15 @@ import torch
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
-from migm.bases.base import Base, Branch, StepRecord
+from migm.bases.base import Base, Branch, Inputs, StepRecord, image_rows
 from migm.sampling.guidance import Guidance, combine
 from migm.sampling.noise import KeyedNoise, Noise, Step
 from migm.sampling.schedule import Schedule
-from migm.sampling.select import mask_ratio, split
+from migm.sampling.select import Select, mask_ratio, split
 
 
 class Draw(Protocol):
     def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class Select(Protocol):
-    def __call__(self, log_prob: Tensor, noise: Noise, step: Step, num_steps: int, positions: Tensor) -> Tensor: ...
 
 
 class Observer(Protocol):
@@ -31,7 +27,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: everything about a sample but the base, the labels and the noise.
+    """How tokens are drawn: everything about a sample but the base, its inputs and the noise.
 
     `num_full_steps` (B) is read by accelerators only. `guidance` None samples the conditional
     branch alone.
@@ -55,14 +51,14 @@ class Sampling:
 @torch.inference_mode()
 def generate(
     base: Base,
-    labels: Tensor,
+    inputs: Inputs,
     sampling: Sampling,
     accelerator: Accelerator,
     noise: Noise,
     observers: Sequence[Observer] = (),
     initial: Tensor | None = None,
 ) -> Tensor:
-    """Sample token grids for labels (b,) -> tokens (b, l) in 0...v-1.
+    """Sample token grids for labels (b,) or b prompts -> tokens (b, l) in 0...v-1.
 
     `initial` (b, l) fills in an image: its tokens stay, its masks (v) are sampled, as many in
     every row; the schedule is that of a whole image and ends when nothing is masked any more.
@@ -71,23 +67,24 @@ def generate(
     never change; the confidence sampler of MaskGIT and Lumina-DiMOO (methods.md section 0).
     """
     spec, n = base.spec, sampling.num_steps
-    branches = base.encode(labels, guided=sampling.guidance is not None)
+    branches = base.encode(inputs, guided=sampling.guidance is not None)
     run = accelerator.start(base, branches, n)
-    tokens, masked = initial_state(base, len(labels), initial)
+    tokens, masked = initial_state(base, len(inputs), initial)
     new_positions = masked[:, :0]
-    for i, count in enumerate(sampling.schedule.counts(spec.num_tokens, n)):
-        count = min(count, masked.shape[1])
-        if not count:
+    extra = 0  # revealed beyond the plan, by ties
+    for i, planned in enumerate(sampling.schedule.counts(spec.num_tokens, n)):
+        count = min(max(planned - extra, 0), masked.shape[1])
+        if not masked.shape[1]:
             break
         ratio = mask_ratio(masked, spec.num_tokens)
         features = run.features(i, tokens, new_positions, ratio)
-        scale = sampling.guidance.scale(i, n) if sampling.guidance else 0.0
-        logits = base.head(guided(branches, features, scale), masked)
+        logits = guided_logits(base, branches, features, masked, sampling.guidance, i, n)
         drawn, log_prob = sampling.draw(logits, noise, i, masked)
         scores = sampling.select(log_prob, noise, i, n, masked)
-        chosen, new_positions, masked = split(scores, masked, count)
+        chosen, new_positions, masked = split(scores, masked, count, sampling.select.rule)
+        extra += new_positions.shape[1] - planned
         tokens = tokens.scatter(1, new_positions, drawn.gather(1, chosen))
-        record = StepRecord(i, n, run.plan[i], features, tokens, new_positions, ratio)
+        record = StepRecord(i, n, run.plan[i], branches, features, tokens, new_positions, ratio)
         for observer in observers:
             observer.on_step(record)
     # A base that offers the mask as a token (MaskGIT v1.0) may have drawn it.
@@ -111,12 +108,27 @@ def initial_state(base: Base, batch: int, initial: Tensor | None) -> tuple[Tenso
     return tokens, (tokens == mask).nonzero()[:, 1].view(batch, -1)
 
 
-def guided(branches: Sequence[Branch], features: Sequence[Tensor], scale: float) -> Tensor:
-    """Features of the guided distribution (b, t, c): the head is linear, so guidance may come before it."""
-    halves = [half for branch, f in zip(branches, features, strict=True) for half in f.chunk(branch.copies)]
-    return combine(halves[0], halves[1], scale) if len(halves) == 2 and scale else halves[0]
+def guided_logits(
+    base: Base,
+    branches: Sequence[Branch],
+    features: Sequence[Tensor],
+    positions: Tensor,
+    guidance: Guidance | None,
+    step: int,
+    num_steps: int,
+) -> Tensor:
+    """Logits (b, k, v) of the guided distribution at image positions (b, k)."""
+    rows = [image_rows(f, branch, positions) for branch, f in zip(branches, features, strict=True)]
+    halves = [half for branch, r in zip(branches, rows, strict=True) for half in r.chunk(branch.copies)]
+    scale = guidance.scale(step, num_steps) if guidance else 0.0
+    if guidance is None or not scale:
+        return base.head(halves[0], positions)
+    if guidance.on == "features":  # the head is affine: half the work
+        return base.head(combine(halves[0], halves[1], scale), positions)
+    conditional, unconditional = (base.head(half, positions) for half in halves)
+    return (1 + scale) * conditional - scale * unconditional
 
 
-def generate_images(base: Base, labels: Tensor, images: Tensor, seed: int, **rest: Any) -> Tensor:
-    """Tokens for `labels` (b,) with the noise of the images numbered `images` (b,) in the run of `seed`."""
-    return generate(base, labels, noise=KeyedNoise(seed, images.to(base.device)), **rest)
+def generate_images(base: Base, inputs: Inputs, images: Tensor, seed: int, **rest: Any) -> Tensor:
+    """Tokens for `inputs` with the noise of the images numbered `images` (b,) in the run of `seed`."""
+    return generate(base, inputs, noise=KeyedNoise(seed, images.to(base.device)), **rest)

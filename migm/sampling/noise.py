@@ -18,7 +18,9 @@ class Noise(Protocol):
 
     def uniform(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor: ...
 
-    def gumbel(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor: ...
+    def gumbel(
+        self, purpose: int, step: Step, positions: Tensor, width: int | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor: ...
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -26,6 +28,17 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def to_gumbel(uniform: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uniforms in [0, 1) -> standard Gumbel noise, all of it computed in `dtype`.
+
+    The dtype is part of a sampler: bfloat16 uniforms end at 255/256, so that their noise ends at 5.5, and
+    0, which is also what rounds to 1, gives -3.8 (dimoo.md section 3).
+    """
+    u = uniform.to(dtype)
+    u = u.where(u < 1, 0)
+    return -torch.log(-torch.log(u + 1e-20) + 1e-20)
 
 
 class KeyedNoise:
@@ -45,6 +58,8 @@ class KeyedNoise:
         # 52 bits: with 53 the added half would round the largest value up to 1.
         return ((bits >> 12 & (1 << 52) - 1).double() + 0.5) * 2.0**-52
 
-    def gumbel(self, purpose: int, step: Step, positions: Tensor, width: int | None = None) -> Tensor:
-        """Standard Gumbel noise in float64, shaped as `uniform`."""
-        return -torch.log(-torch.log(self.uniform(purpose, step, positions, width)))
+    def gumbel(
+        self, purpose: int, step: Step, positions: Tensor, width: int | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Standard Gumbel noise, shaped as `uniform`."""
+        return to_gumbel(self.uniform(purpose, step, positions, width), dtype)

@@ -1,4 +1,4 @@
-"""Mask schedules: how many tokens each of the N steps reveals. All return N integers >= 1 that sum to l."""
+"""Mask schedules: how many tokens each of the N steps reveals. All return N integers that sum to l."""
 
 import math
 from collections.abc import Callable
@@ -51,7 +51,10 @@ class Increments:
 
 
 class CosineFloor:
-    """After step i, max(1, floor(l cos(pi/2 (i+1)/N))) tokens stay masked, none after the last (Lumina-DiMOO)."""
+    """After step i, max(1, floor(l cos(pi/2 (i+1)/N))) tokens stay masked, none after the last (Lumina-DiMOO).
+
+    With many steps some reveal nothing: 36 or more for 256 tokens, 143 for 4096.
+    """
 
     def counts(self, num_tokens: int, num_steps: int) -> list[int]:
         _check_steps(num_tokens, num_steps)
@@ -59,13 +62,7 @@ class CosineFloor:
         t = torch.arange(1, num_steps + 1, dtype=torch.float32) / num_steps
         kept = torch.floor(num_tokens * torch.cos(0.5 * math.pi * t)).clamp(min=1).long()
         kept[-1] = 0
-        counts = (-torch.diff(kept, prepend=torch.tensor([num_tokens]))).tolist()
-        if min(counts) < 1:
-            raise ValueError(
-                f"sampling.num_steps={num_steps}: schedule cosine_floor reveals nothing in some step "
-                f"of {num_tokens} tokens; use fewer steps"
-            )
-        return counts
+        return (-torch.diff(kept, prepend=torch.tensor([num_tokens]))).tolist()
 
 
 def _check_steps(num_tokens: int, num_steps: int) -> None:

@@ -1,7 +1,7 @@
 """The LightningModule: a trainable shortcut beside a frozen base."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import lightning as L
 from torch import Tensor
@@ -9,18 +9,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from migm.bases.base import Base
-from migm.shortcuts.maskgit import MaskGITShortcut
+from migm.shortcuts.checkpoint import Network
 from migm.training.objective import Objective
 from migm.trajectories.dataset import Pairs
+from migm.trajectories.replay import with_features
+
+Held = TypeVar("Held", bound=Base)
 
 
-class Frozen:
+class Frozen(Generic[Held]):
     """Holds the base outside the module tree, so EMA and checkpoints carry the shortcut alone."""
 
-    def __init__(self, base: Base):
+    def __init__(self, base: Held):
         self.base = base
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Frozen[Held]":
         return self
 
 
@@ -29,7 +32,7 @@ class ShortcutModule(L.LightningModule):
 
     def __init__(
         self,
-        shortcut: MaskGITShortcut,
+        shortcut: Network,
         base: Base,
         objective: Objective,
         optimizer: Callable[..., Optimizer],
@@ -42,13 +45,14 @@ class ShortcutModule(L.LightningModule):
         self.save_hyperparameters({"config": config, "base": base.fingerprint()})
 
     def training_step(self, batch: Pairs, _: int) -> Tensor:
+        batch = with_features(batch, self.frozen.base)
         loss, log = self.objective(self.shortcut, self.frozen.base, batch, self.global_step)
         self.log("train/feature_mse", log.pop("feature_mse"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
         return loss
 
     def validation_step(self, batch: Pairs, _: int) -> None:
-        log = self.objective(self.shortcut, self.frozen.base, batch)[1]
+        log = self.objective(self.shortcut, self.frozen.base, with_features(batch, self.frozen.base))[1]
         size = len(batch.steps)
         self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=size, sync_dist=True)
 

@@ -1,11 +1,11 @@
 """What a shortcut is trained to do, in plain torch."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from migm.bases.base import Base
+from migm.bases.base import Base, Branch, image_rows
 from migm.shortcuts.losses import Direction, masked_cosine, masked_kl, masked_mse
 from migm.training.rollout import Rollout, Situation, predict
 from migm.trajectories.dataset import Pairs
@@ -19,6 +19,8 @@ class Objective(Protocol):
 
 class FeatureLoss:
     """mse_weight * MSE + kl_weight * T^2 * KL on the rows that are still masked (paper, section 3.3).
+
+    `rows` "all" judges every row of the sequence, prompt included, as the released DiMOO code does.
 
     The KL divergence compares the logits of one guidance half at temperature T. `kl_direction`
     `teacher_student` is KL(teacher || student), the released code's, `student_teacher` the one
@@ -34,6 +36,7 @@ class FeatureLoss:
         kl_temperature: float = 1.0,
         kl_direction: Direction = "teacher_student",
         rollout: Rollout | None = None,
+        rows: Literal["masked", "all"] = "masked",
     ):
         if mse_weight < 0 or kl_weight < 0 or mse_weight + kl_weight == 0:
             raise ValueError(
@@ -46,7 +49,9 @@ class FeatureLoss:
             raise ValueError(
                 f"objective.kl_direction={kl_direction} is unknown; one of teacher_student, student_teacher"
             )
-        self.mse_weight, self.kl_weight = mse_weight, kl_weight
+        if rows not in ("masked", "all"):
+            raise ValueError(f"objective.rows={rows} is unknown; one of masked, all")
+        self.mse_weight, self.kl_weight, self.rows = mse_weight, kl_weight, rows
         self.kl_temperature, self.rollout = kl_temperature, rollout
         self.kl_direction: Direction = kl_direction
 
@@ -58,23 +63,28 @@ class FeatureLoss:
         else:
             now, target = Situation.of(batch, base), batch.target
         predicted = predict(shortcut, base, now)
-        first, last = base.spec.image_token_rows
-        rows = [x[:, first:last] for x in (predicted, target, now.features)]
-        mse = masked_mse(rows[0], rows[1], now.masked)
+        predicted, target, before = (self._judged(x, now.branch) for x in (predicted, target, now.features))
+        judged = now.masked if self.rows == "masked" else now.branch.mask
+        if judged is None:
+            judged = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
+        mse = masked_mse(predicted, target, judged)
         loss = self.mse_weight * mse
         with torch.no_grad():
-            reuse = masked_mse(rows[2], rows[1], now.masked)
-            cosine = masked_cosine(rows[0], rows[1], now.masked)
+            reuse = masked_mse(before, target, judged)
+            cosine = masked_cosine(predicted, target, judged)
         log = {"feature_mse": mse.detach(), "reuse_mse": reuse, "feature_cosine": cosine}
         if self.kl_weight:
-            kl = self.divergence(base, predicted, target, now.masked)
+            kl = self.divergence(base, predicted, target, judged)
             loss = loss + self.kl_weight * self.kl_temperature**2 * kl
             log["logit_kl"] = kl.detach()
         return loss, log
 
-    def divergence(self, base: Base, predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-        """KL of the two features' token distributions, mean over the masked rows."""
+    def _judged(self, features: Tensor, branch: Branch) -> Tensor:
+        return features if self.rows == "all" else image_rows(features, branch)
+
+    def divergence(self, base: Base, predicted: Tensor, target: Tensor, judged: Tensor) -> Tensor:
+        """KL of the two features' token distributions, mean over the judged rows (b, k)."""
         student = base.head(predicted.to(base.dtype)).float() / self.kl_temperature
         with torch.no_grad():
             teacher = base.head(target.to(base.dtype)).float() / self.kl_temperature
-        return masked_kl(student, teacher, masked, self.kl_direction)
+        return masked_kl(student, teacher, judged, self.kl_direction)

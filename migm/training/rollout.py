@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from migm.bases.base import Base, Branch
-from migm.runtime import UserError
+from migm.bases.base import Base, Branch, image_rows
 from migm.sampling.loop import Draw, Select
 from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import Schedule
@@ -16,6 +15,7 @@ from migm.trajectories.dataset import Pairs, padded_positions
 class Situation(NamedTuple):
     """What the shortcut is asked: features of a step, what it revealed, and what is masked now."""
 
+    branch: Branch
     features: Tensor  # (b, t, c)
     tokens: Tensor  # (b, l), v where masked
     new: Tensor  # (b, l) True at what the last step revealed
@@ -26,7 +26,8 @@ class Situation(NamedTuple):
     def of(cls, batch: Pairs, base: Base) -> "Situation":
         """The situation a stored pair begins with."""
         tokens = batch.tokens.where(~batch.masked, base.spec.vocab_size)
-        return cls(batch.features, tokens, batch.new, batch.masked, batch.width)
+        branch = base.branch(batch.conditions, batch.features.shape[1])
+        return cls(branch, batch.features, tokens, batch.new, batch.masked, batch.width)
 
     @property
     def mask_ratio(self) -> Tensor:
@@ -38,9 +39,8 @@ def predict(shortcut: nn.Module, base: Base, now: Situation) -> Tensor:
     dtype = next(shortcut.parameters()).dtype
     positions, mask = padded_positions(now.new, now.width)
     with torch.no_grad():
-        new = base.control(now.tokens.gather(1, positions), positions)
-    new = new._replace(embeddings=new.embeddings.to(dtype), mask=mask)
-    return shortcut(now.features.to(dtype), new, now.mask_ratio)
+        new = base.control(now.tokens.gather(1, positions), positions, now.branch, mask)
+    return shortcut(now.features.to(dtype), new._replace(embeddings=new.embeddings.to(dtype)), now.mask_ratio)
 
 
 class Rollout:
@@ -72,13 +72,13 @@ class Rollout:
             goes_on = batch.steps + ahead < self.num_steps - 1
             step = (batch.steps + ahead).clamp(max=self.num_steps - 1)
             after = self._step(shortcut, base, now, step[:, None], counts[step], noise)
-            rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[:-1], strict=True))
-            now = Situation(*rows, width=max(planned))
+            rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:-1], strict=True))
+            now = Situation(now.branch, *rows, width=max(planned))
             went_on |= goes_on
         if not went_on.any():
             return now, batch.target
         target = batch.target.clone()
-        branch = Branch(conditions(base, batch)[went_on])
+        branch = base.branch(batch.conditions[went_on], target.shape[1])
         target[went_on] = base.features(now.tokens[went_on], branch, now.mask_ratio[went_on]).to(target.dtype)
         return now, target
 
@@ -88,7 +88,8 @@ class Rollout:
         """Features, tokens, new and masked after one sampled step; every row has its `step` (b, 1) and `count` (b,)."""
         features = predict(shortcut, base, now)
         every = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
-        drawn, log_prob = self.draw(base.head(features.to(base.dtype)), noise, step, every)
+        logits = base.head(image_rows(features, now.branch).to(base.dtype), every)
+        drawn, log_prob = self.draw(logits, noise, step, every)
         scores = self.select(log_prob, noise, step, self.num_steps, every).masked_fill(~now.masked, float("-inf"))
         rank = scores.argsort(dim=1, descending=True).argsort(dim=1)
         new = (rank < count[:, None]) & now.masked
@@ -98,11 +99,3 @@ class Rollout:
 def where_rows(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`a` in the rows (b,) that are True, else `b`; both (b, ...)."""
     return a.where(rows.view(-1, *[1] * (a.ndim - 1)), b)
-
-
-def conditions(base: Base, batch: Pairs) -> Tensor:
-    """The condition of every pair's guidance half (b,), for bases that stack both in one branch."""
-    both = base.encode(batch.labels, guided=True)
-    if len(both) > 1:
-        raise UserError("objective.rollout needs a base whose guidance halves are one branch; choose objective=mse")
-    return both[0].condition.unflatten(0, (2, -1))[batch.halves, torch.arange(len(batch.halves))]

@@ -42,7 +42,7 @@ def run(transformer: MaskTransformer, shortcut: MaskGITShortcut) -> dict[str, Te
     tokens = generate_images(
         base, labels, images, seed=0, sampling=sampling, accelerator=accelerator, observers=[recorder]
     )
-    made = recorder.trajectories(labels, images)
+    made = recorder.trajectories(images)
     return {"tokens": tokens, "order": made.order, "features": made.features}
 
 

@@ -5,13 +5,21 @@ import tarfile
 
 import pytest
 import torch
+from recorded_noise import Recorded
 from tiny_parts import naming, recorded_transformer, wrap
 
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.refresh import Always
 from migm.runtime import UserError
+from migm.sampling.draw import GumbelMax
+from migm.sampling.guidance import Ramp
+from migm.sampling.loop import Sampling, generate
 from migm.sampling.schedule import Increments
+from migm.sampling.select import Confidence
 from migm.trajectories.dataset import PairDataset, padded_positions
-from migm.trajectories.maskgit_tars import FIELDS, export_tars, import_tars, read_images
+from migm.trajectories.record import Recorder
 from migm.trajectories.store import Store
+from migm.trajectories.tars import FIELDS, export_tars, import_tars, read_images
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +73,25 @@ def test_records_become_trajectories(made, store):
         assert torch.equal(shard["features"][0], torch.stack(halves))
         assert torch.equal(shard["tokens"][0].long(), tensors[f"{key}/teacher_vq_ids.pth"][:length])
         assert torch.equal(shard["order"][0].long(), tensors[f"{key}/generation_order.pth"][:length])
-        assert shard["labels"].tolist() == [int(key.split("_")[2])]
+        assert shard["conditions"].tolist() == [[[int(key.split("_")[2])], [base.transformer.num_classes]]]
+
+
+def test_a_generation_with_the_recorded_draws_is_recorded_as_the_original_recorded_it(made):
+    tensors, keys, base = made
+    names = [key.split("_") for key in keys if key.endswith("_cond")]
+    n, length, labels = header(made)["num_steps"], base.spec.num_tokens, torch.tensor([int(name[2]) for name in names])
+    sampling = Sampling(n, n, Increments("arccos"), GumbelMax(), Confidence(7.0), Ramp(2.8))
+    recorder, images = Recorder(torch.float32), torch.arange(len(labels))
+    generate(base, labels, sampling, Accelerator(Always()), Recorded(tensors, "draw/"), [recorder])
+    found = recorder.trajectories(images)
+    for image, (batch, number, label, _) in enumerate(names):
+        halves = [f"{batch}_{number}_{label}_{half}/" for half in ("cond", "uncond")]
+        features = torch.stack([tensors[half + "feat.pth"] for half in halves])
+        torch.testing.assert_close(found.features[image], features, rtol=2e-5, atol=2e-5)
+        assert torch.equal(found.tokens[image].long(), tensors[halves[0] + "teacher_vq_ids.pth"][:length])
+        assert torch.equal(found.order[image].long(), tensors[halves[0] + "generation_order.pth"][:length])
+        assert found.conditions[image].tolist() == [[int(label)], [base.transformer.num_classes]]
+    assert torch.equal(found.images, images)
 
 
 def test_pairs_agree_with_the_original_expansion(made, store):
@@ -95,7 +121,7 @@ def test_mask_ratios_are_the_original_table_of_512_pixels(made):
 def test_an_export_holds_the_original_records(made, store, tmp_path):
     tensors, keys, base = made
     assert list(export_tars(store, tmp_path / "again", base)) == [len(keys) // 2]
-    for image, (_, *halves) in enumerate(read_images(tmp_path / "again")):
+    for image, (*_, halves) in enumerate(read_images(tmp_path / "again")):
         for key, fields in zip(keys[2 * image : 2 * image + 2], halves, strict=True):
             for name, value in fields.items():
                 assert torch.equal(value, tensors[f"{key}/{name}"]), (key, name)

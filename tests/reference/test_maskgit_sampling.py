@@ -5,30 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from recorded_noise import Recorded
 from tiny_parts import recorded_transformer, wrap
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
+from migm.bases.base import image_rows
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Ramp
 from migm.sampling.loop import Sampling, generate
-from migm.sampling.noise import SELECT
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
-
-
-class Recorded:
-    """The noise of a recorded run; its categorical draw is argmax(p / e), so the Gumbel noise is -log(e)."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def gumbel(self, purpose, step, positions, width=None):
-        if purpose == SELECT:
-            return self.tensors[f"step{step:02d}.gumbel"].gather(1, positions)
-        e = self.tensors[f"step{step:02d}.exponential"].double()
-        return -e.gather(1, positions[..., None].expand(-1, -1, width)).log()
 
 
 @pytest.fixture(scope="module", params=["vanilla6", "shortcut6b2", "shortcut6b4", "v1_vanilla6", "v1_masktoken6"])
@@ -79,7 +67,7 @@ def test_a_recorded_run_is_reproduced_step_by_step(case, plan, base, recorded_vq
         left.scatter_(1, record.new_positions, 0.0)
         assert torch.equal(left, tensors[prefix + "mask_after"].flatten(1))
         torch.testing.assert_close(record.features[0], tensors[prefix + "feat"], rtol=2e-5, atol=2e-5)
-        logits = base.head(record.features[0])
+        logits = base.head(image_rows(record.features[0], record.branches[0]))
         torch.testing.assert_close(logits, tensors[prefix + "logit_pair"], rtol=2e-5, atol=2e-4)
     assert torch.equal(tokens, tensors["out.code"].flatten(1))
     images = recorded_vqgan(meta["vq_file"]).pixel_values(tokens, tuple(tensors["out.code"].shape[1:]))

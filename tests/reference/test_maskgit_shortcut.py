@@ -37,4 +37,5 @@ def test_new_token_embeddings_are_those_of_the_base(read_vector, recorded_base):
     tensors, _ = read_vector(RECORDED[0])
     rows = tensors["in.new_token_map"].nonzero()[:, 1].view(len(tensors["in.prev_feat"]), -1)
     new = tensors["buf.wte"][tensors["in.new_token_ids"]] + tensors["buf.wpe"][0, rows]
-    assert torch.equal(recorded_base.control(tensors["in.new_token_ids"], rows).embeddings, new)
+    branch = recorded_base.branch(torch.zeros(len(rows), 1, dtype=torch.long))
+    assert torch.equal(recorded_base.control(tensors["in.new_token_ids"], rows, branch).embeddings, new)

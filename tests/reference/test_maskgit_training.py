@@ -9,8 +9,7 @@ from tiny_parts import wrap
 from migm.bases.transformer import MaskTransformer
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
-from migm.shortcuts.checkpoint import published_config
-from migm.shortcuts.maskgit import MaskGITShortcut
+from migm.shortcuts.checkpoint import published
 from migm.training.objective import FeatureLoss
 from migm.training.rollout import Rollout, predict
 from migm.trajectories.dataset import Pairs
@@ -35,7 +34,8 @@ def case(read_vector):
     transformer = MaskTransformer(rows - 1, MASK, CLASSES, *sizes)
     transformer.load_state_dict(frozen)
     weights = part(tensors, "student.")
-    student = MaskGITShortcut(**published_config(weights, int(meta["heads"]), "the recorded student"))
+    network, sizes = published(weights, "the recorded student")
+    student = network(**sizes, num_heads=int(meta["heads"]))
     student.load_state_dict(weights)
     _, _, label, half = meta["key"].split("_")
     current, new = (tensors[f"in.{name}"][:, :-1] for name in ("cur_token_ids", "new_token_map"))
@@ -46,7 +46,7 @@ def case(read_vector):
         new=new,
         masked=current == MASK,
         steps=torch.tensor([int(meta["step"])]),
-        labels=torch.tensor([int(label)]),
+        conditions=torch.tensor([[int(label) if half == "cond" else CLASSES]]),
         halves=torch.tensor([int(half == "uncond")]),
         images=torch.tensor([0]),
         width=int(new.sum()),
@@ -63,7 +63,7 @@ def step(request, case, monkeypatch):
         drawn = tensors["r2.pred"][:, :-1]
         return drawn, logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
 
-    gumbel = SimpleNamespace(gumbel=lambda *_: tensors["r2.gumbel"][:, :-1])
+    gumbel = SimpleNamespace(gumbel=lambda *_, dtype: tensors["r2.gumbel"][:, :-1])
     monkeypatch.setattr("migm.training.rollout.KeyedNoise", lambda *_: gumbel)
     rollout = Rollout(2, STEPS, Increments("arccos"), recorded_draw, Confidence(7.0))
     return request.param, case, FeatureLoss(kl_weight=case[4], rollout=rollout)

@@ -1,11 +1,13 @@
 """Draws: their frequencies are the softmax's, and their log-probabilities are right."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
 
-from migm.sampling.draw import DTYPES, GumbelMax, InverseCDF
-from migm.sampling.noise import KeyedNoise
+from migm.sampling.draw import DTYPES, Argmax, GumbelMax, InverseCDF, log_probability
+from migm.sampling.noise import DRAW, KeyedNoise, to_gumbel
 
 DRAWS = [InverseCDF, GumbelMax]
 
@@ -20,8 +22,8 @@ class Fixed:
         shape = positions.shape if width is None else (*positions.shape, width)
         return torch.full(shape, self.value, dtype=torch.float64)
 
-    def gumbel(self, purpose, step, positions, width=None):
-        return -torch.log(-torch.log(self.uniform(purpose, step, positions, width)))
+    def gumbel(self, purpose, step, positions, width=None, dtype=torch.float64):
+        return to_gumbel(self.uniform(purpose, step, positions, width), dtype)
 
 
 def some_logits(*shape, spread=2.0):
@@ -92,7 +94,64 @@ def test_a_token_without_probability_is_never_drawn(draw, dtype, other, uniform)
         assert log_prob.tolist() == [[0, 0]]
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gumbel_max_is_the_largest_sum_of_logits_and_noise_in_its_dtype(dtype):
+    logits, noise = some_logits(2, 50, 24), KeyedNoise(4, torch.arange(2))
+    tokens, _ = GumbelMax(1.3, dtype)(logits, noise, 5, grid(2, 50))
+    precise = logits.to(DTYPES[dtype])
+    sums = precise * 1.3 + noise.gumbel(DRAW, 5, grid(2, 50), 24, DTYPES[dtype])
+    assert sums.dtype == DTYPES[dtype]
+    assert torch.equal(tokens, sums.argmax(-1))
+
+
+def test_a_bfloat16_draw_is_as_sharp_as_with_torchs_own_bfloat16_uniforms():
+    """-log p of the drawn tokens is about 1.5 lower than it should be at this spread (dimoo.md section 3)."""
+    logits = some_logits(1, 200, 8192, spread=2.0)
+    log_p = logits.log_softmax(-1)
+
+    def loss(tokens):
+        return -log_p.gather(-1, tokens[..., None]).mean().item()
+
+    noise = KeyedNoise(0, torch.arange(1))
+    ours = {dtype: loss(GumbelMax(dtype=dtype)(logits, noise, 0, grid(1, 200))[0]) for dtype in DTYPES}
+    uniform = torch.rand(1, 200, 8192, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
+    original = logits.bfloat16() - torch.log(-torch.log(uniform + 1e-20) + 1e-20)
+    assert ours["bfloat16"] == pytest.approx(loss(original.argmax(-1)), abs=0.4)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean().item()
+    assert ours["float32"] == pytest.approx(entropy, abs=0.4)
+    assert ours["float64"] == pytest.approx(entropy, abs=0.4)
+    assert ours["bfloat16"] < entropy - 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plain_confidence_leaves_the_temperature_out_and_the_draw_alone(dtype):
+    logits, noise = some_logits(2, 50, 24), KeyedNoise(0, torch.arange(2))
+    tokens, tempered = GumbelMax(0.5, dtype)(logits, noise, 0, grid(2, 50))
+    same, plain = GumbelMax(0.5, dtype, plain_confidence=True)(logits, noise, 0, grid(2, 50))
+    assert torch.equal(tokens, same)
+    exact = logits.double().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    torch.testing.assert_close(plain.double(), exact, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain, tempered, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_argmax_takes_the_likeliest_token_without_noise(dtype):
+    logits = some_logits(2, 50, 24)
+    tokens, log_prob = Argmax(dtype)(logits, None, 0, grid(2, 50))
+    assert torch.equal(tokens, logits.to(DTYPES[dtype]).argmax(-1))
+    assert log_prob.dtype == DTYPES[dtype]
+    exact = logits.double().log_softmax(-1).amax(-1)
+    tolerance = {"bfloat16": 0.05, "float32": 1e-5, "float64": 1e-6}[dtype]
+    torch.testing.assert_close(log_prob.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_confidences_end_at_1e_20():
+    """What lies below counts as 1e-20 in the original DiMOO code, so that no score is infinite."""
+    logits = torch.tensor([[[0.0, -200.0]]], dtype=torch.float64)
+    assert log_probability(logits, torch.tensor([[1]])).item() == pytest.approx(math.log(1e-20))
+
+
+@pytest.mark.parametrize("draw", [*DRAWS, Argmax])
 def test_an_unknown_dtype_is_refused_by_name(draw):
     with pytest.raises(ValueError, match=r"sampling\.draw\.dtype=float16.*bfloat16, float32, float64"):
         draw(dtype="float16")

@@ -1,11 +1,14 @@
 """Guidance: its formula, its scale over time, and that it may come before the linear head."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tiny_parts import Apart
 
-from migm.bases.base import Branch
+from migm.bases.base import Branch, image_rows
 from migm.sampling.guidance import Constant, Ramp, combine
-from migm.sampling.loop import guided
+from migm.sampling.loop import guided_logits
 
 
 def halves(dtype=torch.float64):
@@ -41,27 +44,73 @@ def test_constant_is_constant():
     assert [Constant(3.0).scale(i, 4) for i in range(4)] == [3.0] * 4
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.8])
-def test_guidance_of_features_equals_guidance_of_logits(tiny_base, scale):
+POSITIONS = torch.tensor([[0, 3, 9], [2, 4, 15]])
+
+
+def step_of(base, guided=True):
+    """Branches of two images and their features."""
     tokens = torch.randint(0, 25, (2, 16), generator=torch.Generator().manual_seed(3))
-    branches = tiny_base.encode(torch.tensor([1, 8]), guided=True)
-    features = [tiny_base.features(tokens, branches[0], torch.ones(2))]
-    positions = torch.tensor([[0, 3, 9], [2, 4, 15]])
-    in_features = tiny_base.head(guided(branches, features, scale), positions)
-    conditional, unconditional = (tiny_base.head(half, positions) for half in features[0].chunk(2))
-    torch.testing.assert_close(in_features, combine(conditional, unconditional, scale), rtol=1e-10, atol=1e-10)
+    branches = base.encode(torch.tensor([1, 8]), guided)
+    return branches, [base.features(tokens, branch, torch.ones(2)) for branch in branches]
+
+
+def halves_of(base):
+    """Conditional and unconditional logits of those images at `POSITIONS`."""
+    (branch,), (features,) = step_of(base)
+    return [base.head(half, POSITIONS) for half in image_rows(features, branch, POSITIONS).chunk(2)]
+
+
+@pytest.mark.parametrize("on", ["features", "logits"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.8])
+def test_guidance_of_features_equals_guidance_of_logits(tiny_base, scale, on):
+    logits = guided_logits(tiny_base, *step_of(tiny_base), POSITIONS, Constant(scale, on), 0, 6)
+    conditional, unconditional = halves_of(tiny_base)
+    torch.testing.assert_close(logits, combine(conditional, unconditional, scale), rtol=1e-10, atol=1e-10)
     if scale:
-        assert not torch.allclose(in_features, conditional, atol=0.1)
+        assert not torch.allclose(logits, conditional, atol=0.1)
+    else:
+        assert torch.equal(logits, conditional)
 
 
-def test_two_branches_of_one_copy_equal_one_branch_of_two(tiny_base):
-    (both,) = tiny_base.encode(torch.tensor([1, 8]), guided=True)
-    one, none = (Branch(condition) for condition in both.condition.chunk(2))
-    features = tiny_base.features(torch.full((2, 16), 24), both, torch.ones(2))
-    apart = guided([one, none], list(features.chunk(2)), 1.5)
-    assert torch.equal(apart, guided([both], [features], 1.5))
+def test_the_scale_is_that_of_the_step(tiny_base):
+    conditional, unconditional = halves_of(tiny_base)
+    for step in range(6):
+        logits = guided_logits(tiny_base, *step_of(tiny_base), POSITIONS, Ramp(2.8, "logits"), step, 6)
+        wanted = combine(conditional, unconditional, 2.8 * step / 5)
+        torch.testing.assert_close(logits, wanted, rtol=1e-10, atol=1e-10)
 
 
-def test_a_single_branch_passes_unchanged():
-    features = halves()[0]
-    assert torch.equal(guided([Branch(torch.zeros(2))], [features], 3.0), features)
+def test_only_guidance_on_logits_is_rounded_at_every_operation():
+    """The published bfloat16 logits are so; the product and the sum of features are rounded once."""
+    conditional, unconditional = halves(torch.bfloat16)
+    base = SimpleNamespace(head=lambda features, positions: features)
+    branch = Branch(torch.zeros(4, 1), torch.arange(5).expand(4, -1), copies=2)
+    step = ([branch], [torch.cat([conditional, unconditional])], torch.arange(5).expand(2, -1))
+    on_logits = guided_logits(base, *step, Constant(4.0, "logits"), 0, 6)
+    assert on_logits.dtype == torch.bfloat16
+    assert torch.equal(on_logits, 5.0 * conditional - 4.0 * unconditional)
+    on_features = guided_logits(base, *step, Constant(4.0), 0, 6)
+    assert torch.equal(on_features, combine(conditional, unconditional, 4.0))
+    assert not torch.equal(on_logits, on_features)
+
+
+@pytest.mark.parametrize("on", ["features", "logits"])
+def test_two_branches_of_different_length_equal_one_branch_of_two(tiny_base, on):
+    apart = Apart(tiny_base)
+    branches, features = step_of(apart)
+    assert [f.shape for f in features] == [(2, 18, 48), (2, 17, 48)]
+    wanted = guided_logits(tiny_base, *step_of(tiny_base), POSITIONS, Constant(1.5, on), 0, 6)
+    logits = guided_logits(apart, branches, features, POSITIONS, Constant(1.5, on), 0, 6)
+    torch.testing.assert_close(logits, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_single_branch_passes_unchanged(tiny_base):
+    (branch,), (features,) = step_of(tiny_base, guided=False)
+    logits = guided_logits(tiny_base, [branch], [features], POSITIONS, None, 0, 6)
+    assert torch.equal(logits, tiny_base.head(image_rows(features, branch, POSITIONS), POSITIONS))
+
+
+@pytest.mark.parametrize("guidance", [Constant, Ramp])
+def test_guidance_on_anything_else_is_refused_by_name(guidance):
+    with pytest.raises(ValueError, match=r"sampling\.guidance\.on=tokens.*features, logits"):
+        guidance(1.0, "tokens")

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_parts import Apart
 
+from migm.bases.base import image_rows
+from migm.runtime import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant, Ramp
 from migm.sampling.loop import generate, generate_images
 from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import CosineFloor, Increments
-from migm.sampling.select import Random
+from migm.sampling.select import Confidence, Random
 
 COUNTS = [1, 2, 3, 3, 4, 3]
 MASK = 24
@@ -46,6 +49,29 @@ def test_records_say_what_happened(run, accelerator):
     assert [record.index for record in records] == list(range(6))
     assert {record.num_steps for record in records} == {6}
     assert all(len(r.features) == 1 and r.features[0].shape == (4, 17, 48) for r in records)
+    assert all([branch.condition.tolist() for branch in r.branches] == [[[3], [7], [10], [10]]] for r in records)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "reuse"])
+@pytest.mark.parametrize("on", ["features", "logits"])
+def test_halves_in_two_branches_of_different_length_change_no_token(run, tiny_base, make_accelerator, name, on):
+    labels = (3, 8)  # sequences of 20 and 17 rows, and of 17 unconditional ones
+    tokens, records = run(make_accelerator(name), labels, guidance=Ramp(2.0, on))
+    found, apart = run(make_accelerator(name), labels, base=Apart(tiny_base), guidance=Ramp(2.0, on))
+    assert torch.equal(found, tokens)
+    for ours, theirs in zip(apart, records, strict=True):
+        assert [f.shape for f in ours.features] == [(2, 20, 48), (2, 17, 48)]
+        halves = [image_rows(f, branch) for f, branch in zip(ours.features, ours.branches, strict=True)]
+        torch.testing.assert_close(torch.cat(halves), image_rows(theirs.features[0], theirs.branches[0]))
+
+
+def test_a_shortcut_advances_two_branches_each_by_itself(run, tiny_base, make_accelerator, make_shortcut):
+    base, shortcut = Apart(tiny_base), make_shortcut()
+    _, records = run(make_accelerator("shortcut", 1), base=base)
+    for last, now in itertools.pairwise(records):
+        for branch, before, after in zip(now.branches, last.features, now.features, strict=True):
+            new = base.control(last.tokens.gather(1, last.new_positions), last.new_positions, branch)
+            torch.testing.assert_close(after, shortcut(before, new, now.mask_ratio))
 
 
 def test_two_generations_in_a_row_are_equal(run, accelerator):
@@ -106,7 +132,9 @@ class Ones:
         return [1] * num_steps
 
 
-@pytest.mark.parametrize(("num_steps", "schedule"), [(1, Increments()), (2, CosineFloor()), (16, Ones())])
+@pytest.mark.parametrize(
+    ("num_steps", "schedule"), [(1, Increments()), (2, CosineFloor()), (16, CosineFloor()), (16, Ones())]
+)
 @pytest.mark.parametrize("parts", [{}, {"draw": GumbelMax(), "select": Random()}])
 def test_any_number_of_steps_reveals_everything(run, make_accelerator, num_steps, schedule, parts):
     accelerator = make_accelerator("shortcut", 1)
@@ -119,7 +147,58 @@ def test_a_schedule_that_cannot_be_met_is_refused_before_the_first_step(run, mak
     with pytest.raises(ValueError, match=r"sampling\.num_steps=17"):
         run(make_accelerator("vanilla"), num_steps=17)
     with pytest.raises(ValueError, match=r"sampling\.num_steps=16"):
-        run(make_accelerator("vanilla"), num_steps=16, schedule=CosineFloor())
+        run(make_accelerator("vanilla"), num_steps=16)
+
+
+def test_a_step_that_reveals_nothing_changes_no_token_but_runs(run, accelerator):
+    counts = CosineFloor().counts(16, 16)
+    assert counts.count(0) == 3
+    tokens, records = run(accelerator, num_steps=16, schedule=CosineFloor())
+    assert [r.new_positions.shape for r in records] == [(2, count) for count in counts]
+    for before, now in itertools.pairwise(records):
+        if not now.new_positions.numel():
+            assert torch.equal(now.tokens, before.tokens)
+    assert all(r.features[0].isfinite().all() for r in records)
+    assert tokens.max() < MASK
+
+
+class InFours:
+    """Scores that tie in groups of four, the last positions first."""
+
+    rule = "cutoff"
+
+    def __call__(self, log_prob, noise, step, num_steps, positions):
+        return (positions // 4).double()
+
+
+def test_ties_reveal_more_than_planned_and_later_steps_make_up_for_it(run, accelerator):
+    tokens, records = run(accelerator, labels=(3,), select=InFours())
+    # The plan leaves 15, 13, 10 and 7 masked; the original takes what ties with the last, and always something.
+    assert [r.new_positions[0].tolist() for r in records] == [list(range(n, n + 4)) for n in (12, 8, 4, 0)]
+    assert [r.mask_ratio.item() for r in records] == [1, 0.75, 0.5, 0.25]
+    assert tokens.max() < MASK
+
+
+class Once(InFours):
+    """Two tokens tie in the first step, none later."""
+
+    def __call__(self, log_prob, noise, step, num_steps, positions):
+        return positions.clamp(max=14 if step == 0 else 99).double()
+
+
+def test_the_plan_is_met_again_after_a_tie(run, make_accelerator):
+    _, records = run(make_accelerator("vanilla"), labels=(3,), select=Once())
+    assert [r.new_positions.shape[1] for r in records] == [2, 1, 3, 3, 4, 3]
+
+
+def test_without_ties_a_cutoff_is_a_count(run, accelerator):
+    wanted, _ = run(accelerator, labels=(3,), select=Confidence(4.5))
+    assert torch.equal(run(accelerator, labels=(3,), select=Confidence(4.5, rule="cutoff"))[0], wanted)
+
+
+def test_a_cutoff_takes_one_image_at_a_time(run, make_accelerator):
+    with pytest.raises(UserError, match=r"sampling\.select\.rule=cutoff.*one image"):
+        run(make_accelerator("vanilla"), labels=(3, 7), select=Confidence(4.5, rule="cutoff"))
 
 
 @pytest.mark.parametrize("num_full_steps", [-1, 0, 7])

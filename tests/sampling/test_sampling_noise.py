@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from migm.sampling import noise as noise_module
-from migm.sampling.noise import DRAW, SELECT, KeyedNoise
+from migm.sampling.noise import DRAW, SELECT, KeyedNoise, to_gumbel
 
 AXES = ["seed", "image", "purpose", "step", "position"]
 WORD = (1 << 64) - 1
@@ -102,6 +102,29 @@ def test_every_vocabulary_entry_has_noise_of_its_own():
     for a, b in [(wide[..., 1:], wide[..., :-1]), (wide[:, 1:], wide[:, :-1]), (wide[1:], wide[:-1])]:
         correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
         assert abs(correlation) < 4 / math.sqrt(a.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("uniform", [0.0, 2.0**-53, 0.5, 1 - 2.0**-12, 1 - 2.0**-53])
+def test_gumbel_noise_is_finite_in_every_dtype(dtype, uniform):
+    noise = to_gumbel(torch.tensor([uniform], dtype=torch.float64), dtype)
+    assert noise.dtype == dtype
+    assert noise.isfinite().all()
+
+
+def test_bfloat16_gumbel_noise_has_the_published_ends():
+    """dimoo.md section 3; what rounds to 1 counts as 0."""
+    noise = to_gumbel(torch.tensor([0.0, 255 / 256, 1 - 2.0**-12], dtype=torch.float64), torch.bfloat16)
+    assert noise.tolist() == [-3.828125, 5.53125, -3.828125]
+
+
+def test_gumbel_noise_of_every_dtype_comes_from_the_same_uniforms():
+    noise, positions = KeyedNoise(3, torch.arange(4)), torch.arange(64).expand(4, -1)
+    exact = -torch.log(-torch.log(noise.uniform(SELECT, 2, positions, 3)))
+    torch.testing.assert_close(noise.gumbel(SELECT, 2, positions, 3), exact)
+    single = noise.gumbel(SELECT, 2, positions, 3, torch.float32)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_gumbel_noise_has_the_gumbel_distribution():

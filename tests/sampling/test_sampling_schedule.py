@@ -31,18 +31,26 @@ def counts_or_refusal(schedule, num_tokens, num_steps):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_tokens", [1, 16, 64, 1024])
 def test_every_step_reveals_at_least_one_token_and_all_are_revealed(schedule, num_tokens):
-    possible = 0
+    possible, least = 0, 0 if isinstance(schedule, CosineFloor) else 1  # with many steps the floors may be equal
     for num_steps in range(1, min(num_tokens, 48) + 1):
         counts, refusal = counts_or_refusal(schedule, num_tokens, num_steps)
         if counts is None:
+            assert least
             assert f"sampling.num_steps={num_steps}" in refusal
             continue
         possible += 1
         assert len(counts) == num_steps
-        assert min(counts) >= 1
+        assert min(counts) >= least
+        assert counts[-1] >= 1
         assert sum(counts) == num_tokens
         assert all(type(count) is int for count in counts)
     assert possible >= min(num_tokens, 6)
+
+
+@pytest.mark.parametrize(("num_tokens", "first"), [(256, 36), (1024, 72), (2304, 107), (4096, 143)])
+def test_cosine_floor_reveals_nothing_in_some_step_from_the_published_number_on(num_tokens, first):
+    assert min(CosineFloor().counts(num_tokens, first - 1)) == 1
+    assert min(CosineFloor().counts(num_tokens, first)) == 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from migm.runtime import UserError
 from migm.sampling.noise import SELECT, KeyedNoise
 from migm.sampling.select import Confidence, Random, mask_ratio, split
 
@@ -47,6 +48,27 @@ def test_an_unknown_annealing_is_refused_by_name():
         Confidence(1.0, "cosine")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_scores_are_computed_in_their_dtype(scored, dtype):
+    log_prob, noise, positions = scored
+    precision = getattr(torch, dtype)
+    scores = Confidence(2.0, "constant", dtype)(log_prob, noise, 1, 6, positions)
+    assert scores.dtype == precision
+    gumbel = noise.gumbel(SELECT, 1, positions, dtype=precision)
+    assert torch.equal(scores, log_prob.to(precision) + 2.0 * gumbel)
+
+
+def test_an_unknown_dtype_or_rule_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"sampling\.select\.dtype=float16.*bfloat16, float32, float64"):
+        Confidence(1.0, dtype="float16")
+    with pytest.raises(ValueError, match=r"sampling\.select\.rule=ties.*count, cutoff"):
+        Confidence(1.0, rule="ties")
+
+
+def test_selection_counts_unless_it_is_told_otherwise():
+    assert (Confidence(1.0).rule, Confidence(1.0, rule="cutoff").rule, Random().rule) == ("count", "cutoff", "count")
+
+
 def test_random_selection_ignores_the_model(scored):
     log_prob, noise, positions = scored
     one = Random()(log_prob, noise, 2, 6, positions)
@@ -68,6 +90,32 @@ def test_split_is_a_sorted_partition_by_score(scored, count):
         rest = torch.ones_like(scores, dtype=torch.bool).scatter(1, chosen, False)
         best_left = scores.masked_fill(~rest, float("-inf")).amax(1)
         assert (scores.gather(1, chosen).amin(1) > best_left).all()
+
+
+@pytest.mark.parametrize("count", range(11))
+@pytest.mark.parametrize("levels", [1, 3, 6, 1000])
+def test_a_cutoff_keeps_masked_what_lies_strictly_below_the_first_score_to_reveal(count, levels):
+    generator = torch.Generator().manual_seed(levels)
+    scores, positions = torch.randint(levels, (1, 10), generator=generator).bfloat16(), 3 * torch.arange(10)[None]
+    ranked = sorted(scores[0].tolist())
+    cut = ranked[min(10 - count, 9)]  # the original's index; something is revealed even where nothing was planned
+    below = [i for i in range(10) if scores[0, i] < cut]
+    chosen, taken, left = split(scores, positions, count, "cutoff")
+    assert left.tolist() == [[3 * i for i in below]]
+    assert chosen.tolist() == [[i for i in range(10) if i not in below]]
+    assert torch.equal(taken, positions.gather(1, chosen))
+    assert chosen.shape[1] >= max(count, 1)
+
+
+@pytest.mark.parametrize("count", [0, 3, 10])
+def test_of_equal_scores_a_count_takes_as_many_as_planned(count):
+    chosen, _, left = split(torch.zeros(2, 10), torch.arange(10).expand(2, -1), count)
+    assert (chosen.shape, left.shape) == ((2, count), (2, 10 - count))
+
+
+def test_a_cutoff_refuses_several_images():
+    with pytest.raises(UserError, match=r"sampling\.select\.rule=cutoff.*one image"):
+        split(torch.zeros(2, 10), torch.arange(10).expand(2, -1), 3, "cutoff")
 
 
 def test_mask_ratio_is_the_share_still_masked():

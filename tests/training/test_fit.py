@@ -176,6 +176,28 @@ def test_a_checkpoint_of_another_config_is_refused_naming_it(stored, whole, tmp_
     assert (tmp_path / "tiny_shortcut" / "checkpoints" / "resume.ckpt").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("fast", "asked", "precision"),
+    [
+        (True, "auto", "bf16-mixed"),
+        (False, "auto", "32-true"),
+        (False, "bf16-mixed", "bf16-mixed"),
+        (True, 32, "32-true"),
+    ],
+)
+def test_the_precision_is_the_machines_unless_one_is_asked_for(stored, tmp_path, monkeypatch, fast, asked, precision):
+    config = config_for(stored, tmp_path, f"trainer.precision={asked}")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert Training(config, build(config.base)).trainer.precision == precision
+
+
+def test_an_unknown_precision_is_refused_before_anything_runs(stored, tmp_path):
+    config = config_for(stored, tmp_path, "trainer.precision=bfloat16")
+    with pytest.raises(UserError, match=naming("trainer.precision=bfloat16", "auto", "bf16-mixed")):
+        Training(config, build(config.base))
+
+
 def test_the_shortcut_file_describes_itself_and_its_base(stored, whole, tmp_path):
     config, path = config_for(stored, tmp_path), whole / "shortcut.safetensors"
     base = build(config.base)

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from tiny_parts import collected, naming, tiny
+from tiny_parts import naming, tiny
 from torch.nn.functional import cosine_similarity, kl_div
 
+from migm.bases.base import image_rows
+from migm.collect import collect
 from migm.config import build
 from migm.shortcuts.losses import masked_cosine, masked_kl, masked_mse
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training.objective import FeatureLoss
-from migm.training.rollout import Rollout, Situation, conditions, predict
+from migm.training.rollout import Rollout, Situation, predict
 from migm.training.schedule import trapezoid
 from migm.trajectories.dataset import PairDataset
 
@@ -18,7 +20,8 @@ from migm.trajectories.dataset import PairDataset
 def tiny_run(tmp_path_factory):
     """The tiny base and its pairs."""
     config = tiny(tmp_path_factory.mktemp("objective"))
-    return build(config.base), PairDataset(collected(config))
+    base, sampling, data = build(config.base), build(config.sampling), build(config.data)
+    return base, PairDataset(collect(base, sampling, data, config.seed, {}))
 
 
 def test_masked_mse_is_the_mean_over_masked_rows_and_channels():
@@ -123,7 +126,8 @@ def test_the_divergence_is_that_of_the_heads_logits_at_a_temperature(tiny_run):
     mse, _ = FeatureLoss()(shortcut, base, batch)
     total, log = FeatureLoss(mse_weight=2.0, kl_weight=0.5, kl_temperature=3.0)(shortcut, base, batch)
     predicted = predict(shortcut, base, Situation.of(batch, base)).double()
-    heads = (base.head(x).float() / 3 for x in (predicted, batch.target.double()))
+    branch = base.branch(batch.conditions)
+    heads = (base.head(image_rows(x, branch)).float() / 3 for x in (predicted, batch.target.double()))
     kl = masked_kl(*heads, batch.masked)
     assert kl > 0
     assert log["logit_kl"].item() == pytest.approx(kl.item(), rel=1e-4)
@@ -137,6 +141,7 @@ def test_the_divergence_is_that_of_the_heads_logits_at_a_temperature(tiny_run):
         ({"kl_weight": -1.0}, "objective.kl_weight=-1.0"),
         ({"kl_temperature": 0.0}, "objective.kl_temperature=0.0"),
         ({"kl_direction": "both"}, "objective.kl_direction=both"),
+        ({"rows": "prompt"}, "objective.rows=prompt"),
     ],
 )
 def test_impossible_losses_are_refused(wrong, words):
@@ -163,8 +168,10 @@ def test_a_rollout_of_one_step_is_the_stored_pair(tiny_run, make_rollout):
     shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(10))
     now, target = make_rollout(3)(shortcut, base, batch, iteration=3)  # 1, 2, 3, then 1 again
     assert target is batch.target
-    for value, stored in zip(now, Situation.of(batch, base), strict=True):
+    start = Situation.of(batch, base)
+    for value, stored in zip(now[1:], start[1:], strict=True):
         assert value is stored or torch.equal(value, stored)
+    assert torch.equal(now.branch.condition, start.branch.condition)
 
 
 def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tiny_run, make_rollout):
@@ -183,7 +190,7 @@ def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tin
         if steps == 1:
             assert torch.equal(target[row], batch.target[row])
         else:
-            branch = type(base.encode(batch.labels, False)[0])(conditions(base, batch)[row : row + 1])
+            branch = base.branch(batch.conditions[row : row + 1])
             with torch.no_grad():
                 true = base.features(now.tokens[row : row + 1], branch, now.mask_ratio[row : row + 1])
             torch.testing.assert_close(target[row], true[0].to(target.dtype))
@@ -193,7 +200,9 @@ def test_the_condition_of_a_pair_is_its_half(tiny_run):
     base, pairs = tiny_run
     batch = pairs.__getitems__([0, 5, 10, 15])
     assert batch.halves.tolist() == [0, 1, 0, 1]
-    assert conditions(base, batch).tolist() == [int(batch.labels[0]), 10, int(batch.labels[2]), 10]
+    assert batch.images.tolist() == [0, 0, 1, 1]
+    assert batch.conditions.tolist() == [[0], [10], [1], [10]]  # labels in turn; 10 is none
+    assert Situation.of(batch, base).branch.condition.tolist() == [[0], [10], [1], [10]]
 
 
 def test_a_rollout_is_repeatable_and_another_in_another_iteration(tiny_run, make_rollout):

@@ -1,0 +1,83 @@
+"""What images are asked to show: labels or prompts, as a function of the image's number."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from migm.bases.base import Inputs
+from migm.runtime import UserError
+
+
+class InputSource(Protocol):
+    def __call__(self, images: Tensor) -> Inputs:
+        """Inputs of the images numbered `images` (b,)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What identifies the source in manifests and results."""
+        ...
+
+
+class Classes:
+    """Labels 0...num_classes-1 in turn."""
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images % self.num_classes
+
+    def fingerprint(self) -> str:
+        return f"{self.num_classes} classes"
+
+
+class Prompts:
+    """The prompts of a file in turn, or those from `first` to before `last` alone."""
+
+    def __init__(self, file: str | Path, first: int = 0, last: int | None = None):
+        self.prompts = read_prompts(Path(file))[first:last]
+        if not self.prompts:
+            raise UserError(f"inputs.file={file} has no prompts from inputs.first={first} to inputs.last={last}")
+
+    def __call__(self, images: Tensor) -> list[str]:
+        return [self.prompts[number % len(self.prompts)] for number in images.tolist()]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:12]
+        return f"{len(self.prompts)} prompts {digest}"
+
+
+def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:
+    """Prompts of a `.txt` (one a line), `.jsonl` or `.json` file (strings, or objects with `prompt`)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}={path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        return [line.strip() for line in text.split("\n") if line.strip()]
+    if path.suffix not in (".json", ".jsonl"):
+        raise UserError(f"{key}={path} should end in .txt, .jsonl or .json")
+    if path.suffix == ".jsonl":
+        lines = [(f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return [_prompt(_parsed(line, origin), origin) for origin, line in lines]
+    content = _parsed(text, str(path))
+    items = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        raise UserError(f"{key}={path} should hold a list or an object of prompts")
+    return [_prompt(item, f"{path}, entry {n}") for n, item in enumerate(items, 1)]
+
+
+def _parsed(text: str, origin: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin} is not valid JSON ({error})") from error
+
+
+def _prompt(item: Any, origin: str) -> str:
+    prompt = item.get("prompt") if isinstance(item, dict) else item
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{origin}: neither a prompt nor an object with a prompt")
+    return prompt.strip()
