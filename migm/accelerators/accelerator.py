@@ -1,12 +1,14 @@
 """An accelerator is a refresh policy (when the base runs) and a predictor (what stands in for it)."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from migm.accelerators.layers import Block
 from migm.accelerators.refresh import Policy
 from migm.bases.base import Base, Branch
+from migm.runtime import UserError
 
 
 class Forecast(Protocol):
@@ -18,6 +20,15 @@ class Forecast(Protocol):
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
         """Features of a step without the base; `new_positions` (b, k) were revealed by the step before."""
+        ...
+
+
+@runtime_checkable
+class LayerForecast(Forecast, Protocol):
+    """A forecast that works on the layers of the base, whose full steps it runs to keep what it needs of them."""
+
+    def runner(self, blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
+        """All blocks on x (b, t, c), as the base itself would; `update` with the step's features follows."""
         ...
 
 
@@ -41,7 +52,11 @@ class Accelerator:
             raise ValueError(
                 "accelerator.predictor is missing: this policy leaves steps that the base does not compute"
             )
-        return Run(base, branches, plan, self.predictor)
+        run = Run(base, branches, plan, self.predictor)
+        if not hasattr(base, "blocks") and any(isinstance(f, LayerForecast) for f in run.forecasts):
+            name = type(base).__name__
+            raise UserError(f"accelerator={self.name} works on the layers of a base, which {name} does not offer")
+        return run
 
 
 class Run:
@@ -57,7 +72,11 @@ class Run:
         """Features (copies * b, t, c) of every branch at this step, true or predicted."""
         if not self.plan[step]:
             return [f.predict(step, tokens, new_positions, mask_ratio) for f in self.forecasts]
-        features = [self.base.features(tokens, branch, mask_ratio) for branch in self.branches]
-        for forecast, value in zip(self.forecasts, features, strict=False):
-            forecast.update(step, value)
+        if not self.forecasts:
+            return [self.base.features(tokens, branch, mask_ratio) for branch in self.branches]
+        features = []
+        for branch, forecast in zip(self.branches, self.forecasts, strict=True):
+            runner = {"runner": forecast.runner} if isinstance(forecast, LayerForecast) else {}
+            features.append(self.base.features(tokens, branch, mask_ratio, **runner))
+            forecast.update(step, features[-1])
         return features

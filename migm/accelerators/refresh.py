@@ -3,6 +3,8 @@
 import math
 from typing import Literal, Protocol
 
+from migm.runtime import UserError
+
 
 class Policy(Protocol):
     def plan(self, num_steps: int) -> list[bool]:
@@ -44,3 +46,21 @@ class Uniform:
     def plan(self, num_steps: int) -> list[bool]:
         full = set(self.steps(num_steps))
         return [i in full for i in range(num_steps)]
+
+
+class WarmupInterval:
+    """ML-Cache's: all steps up to w0 = floor(N * warmup_ratio), then every `refresh_interval`-th after w0.
+
+    The number of full steps follows from the three; `num_full_steps` is not read.
+    """
+
+    def __init__(self, warmup_ratio: float, refresh_interval: int):
+        if not 0 <= warmup_ratio <= 1:
+            raise UserError(f"accelerator.policy.warmup_ratio={warmup_ratio} must be from 0 to 1")
+        if refresh_interval < 1:
+            raise UserError(f"accelerator.policy.refresh_interval={refresh_interval} must be at least 1")
+        self.warmup_ratio, self.refresh_interval = warmup_ratio, refresh_interval
+
+    def plan(self, num_steps: int) -> list[bool]:
+        last = int(num_steps * self.warmup_ratio)
+        return [i <= last or (i - last) % self.refresh_interval == 0 for i in range(num_steps)]

@@ -10,7 +10,6 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
-from migm.bases.base import Branch
 from migm.bases.transformer import PackedAttention
 from migm.runtime import UserError
 from migm.shortcuts.checkpoint import save_shortcut
@@ -118,7 +117,7 @@ def test_cheap_steps_follow_one_another_from_the_predicted_features(run, tiny_ba
     _, records = run(make_accelerator("shortcut", 1))
     shortcut = make_shortcut()
     for last, now in pairwise(records):
-        new = tiny_base.control(last.tokens.gather(1, last.new_positions), last.new_positions, Branch(None, copies=2))
+        new = tiny_base.control(last.tokens.gather(1, last.new_positions), last.new_positions, last.branches[0])
         wanted = shortcut(last.features[0], new, now.mask_ratio.repeat(2))
         torch.testing.assert_close(now.features[0], wanted)
 

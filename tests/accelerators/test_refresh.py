@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from migm.accelerators.refresh import Always, Uniform
+from migm.accelerators.refresh import Always, Uniform, WarmupInterval
+from migm.runtime import UserError
 
 
 def test_the_default_rule_is_the_one_of_the_published_tables():
@@ -37,3 +38,31 @@ def test_a_budget_outside_1_to_n_is_refused_by_name(rule, num_full_steps):
 def test_an_unknown_rule_is_refused_by_name():
     with pytest.raises(ValueError, match=r"accelerator\.policy\.rule=even.*paper, reference"):
         Uniform(2, "even")
+
+
+@pytest.mark.parametrize(
+    ("warmup_ratio", "full"),
+    [(0.3, [*range(20), *range(24, 60, 5)]), (0.1, [*range(7), *range(11, 62, 5)]), (0.0, [*range(0, 61, 5)])],
+)
+def test_warmup_and_interval_give_the_published_full_steps(warmup_ratio, full):
+    plan = WarmupInterval(warmup_ratio, 5).plan(64)
+    assert [i for i, is_full in enumerate(plan) if is_full] == full
+    assert sum(plan) == {0.3: 28, 0.1: 18, 0.0: 13}[warmup_ratio]
+
+
+@pytest.mark.parametrize(("warmup_ratio", "refresh_interval"), [(1.0, 5), (0.0, 1)])
+def test_a_whole_warmup_or_an_interval_of_one_is_always(warmup_ratio, refresh_interval):
+    assert WarmupInterval(warmup_ratio, refresh_interval).plan(9) == [True] * 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((-0.1, 5), r"accelerator\.policy\.warmup_ratio=-0\.1 must be from 0 to 1"),
+        ((1.1, 5), r"accelerator\.policy\.warmup_ratio=1\.1 must be from 0 to 1"),
+        ((0.3, 0), r"accelerator\.policy\.refresh_interval=0 must be at least 1"),
+    ],
+)
+def test_impossible_warmups_and_intervals_are_refused_by_name(settings, message):
+    with pytest.raises(UserError, match=message):
+        WarmupInterval(*settings)
