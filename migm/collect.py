@@ -1,4 +1,4 @@
-"""`python -m migm.collect`: run the vanilla base and store its trajectories."""
+"""`python -m migm.collect`: run the vanilla base and store its trajectories, or carry those of the released code."""
 
 import shutil
 import time
@@ -18,24 +18,26 @@ from migm.bases.base import Base
 from migm.config import CollectConfig, build, conf_path, load
 from migm.progress import progress
 from migm.runtime import UserError, command, world_size
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.loop import Sampling
 from migm.trajectories.datamodule import TrajectoryData
-from migm.trajectories.maskgit_tars import export_tars, import_tars
-from migm.trajectories.record import Recorder, Trajectories
-from migm.trajectories.store import Store, estimate_bytes
+from migm.trajectories.record import record
+from migm.trajectories.store import Store, estimate_bytes, estimate_token_bytes
+from migm.trajectories.tars import export_tars, import_tars
 
-DTYPE = torch.bfloat16  # of stored features
+UNITS = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB"}
 
 
-def header(base: Base, sampling: Sampling, seed: int, sampling_config: Any) -> dict[str, Any]:
+def header(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> dict[str, Any]:
     """What the first manifest line says, and what a store has to match to be used."""
-    branches = base.encode(torch.zeros(1, dtype=torch.long), guided=sampling.guidance is not None)
+    branches = base.encode(data.inputs(torch.zeros(1, dtype=torch.long)), guided=sampling.guidance is not None)
+    dtype = {} if data.kept is None else {"dtype": str(data.kept).removeprefix("torch.")}
     return {
         "base": base.fingerprint(),
-        "storage": "features",
-        "dtype": str(DTYPE).removeprefix("torch."),
+        "storage": data.storage,
+        **dtype,
         "copies": sum(branch.copies for branch in branches),
         "num_steps": sampling.num_steps,
+        "inputs": data.inputs.fingerprint(),
         "seed": seed,
         "sampling": sampling_config,
     }
@@ -46,35 +48,43 @@ def trajectory_sampling(sampling_config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sampling_config.items() if key != "num_full_steps"}
 
 
-def collect(
-    base: Base, sampling: Sampling, data: TrajectoryData, seed: int, classes: int, sampling_config: Any
-) -> Store:
-    """Fill the store of `data` up to its `num_images`; labels and noise depend on (seed, image) alone."""
-    store = Store(data.folder, header(base, sampling, seed, sampling_config))
+def collect(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> Store:
+    """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone."""
+    store = Store(data.folder, header(base, sampling, data, seed, sampling_config))
     missing, console = data.num_images - len(store), Console()
     if missing <= 0:
         console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
         return store
     if world_size() > 1:
         raise UserError(f"{missing} trajectories are missing in {data.folder}: run migm.collect in one process first")
-    rows, seconds = probe(base, sampling, min(data.collect_batch_size, missing))
-    size = estimate_bytes(missing, store.header["copies"], sampling.num_steps, rows, base.spec.channels, DTYPE)
-    duration = timedelta(seconds=round(seconds * missing * sampling.num_steps))
-    console.print(f"collecting {missing} trajectories: {size / 1e9:.2f} GB into {data.folder}, about {duration}")
+    size, seconds = probe(base, sampling, data, missing)
+    duration = timedelta(seconds=round(seconds))
+    console.print(f"collecting {missing} trajectories: {readable(size)} into {data.folder}, about {duration}")
     refuse_full_disk(data.folder, size)
     vanilla = Accelerator(Always())
     with progress(console, "images") as bar:
         task = bar.add_task("collect", total=missing)
         for start in range(len(store), data.num_images, data.shard_images):
             images = torch.arange(start, min(start + data.shard_images, data.num_images))
-            store.append(record(base, sampling, vanilla, images, seed, data.collect_batch_size, classes))
+            how = (data.inputs, data.collect_batch_size, data.kept)
+            store.append(record(base, sampling, vanilla, images, seed, *how))
             bar.advance(task, len(images))
     return store
 
 
-def probe(base: Base, sampling: Sampling, batch_size: int) -> tuple[int, float]:
-    """Rows of the features, and seconds per image of one full step (the second of two)."""
-    branches = base.encode(torch.zeros(batch_size, dtype=torch.long), guided=sampling.guidance is not None)
+def announce_online(base: Base, sampling: Sampling, data: TrajectoryData) -> None:
+    """Say what storage "online" will take, which has nothing to collect."""
+    size, seconds = probe(base, sampling, data, data.shard_images)
+    Console().print(
+        f"data.storage=online: nothing to collect; {data.shard_images} images at a time are generated while training, "
+        f"{readable(size)} of memory and about {timedelta(seconds=round(seconds))} each time"
+    )
+
+
+def probe(base: Base, sampling: Sampling, data: TrajectoryData, images: int) -> tuple[int, float]:
+    """Bytes and seconds that so many trajectories will take, by one full step (the second of two) of a batch."""
+    inputs = data.inputs(torch.arange(min(data.collect_batch_size, images)))
+    branches, batch_size = base.encode(inputs, guided=sampling.guidance is not None), len(inputs)
     tokens = torch.full((batch_size, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
     ratio, rows, seconds = torch.ones(batch_size, device=base.device), 0, 0.0
     for _ in range(2):
@@ -82,7 +92,18 @@ def probe(base: Base, sampling: Sampling, batch_size: int) -> tuple[int, float]:
         with torch.inference_mode():
             rows = max(base.features(tokens, branch, ratio).cpu().shape[1] for branch in branches)
         seconds = (time.perf_counter() - start) / batch_size
-    return rows, seconds
+    copies, condition = sum(branch.copies for branch in branches), max(b.condition.shape[1] for b in branches)
+    if data.storage == "tokens":
+        size = estimate_token_bytes(images, copies, base.spec.num_tokens, condition)
+    else:
+        size = estimate_bytes(images, copies, sampling.num_steps, rows, base.spec.channels, data.dtype)
+    return size, seconds * images * sampling.num_steps
+
+
+def readable(size: int) -> str:
+    """Bytes in the largest unit that leaves at least one of it."""
+    unit = next((unit for unit in UNITS if size >= unit), None)
+    return f"{size / unit:.2f} {UNITS[unit]}" if unit else f"{size} bytes"
 
 
 def refuse_full_disk(folder: Path, size: int) -> None:
@@ -92,20 +113,8 @@ def refuse_full_disk(folder: Path, size: int) -> None:
     if size > 0.95 * free:
         raise UserError(
             f"data.num_images: the trajectories need {size / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; "
-            "lower data.num_images or choose another data.folder"
+            "lower data.num_images or choose another data.folder or data.storage"
         )
-
-
-def record(
-    base: Base, sampling: Sampling, vanilla: Accelerator, images: torch.Tensor, seed: int, batch_size: int, classes: int
-) -> Trajectories:
-    """Trajectories of the images numbered `images`, the classes in turn, generated in batches."""
-    parts = []
-    for batch in images.split(batch_size):
-        recorder, labels = Recorder(DTYPE), batch % classes
-        generate_images(base, labels, batch, seed, sampling=sampling, accelerator=vanilla, observers=[recorder])
-        parts.append(vars(recorder.trajectories(labels, batch)))
-    return Trajectories(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 @hydra.main(config_path=conf_path(), config_name="collect", version_base="1.3")
@@ -115,12 +124,17 @@ def main(cfg: DictConfig) -> None:
     config = load(cfg, CollectConfig)
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
     described = trajectory_sampling(config.sampling)
+    if data.storage == "online":
+        if config.import_from or config.export_to:
+            raise UserError("data.storage=online has no store; for import_from and export_to choose features or tokens")
+        announce_online(base, sampling, data)
+        return
     if config.import_from:
-        store = Store(data.folder, header(base, sampling, config.seed, described))
-        follow("import", import_tars(config.import_from, store, base, data.shard_images, DTYPE))
+        store = Store(data.folder, header(base, sampling, data, config.seed, described))
+        follow("import", import_tars(config.import_from, store, base, data.shard_images, data.kept))
         Console().print(f"{len(store)} trajectories in {data.folder}")
     else:
-        store = collect(base, sampling, data, config.seed, config.evalset["num_classes"], described)
+        store = collect(base, sampling, data, config.seed, described)
     if config.export_to:
         follow("export", export_tars(store, config.export_to, base), total=len(store))
         Console().print(f"{len(store)} trajectories in {config.export_to}")

@@ -1,27 +1,49 @@
 """Training pairs out of stored trajectories: features before a step, what it revealed, features after."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from migm.trajectories.store import Store
+from migm.trajectories.record import Trajectories, unpacked
 
 
 class Pairs(NamedTuple):
     """A batch of consecutive steps (s, s+1) of one guidance half each."""
 
-    features: Tensor  # (b, t, c) of step s
+    features: Tensor  # (b, t, c) of step s; t = c = 0: `replay.with_features` computes them
     target: Tensor  # (b, t, c) of step s + 1
     tokens: Tensor  # (b, l) final ones
     new: Tensor  # (b, l) True at what step s revealed
     masked: Tensor  # (b, l) True where still masked before step s + 1
     steps: Tensor  # (b,) s
-    labels: Tensor  # (b,)
+    conditions: Tensor  # (b, q) of that half
     halves: Tensor  # (b,) 0 conditional, 1 unconditional
     images: Tensor  # (b,) number in the run
     width: int  # the most tokens that step s revealed in any row
+
+
+class Shards(Protocol):
+    """What pairs are read from: a `Store`, or trajectories `InMemory`."""
+
+    header: dict[str, Any]  # `copies` and `num_steps` at least
+    shards: list[dict[str, Any]]  # `count` at least
+
+    def open(self, index: int) -> dict[str, Tensor]: ...
+
+
+class InMemory:
+    """Trajectories read as a store of one shard."""
+
+    def __init__(self, trajectories: Trajectories):
+        self.tensors = trajectories.tensors()
+        copies, num_steps = trajectories.features.shape[1:3]
+        self.header: dict[str, Any] = {"copies": copies, "num_steps": num_steps}
+        self.shards: list[dict[str, Any]] = [{"count": len(trajectories.images)}]
+
+    def open(self, index: int) -> dict[str, Tensor]:
+        return self.tensors
 
 
 class PairDataset:
@@ -33,7 +55,7 @@ class PairDataset:
 
     window = 16  # shards shuffled together
 
-    def __init__(self, store: Store, first: int = 0, last: int | None = None):
+    def __init__(self, store: Shards, first: int = 0, last: int | None = None):
         self.store = store
         sizes = [shard["count"] for shard in store.shards]
         self.where = torch.tensor([(i, j) for i, size in enumerate(sizes) for j in range(size)][first:last])
@@ -61,31 +83,46 @@ class PairDataset:
         rest, s = index // (self.num_steps - 1), index % (self.num_steps - 1)
         image, half = rest // self.copies, rest % self.copies
         shard, row = self.where[image].unbind(1)
-        both, labels, images = torch.empty(0), torch.empty_like(s), torch.empty_like(s)
-        tokens, order = (torch.empty(0),) * 2
-        for number in shard.unique().tolist():
-            data, place = self._shard(number), (shard == number).nonzero()[:, 0]
-            t, c = data["features"].shape[-2:]
-            if not len(both):
-                both = torch.empty(len(index), 2 * t * c, dtype=data["features"].dtype)
-                tokens, order = (data[key].new_empty(len(index), data[key].shape[1]) for key in ("tokens", "order"))
-            # Steps s and s + 1 lie side by side: overlapping rows of two steps, copied whole.
-            flat = data["features"].flatten()
-            rows = flat.as_strided((len(flat) // (t * c) - 1, 2 * t * c), (t * c, 1))
-            first = (row[place] * self.copies + half[place]) * self.num_steps + s[place]
-            both.index_copy_(0, place, rows.index_select(0, first))
-            values = {"tokens": tokens, "order": order, "labels": labels, "images": images}
-            for key, into in values.items():
-                into[place] = data[key][row[place]]
-        now, after = both.unflatten(1, (2, t, c)).unbind(1)
+        shards = {number: self._shard(number) for number in shard.unique().tolist()}
+        both = _two_steps(shards, shard, (row * self.copies + half) * self.num_steps + s)
+        some = next(iter(shards.values()))
+        tokens, order = (some[name].new_empty(len(index), some[name].shape[1]) for name in ("tokens", "order"))
+        conditions = torch.full((len(index), max(data["conditions"].shape[-1] for data in shards.values())), -1)
+        images = torch.empty_like(s)
+        for number, data in shards.items():
+            place = (shard == number).nonzero()[:, 0]
+            known = data["conditions"][row[place], half[place]]
+            conditions[place, : known.shape[1]] = known.long()
+            for name, into in {"tokens": tokens, "order": order, "images": images}.items():
+                into[place] = data[name][row[place]]
+        now, after = both.unbind(1)
         new, masked = order == s[:, None], order > s[:, None]
         width = int(new.sum(1).max())
-        return Pairs(now, after, tokens.long(), new, masked, s, labels, half, images, width)
+        return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, width)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._open:
             self._open[number] = self.store.open(number)
         return self._open[number]
+
+
+def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: Tensor, first: Tensor) -> Tensor:
+    """Features (b, 2, t, c): step `first` (b,), counted through all of the row's `shard` (b,), and the one after it."""
+    lengths = {data["features"].shape[-2] for data in shards.values()}
+    some = next(iter(shards.values()))["features"]
+    # Zeros only where a shard's sequences are shorter: they cost as much as the copy.
+    blank = torch.empty if len(lengths) == 1 else torch.zeros
+    both = blank(len(first), 2, max(lengths), some.shape[-1], dtype=some.dtype)
+    if not both.numel():
+        return both
+    for number, data in shards.items():
+        place = (shard == number).nonzero()[:, 0]
+        t, c = data["features"].shape[-2:]
+        # Steps s and s + 1 lie side by side: overlapping rows of two steps, copied whole.
+        flat = data["features"].flatten()
+        pairs = flat.as_strided((len(flat) // (t * c) - 1, 2 * t * c), (t * c, 1))
+        both[place, :, :t] = pairs.index_select(0, first[place]).unflatten(1, (2, t, c))
+    return unpacked(both)
 
 
 def padded_positions(new: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -1,56 +1,124 @@
-"""An observer that turns one generation into trajectories: features of every step, order, final tokens."""
+"""One generation as a trajectory: features of every step, order, final tokens."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from migm.bases.base import StepRecord
+from migm.accelerators.accelerator import Accelerator
+from migm.bases.base import Base, Inputs, StepRecord
+from migm.runtime import UserError
+from migm.sampling.loop import Sampling, generate_images
 
 
 @dataclass(frozen=True)
 class Trajectories:
     """A batch of recorded generations.
 
-    `features` (b, copies, n, t, c); `tokens` (b, l) final ids; `order` (b, l) the step that
-    revealed each token; `labels` (b,) and `images` (b,), the images' indices in the run.
+    `features` (b, copies, n, t, c) as `packed` keeps them, t = c = 0 where they were not kept;
+    `tokens` (b, l) final ids; `order` (b, l) the step that revealed each token; `conditions`
+    (b, copies, q) as the base encodes the inputs, -1 at padding; `images` (b,), their indices
+    in the run. Rows beyond the end of a shorter sequence mean nothing.
     """
 
     features: Tensor
     tokens: Tensor
     order: Tensor
-    labels: Tensor
+    conditions: Tensor
     images: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         return vars(self)
 
+    @classmethod
+    def join(cls, parts: Sequence["Trajectories"]) -> "Trajectories":
+        """All images of `parts`, padded to the longest sequence."""
+        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
+        columns["features"] = padded(columns["features"], -2, 0)
+        columns["conditions"] = padded(columns["conditions"], -1, -1)
+        return cls(**{name: torch.cat(tensors) for name, tensors in columns.items()})
+
+
+def padded(tensors: Sequence[Tensor], dim: int, value: int) -> list[Tensor]:
+    """The tensors, filled up with `value` to the same size along `dim`, counted from the end."""
+    size, after = max(tensor.shape[dim] for tensor in tensors), [0, 0] * (-1 - dim)
+    return [pad(tensor, [*after, 0, size - tensor.shape[dim]], value=value) for tensor in tensors]
+
+
+def packed(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Features (..., c) as they are kept: in `dtype`; int8 is (..., c + 4), a row's scale being its last four bytes."""
+    if dtype != torch.int8:
+        return features.to(dtype)
+    scale = features.float().abs().amax(-1, keepdim=True) / 127
+    rounded = (features.float() / scale.clamp(min=1e-30)).round().to(torch.int8)
+    return torch.cat([rounded, scale.view(torch.int8)], -1)
+
+
+def unpacked(features: Tensor) -> Tensor:
+    """What was kept -> features (..., c), those of int8 in bfloat16."""
+    if features.dtype != torch.int8:
+        return features
+    return (features[..., :-4] * features[..., -4:].contiguous().view(torch.float32)).bfloat16()
+
 
 class Recorder:
-    """Keeps what a shortcut trains on; bases that stack both guidance halves in one branch."""
+    """Keeps what a shortcut trains on: features in `dtype`, None for none."""
 
-    def __init__(self, dtype: torch.dtype = torch.bfloat16):
+    def __init__(self, dtype: torch.dtype | None = torch.bfloat16):
         self.dtype = dtype
         self.features: list[Tensor] = []
         self.order: Tensor | None = None
         self.tokens: Tensor | None = None
+        self.conditions = torch.empty(0)
+        self.num_steps = 0
 
     def on_step(self, record: StepRecord) -> None:
         b = len(record.tokens)
-        stacked = torch.cat([f.unflatten(0, (-1, b)) for f in record.features])  # (copies, b, t, c)
-        self.features.append(stacked.to("cpu", self.dtype, non_blocking=True))
+        halves = [f.unflatten(0, (-1, b)) for f in record.features]
+        if self.dtype is None:
+            halves = [half[:, :, :0, :0] for half in halves]
+        stacked = torch.cat(padded(halves, -2, 0))  # (copies, b, t, c)
+        self.features.append(packed(stacked, self.dtype or stacked.dtype).to("cpu", non_blocking=True))
         if self.order is None:
             self.order = torch.full_like(record.tokens, -1, dtype=torch.int16)
+            conditions = [branch.condition.unflatten(0, (-1, b)) for branch in record.branches]
+            self.conditions = torch.cat(padded(conditions, -1, -1)).transpose(0, 1)
         self.order.scatter_(1, record.new_positions, record.index)
-        self.tokens = record.tokens
+        self.tokens, self.num_steps = record.tokens, record.num_steps
 
-    def trajectories(self, labels: Tensor, images: Tensor) -> Trajectories:
+    def trajectories(self, images: Tensor) -> Trajectories:
         """What was recorded of one whole generation."""
         if self.order is None or self.tokens is None:
             raise RuntimeError("nothing was recorded: pass the recorder to generate(..., observers=[recorder])")
+        if len(self.features) < self.num_steps:
+            raise UserError(
+                f"image {int(images[0])} ended after {len(self.features)} of sampling.num_steps={self.num_steps} "
+                "steps and a trajectory needs all: ties do that by cutoff, choose sampling.select.rule=count"
+            )
         if self.tokens.is_cuda:
             torch.cuda.synchronize(self.tokens.device)  # the copies of the last steps may still be under way
         features = torch.stack(self.features, 2).transpose(0, 1).contiguous()
-        return Trajectories(
-            features, self.tokens.to("cpu", torch.int32), self.order.cpu(), labels.cpu().long(), images.cpu().long()
-        )
+        ids = [x.to("cpu", torch.int32).contiguous() for x in (self.tokens, self.conditions)]
+        return Trajectories(features, ids[0], self.order.cpu(), ids[1], images.cpu().long())
+
+
+def record(
+    base: Base,
+    sampling: Sampling,
+    vanilla: Accelerator,
+    images: Tensor,
+    seed: int,
+    inputs: Callable[[Tensor], Inputs],
+    batch_size: int,
+    dtype: torch.dtype | None,
+) -> Trajectories:
+    """Trajectories of the images numbered `images`, generated in batches; features are kept in `dtype`, if any."""
+    parts = []
+    for batch in images.split(batch_size):
+        recorder = Recorder(dtype)
+        chosen = {"sampling": sampling, "accelerator": vanilla, "observers": [recorder]}
+        generate_images(base, inputs(batch), batch, seed, **chosen)
+        parts.append(recorder.trajectories(batch))
+    return Trajectories.join(parts)

@@ -2,7 +2,7 @@
 
 A shard is written under a temporary name, synced, renamed, and listed last, so a kill at any
 moment loses at most the shard being written. The first manifest line says what all shards
-share: schema, base fingerprint, sampling, seed, dtype, shapes.
+share: schema, base fingerprint, storage mode, sampling, seed, dtype, shapes.
 """
 
 import json
@@ -55,7 +55,7 @@ class Store:
             os.fsync(file.fileno())
         entry = {
             "file": name,
-            "count": len(trajectories.labels),
+            "count": len(trajectories.images),
             "bytes": temporary.stat().st_size,
             "sha256": file_hash(temporary),
         }
@@ -107,5 +107,11 @@ class Store:
 
 
 def estimate_bytes(images: int, copies: int, num_steps: int, rows: int, channels: int, dtype: torch.dtype) -> int:
-    """Bytes that `images` trajectories take in storage mode `features`."""
-    return images * copies * num_steps * rows * channels * dtype.itemsize
+    """Bytes that the features of `images` trajectories take, a row of int8 with its scale."""
+    scale = torch.float32.itemsize if dtype == torch.int8 else 0
+    return images * copies * num_steps * rows * (channels * dtype.itemsize + scale)
+
+
+def estimate_token_bytes(images: int, copies: int, num_tokens: int, condition: int) -> int:
+    """Bytes that tokens, order and number of `images` trajectories take, and their conditions of so many ids."""
+    return images * (num_tokens * (4 + 2) + copies * condition * 4 + 8)

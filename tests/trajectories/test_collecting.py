@@ -28,12 +28,11 @@ def test_a_trajectory_holds_what_the_sampler_did(whole, tmp_path):
     config, data = config_for(tmp_path), contents(whole)
     base, sampling = build(config.base), build(config.sampling)
     assert data["features"].shape == (12, 2, 6, 17, 48)
-    assert data["labels"].tolist() == [i % 10 for i in range(12)]
+    assert data["conditions"].tolist() == [[[i % 10], [10]] for i in range(12)]  # 10: no class
     assert data["images"].tolist() == list(range(12))
     vanilla = migm.collect.Accelerator(migm.collect.Always())
-    alone = generate_images(
-        base, data["labels"][7:8], data["images"][7:8], config.seed, sampling=sampling, accelerator=vanilla
-    )
+    label, image = data["conditions"][7:8, 0, 0].long(), data["images"][7:8]
+    alone = generate_images(base, label, image, config.seed, sampling=sampling, accelerator=vanilla)
     assert torch.equal(data["tokens"][7:8].long(), alone)
     counts = [(data["order"] == s).sum(1).tolist() for s in range(6)]
     assert counts == [[n] * 12 for n in sampling.schedule.counts(16, 6)]
@@ -58,7 +57,7 @@ def test_another_seed_gives_other_trajectories(whole, tmp_path):
     # The seed also makes the tiny base, so the base of seed 0 samples with seed 1 here.
     config = config_for(tmp_path)
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    other = migm.collect.collect(base, sampling, data, 1, 10, migm.collect.trajectory_sampling(config.sampling))
+    other = migm.collect.collect(base, sampling, data, 1, migm.collect.trajectory_sampling(config.sampling))
     assert other.header["base"] == whole.header["base"]
     assert not torch.equal(contents(other)["tokens"], contents(whole)["tokens"])
 
@@ -68,6 +67,7 @@ def test_the_header_describes_the_run(whole, tmp_path):
     header = whole.header
     assert (header["base"], header["seed"], header["num_steps"]) == (build(config.base).fingerprint(), 0, 6)
     assert (header["copies"], header["dtype"], header["storage"]) == (2, "bfloat16", "features")
+    assert header["inputs"] == "10 classes"
     assert "num_full_steps" not in header["sampling"]
 
 
@@ -158,6 +158,7 @@ def test_the_number_of_full_steps_does_not_shape_trajectories(whole, tmp_path):
         ("sampling.select.temperature=3", "sampling"),
         ("sampling.guidance.guidance_scale=1.5", "sampling"),
         ("base.dtype=float32", "base"),
+        ("data.inputs={_target_: migm.inputs.Classes, num_classes: 5}", "inputs"),
     ],
 )
 def test_a_store_of_another_run_is_refused_naming_what_differs(whole, tmp_path, override, key):

@@ -12,6 +12,7 @@ from migm.trajectories.dataset import PairDataset, padded_positions
 from migm.trajectories.store import Store
 
 HEADER = {"base": "x", "copies": 2, "num_steps": 4, "seed": 0}
+SHARDS = {10: range(4), 12: range(4, 8), 11: range(8, 11)}  # rows of the sequences: images
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def store(tmp_path_factory) -> Store:
     return store
 
 
-def slow_pair(image: int, half: int, s: int) -> dict[str, torch.Tensor]:
+def slow_pair(image: int, half: int, s: int, rows: int = 10) -> dict[str, torch.Tensor]:
     """One pair of a synthetic image, token by token."""
-    made = synthetic([image])
+    made = synthetic([image], rows=rows)
     order, tokens = made.order[0].tolist(), made.tokens[0].tolist()
     new = [p for p in range(len(order)) if order[p] == s]
     masked = [order[p] > s for p in range(len(order))]
@@ -36,7 +37,7 @@ def slow_pair(image: int, half: int, s: int) -> dict[str, torch.Tensor]:
         "new": torch.tensor([p in new for p in range(len(order))]),
         "masked": torch.tensor(masked),
         "steps": torch.tensor(s),
-        "labels": torch.tensor(image % 10),
+        "conditions": made.conditions[0, half].long(),
         "halves": torch.tensor(half),
         "images": torch.tensor(image),
     }
@@ -53,6 +54,29 @@ def test_every_pair_is_that_of_a_slow_recomputation(store):
         for name, value in wanted[i].items():
             assert torch.equal(getattr(batch, name)[row], value), (name, i)
     assert batch.width == 3
+
+
+def test_pairs_of_shards_with_sequences_of_different_length_are_padded(tmp_path):
+    """The features' padding only has to be finite; a condition's is -1."""
+    store = Store(tmp_path / "mixed", HEADER)
+    for rows, images in SHARDS.items():
+        store.append(synthetic(images, rows=rows))
+    data = PairDataset(store)
+    index = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    batch = data.__getitems__(index)
+    assert (batch.features.shape, batch.conditions.shape) == ((66, 12, 4), (66, 3))
+    assert batch.features.isfinite().all()
+    assert batch.target.isfinite().all()
+    rows_of = {image: rows for rows, images in SHARDS.items() for image in images}
+    for row, i in enumerate(index):
+        image, half, s = i // 6, i // 3 % 2, i % 3
+        for name, value in slow_pair(image, half, s, rows_of[image]).items():
+            found = getattr(batch, name)[row]
+            known = found[: len(value)] if value.ndim else found
+            assert torch.equal(known, value), (name, i)
+            assert name != "conditions" or (found[len(value) :] == -1).all()
+    alone = data.__getitems__([0])  # of the first shard alone: no padding
+    assert (alone.features.shape, alone.conditions.shape) == ((1, 10, 4), (1, 1))
 
 
 def test_positions_ascend_and_are_padded():

@@ -1,0 +1,38 @@
+"""Features that were not kept, computed again from tokens and the order they were revealed in (dimoo.md section 5)."""
+
+import torch
+from torch import Tensor
+
+from migm.bases.base import Base, Branch
+from migm.trajectories.dataset import Pairs
+from migm.trajectories.record import unpacked
+
+
+def with_features(batch: Pairs, base: Base) -> Pairs:
+    """The pairs with the features that the base has at both steps, in its dtype; those that come with some stay."""
+    if batch.features.numel():
+        return batch
+    conditions = batch.conditions[:, : int((batch.conditions >= 0).sum(1).max())]
+    branch = base.branch(conditions)
+    before = replay(base, branch, batch.tokens, batch.masked | batch.new)
+    after = replay(base, branch, batch.tokens, batch.masked)
+    return batch._replace(features=before, target=after, conditions=conditions)
+
+
+@torch.no_grad()
+def replay(base: Base, branch: Branch, tokens: Tensor, masked: Tensor) -> Tensor:
+    """Features (b, t, c) of final tokens (b, l) while those of `masked` (b, l) were not yet revealed."""
+    now = tokens.where(~masked, base.spec.vocab_size)
+    with torch.autocast(base.device.type, enabled=False):  # a training's precision is that of its shortcut
+        return base.features(now, branch, masked.sum(1) / base.spec.num_tokens)
+
+
+def stored_features(image: dict[str, Tensor], base: Base) -> Tensor:
+    """Features (copies, n, t, c) of one image of a store, step by step where they were not kept."""
+    if image["features"].numel():
+        return unpacked(image["features"])
+    copies, num_steps = image["features"].shape[:2]
+    branch = base.branch(image["conditions"].long().to(base.device))
+    tokens, order = (image[name].long().to(base.device).expand(copies, -1) for name in ("tokens", "order"))
+    steps = [replay(base, branch, tokens, order >= s).cpu() for s in range(num_steps)]
+    return torch.stack(steps, 1)

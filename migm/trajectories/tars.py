@@ -1,0 +1,211 @@
+"""Trajectories in the layouts of the released code: WebDataset tars of two records an image, one a guidance half.
+
+A record `{image}_{cond|uncond}` has `feat.pth` (n, t, c), `teacher_vq_ids.pth` (t) and
+`generation_order.pth` (t). Names, ids and order differ from base to base: the base's attribute
+`tars` is the dotted path of the `Layout` that knows them; a base without it has none.
+"""
+
+import importlib
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from migm.bases.base import Base
+from migm.runtime import UserError, world_size
+from migm.trajectories.record import Trajectories, packed, padded
+from migm.trajectories.replay import stored_features
+from migm.trajectories.store import Store
+
+FIELDS = ("feat.pth", "teacher_vq_ids.pth", "generation_order.pth")
+KINDS = ("cond", "uncond")
+
+Record = dict[str, Tensor]
+
+
+class Image(NamedTuple):
+    """What both records of an image say besides features."""
+
+    number: int  # in the run
+    tokens: Tensor  # (l,)
+    order: Tensor  # (l,)
+    conditions: list[Tensor]  # (q,) of each half, as the base encodes them
+
+
+class Layout(Protocol):
+    """One base's records, for a base given to its constructor."""
+
+    file: str  # name of a tar, to be formatted with its number
+    images_a_tar: int
+    dtype: torch.dtype  # of features
+
+    def read(self, origin: str, name: str, count: int, halves: list[Record]) -> Image:
+        """The image of this name, the `count`-th one; a UserError that begins with `origin` if not the base's."""
+        ...
+
+    def write(self, image: Record) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, ids (t,) and order (t,) of both records of a stored image."""
+        ...
+
+
+def layout_of(base: Base, store: Store, key: str) -> Layout:
+    """The layout of the base's released code; refused where there is none, or none of such a store."""
+    path = getattr(base, "tars", None)
+    if path is None:
+        raise UserError(f"{key}: there is no released code whose tars {type(base).__name__} could share")
+    if store.header["copies"] != len(KINDS):
+        raise UserError(f"{key}: tars hold both guidance halves; choose a sampling.guidance")
+    if world_size() > 1:
+        raise UserError(f"{key}: {world_size()} processes were started; use one")
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)(base)
+
+
+def read_images(folder: Path, first: int = 0) -> Iterator[tuple[str, str, list[Record]]]:
+    """Tar, name and both halves, conditional first, of the images from number `first` on; no others are read."""
+    tars, number = sorted(folder.glob("*.tar")), -1
+    if not tars:
+        raise UserError(f"import_from={folder}: no *.tar here")
+    for tar in tars:
+        try:
+            with tarfile.open(tar) as file:
+                for image, halves in _contents(file, tar).items():
+                    number += 1
+                    if number >= first:
+                        yield str(tar), image, [_fields(file, halves[kind]) for kind in KINDS]
+        except (tarfile.TarError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f"{tar} cannot be read as trajectories ({str(error).splitlines()[0]})") from error
+
+
+def _contents(file: tarfile.TarFile, tar: Path) -> dict[str, dict[str, dict[str, tarfile.TarInfo]]]:
+    """Image -> half -> field -> where it lies; only headers are read."""
+    images: dict[str, dict[str, dict[str, tarfile.TarInfo]]] = {}
+    for member in file.getmembers():
+        key, _, field = member.name.partition(".")
+        image, _, kind = key.rpartition("_")
+        images.setdefault(image, {}).setdefault(kind, {})[field] = member
+    for image, halves in images.items():
+        if set(halves) != set(KINDS):
+            raise UserError(f"{tar}: {image} has the halves {sorted(halves)} instead of {' and '.join(KINDS)}")
+        for kind, fields in halves.items():
+            if missing := set(FIELDS) - set(fields):
+                raise UserError(f"{tar}: record {image}_{kind} lacks {min(missing)}")
+    return images
+
+
+def _fields(file: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> Record:
+    fields = {}
+    for field in FIELDS:
+        opened = file.extractfile(members[field])
+        data = io.BytesIO(opened.read() if opened else b"")
+        fields[field] = torch.load(data, map_location="cpu", weights_only=True)
+    return fields
+
+
+def import_tars(
+    folder: str | Path, store: Store, base: Base, shard_images: int, dtype: torch.dtype | None
+) -> Iterator[int]:
+    """Append the images of a folder to a store that does not hold them yet; yields how many a shard took.
+
+    Features are kept in `dtype`, if any. The first image it reads is compared with `base` on an empty
+    image, so that trajectories of other weights are refused. Started again after a kill, it goes on
+    behind the last whole shard.
+    """
+    layout, parts, done = layout_of(base, store, "import_from"), [], len(store)
+    for count, (tar, name, halves) in enumerate(read_images(Path(folder), done), done):
+        origin = f"{tar}, {name}"
+        image = layout.read(origin, name, count, halves)
+        for half in halves:
+            check_shape(base, half, store.header["num_steps"], origin)
+        if count == done:
+            check_base(base, image, halves[0]["feat.pth"], origin)
+        parts.append(trajectory(image, [half["feat.pth"] for half in halves], dtype))
+        if len(parts) == shard_images:
+            yield _append(store, parts)
+    if parts:
+        yield _append(store, parts)
+
+
+def _append(store: Store, parts: list[Trajectories]) -> int:
+    count = len(parts)
+    store.append(Trajectories.join(parts))
+    parts.clear()
+    return count
+
+
+def trajectory(image: Image, features: list[Tensor], dtype: torch.dtype | None) -> Trajectories:
+    """One image as ours, with the features (n, t, c) of both halves in `dtype`, if any."""
+    both = torch.stack(padded(features, -2, 0))
+    return Trajectories(
+        features=both[None, :, :, :0, :0] if dtype is None else packed(both, dtype)[None],
+        tokens=image.tokens[None].to(torch.int32),
+        order=image.order[None].to(torch.int16),
+        conditions=torch.stack(padded(image.conditions, -1, -1))[None].to(torch.int32),
+        images=torch.tensor([image.number]),
+    )
+
+
+def check_shape(base: Base, record: Record, num_steps: int, origin: str) -> None:
+    """Refuse features of another number of steps, rows or channels than the base's and the ids'."""
+    shape, wanted = tuple(record["feat.pth"].shape), (num_steps, len(record["teacher_vq_ids.pth"]), base.spec.channels)
+    if shape != wanted:
+        raise UserError(f"{origin}: features are {shape}, this base and sampling.num_steps ask {wanted}")
+
+
+def check_base(base: Base, image: Image, features: Tensor, origin: str) -> None:
+    """Refuse a conditional half whose first features are not those of `base`."""
+    branch = base.branch(image.conditions[0][None].to(base.device))
+    empty = torch.full((1, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
+    with torch.inference_mode():
+        ours = base.features(empty, branch, torch.ones(1, device=base.device))
+    likeness = float(cosine_similarity(ours[0].float().cpu(), features[0].float(), dim=-1).mean())
+    if likeness < 0.99:  # half precision leaves more than 0.999
+        raise UserError(f"{origin}: its features are not those of this base (cosine {likeness:.3f} at the first step)")
+
+
+def export_tars(store: Store, folder: str | Path, base: Base) -> Iterator[int]:
+    """Write a store as tars, each under a temporary name first; yields how many images a tar took.
+
+    Features that the store does not hold are computed by `base`.
+    """
+    layout, folder = layout_of(base, store, "export_to"), Path(folder)
+    waiting: list[Record] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.tar")):
+        raise UserError(f"export_to={folder} holds tars already; choose an empty folder")
+    written = 0
+    for shard in range(len(store.shards)):
+        data = store.open(shard)
+        for row in range(len(data["images"])):
+            waiting.append({name: tensor[row] for name, tensor in data.items()})
+            if len(waiting) == layout.images_a_tar:
+                yield _write_tar(folder / layout.file.format(written), waiting, layout, base)
+                written += 1
+    if waiting:
+        yield _write_tar(folder / layout.file.format(written), waiting, layout, base)
+
+
+def _write_tar(final: Path, images: list[Record], layout: Layout, base: Base) -> int:
+    temporary, count = final.with_suffix(".tar.tmp"), len(images)
+    with tarfile.open(temporary, "w") as tar:
+        for image in images:
+            both = stored_features(image, base)
+            for features, (key, ids, order) in zip(both, layout.write(image), strict=True):
+                values = (features[:, : len(ids)].to(layout.dtype), ids, order)
+                for name, tensor in zip(FIELDS, values, strict=True):
+                    data = io.BytesIO()
+                    torch.save(tensor.clone(), data)  # a view would be written with all it is a view of
+                    info = tarfile.TarInfo(f"{key}.{name}")
+                    info.size = data.tell()
+                    data.seek(0)
+                    tar.addfile(info, data)
+    os.replace(temporary, final)
+    images.clear()
+    return count
