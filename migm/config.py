@@ -92,8 +92,14 @@ class ReportConfig(Common):
 @dataclass
 class GenerateConfig(Common):
     labels: list[int] | None = None
+    prompt: str | None = None
+    prompts: str | None = None  # a file
     seeds: list[int] | None = None
+    batch_size: int | None = None
+    image: str | None = None
+    mask: str | None = None
     output: str = ""
+    folder: str | None = None
 
 
 @dataclass

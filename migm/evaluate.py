@@ -19,17 +19,18 @@ from migm.runtime import UserError, command
 def points(cfg: DictConfig, config: Common) -> list[Point]:
     """The configurations of `points`, or the single one chosen by `accelerator` and `sampling`."""
     if not config.points:
-        return [_point(config)]
+        return [point(config)]
     found = []
     for name, pairs in config.points.items():
         for pair in pairs:
             n, b = _steps(name, pair)
             chosen = load(variant(cfg, name, n, b), type(config))
-            found.append(_point(chosen))
+            found.append(point(chosen))
     return found
 
 
-def _point(config: Common) -> Point:
+def point(config: Common) -> Point:
+    """The configuration chosen by `accelerator` and `sampling`."""
     # Weights are told apart by their own fingerprint, wherever they lie.
     predictor = {k: v for k, v in (config.accelerator.get("predictor") or {}).items() if k != "weights"}
     settings = json.dumps({**config.accelerator, "predictor": predictor}, sort_keys=True)

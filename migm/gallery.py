@@ -1,0 +1,125 @@
+"""Where generated images go: one grid of all, and a folder of single ones, each with a JSON of how it was made."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from migm.evaluation.study import save_grid
+from migm.runtime import UserError, write_atomic
+
+GRID_TOKENS = 2**18  # of all images in a grid: 64 of Lumina-DiMOO at 1024 px, 256 of MaskGIT at 512 px
+
+
+class Grid:
+    """One picture of a row per label or prompt and a column per seed, or of the first that fit.
+
+    `photo` (3, h, w) stands before every row.
+    """
+
+    def __init__(self, rows: int, seeds: Sequence[int], num_tokens: int, photo: Tensor | None = None):
+        limit = max(1, GRID_TOKENS // num_tokens)
+        self.seeds = seeds[:limit]
+        self.rows = min(rows, limit // len(self.seeds))
+        self.whole = self.rows == rows and len(self.seeds) == len(seeds)
+        self.photo = photo
+        self.images: dict[tuple[int, int], Tensor] = {}
+
+    def holds(self, row: int, seed: int) -> bool:
+        return row < self.rows and seed in self.seeds
+
+    def add(self, row: int, seed: int, image: Tensor) -> None:
+        self.images[row, seed] = image
+
+    def save(self, path: Path) -> tuple[int, int]:
+        """Write the PNG -> width and height of one image."""
+        first = [] if self.photo is None else [self.photo]
+        lines = [[*first, *(self.images[row, seed] for seed in self.seeds)] for row in range(self.rows)]
+        images = torch.stack([image for line in lines for image in line])
+        height, width = images.shape[-2:]
+        save_grid(images, path, len(lines[0]), scale=3 if width < 100 else 1)
+        return width, height
+
+
+class Gallery:
+    """Images of `inputs`, named `<number of the input>_<seed>_<first words>`.
+
+    `settings` is what all images of a folder share. A folder that holds one of other settings, or
+    of another input under the same number, is refused: nothing is mixed or overwritten. The JSON
+    is written last, so that what has one is complete: `done` (index, seed) -> PNG.
+    """
+
+    def __init__(self, folder: Path, inputs: Sequence[int] | Sequence[str], settings: Mapping[str, Any]):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"folder={folder} is a file; choose a folder")
+        self.folder, self.inputs = folder, inputs
+        self.settings = json.loads(json.dumps(settings))  # as it is read back
+        self.done: dict[tuple[int, int], Path] = {}
+        for path in sorted(folder.glob("*.json")):
+            entry, image = self._checked(path), path.with_suffix(".png")
+            if image.exists():
+                self.done[entry["index"], entry["seed"]] = image
+
+    def add(self, index: int, seed: int, image: Tensor, facts: Mapping[str, Any]) -> None:
+        """Write image (3, h, w) number `seed` of input `index`; `facts` are of this image alone."""
+        shown = self.inputs[index]
+        path = self.folder / f"{index:05d}_{seed}_{slug(shown)}.png"
+        temporary = path.with_name(path.name + ".tmp")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+        os.replace(temporary, path)
+        height, width = image.shape[-2:]
+        entry = {
+            **_named(shown),
+            "index": index,
+            "seed": seed,
+            **self.settings,
+            "width": width,
+            "height": height,
+            **facts,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+        write_atomic(path.with_suffix(".json"), json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
+        self.done[index, seed] = path
+
+    def _checked(self, path: Path) -> dict[str, Any]:
+        other = f"folder={self.folder}: {path.name}"
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            index, _ = int(entry["index"]), int(entry["seed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{other} does not describe an image of this command; choose another folder") from error
+        same = {**self.settings, **(_named(self.inputs[index]) if index < len(self.inputs) else {})}
+        differing = [key for key in same if key not in entry or entry[key] != same[key]]
+        if differing:
+            raise UserError(f"{other} is of another {', '.join(differing)}; choose another folder, or delete this one")
+        return entry
+
+
+def _named(shown: int | str) -> dict[str, int | str]:
+    return {"prompt" if isinstance(shown, str) else "label": shown}
+
+
+def slug(shown: int | str) -> str:
+    """A label, or the first words of a prompt, as part of a file's name."""
+    return "_".join(re.findall(r"\w+", str(shown).lower())[:6])[:40]
+
+
+def read_image(path: Path, key: str, mode: str = "RGB") -> Tensor:
+    """An image file -> uint8 (c, h, w) with c = 3, or 1 in mode `L`; what cannot be read is refused by `key`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}={path}: no such file")
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{key}={path} cannot be read as an image ({error})") from error
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
