@@ -12,8 +12,8 @@ from migm.runtime import command
 def main(cfg: DictConfig) -> None:
     """Run the stages in order; each goes on where it stopped."""
     config = load(cfg, PretrainConfig)
-    transformer, tokenizer = build(config.base["transformer"]), build(config.base["tokenizer"])
-    build(config.pretrain).run(config.stages, transformer, tokenizer)
+    base = build({**config.base, "random_weights": True, "dtype": "float32"})
+    build(config.pretrain).run(config.stages, base)
 
 
 if __name__ == "__main__":

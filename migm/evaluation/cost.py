@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.bases.base import Base
+from migm.bases.base import Base, Inputs
+from migm.inputs import InputSource
 from migm.report.results import point_label
 from migm.sampling.loop import Sampling, generate_images
 
@@ -63,24 +64,26 @@ def interleaved(
 
 
 def latency(
-    base: Base, points: Sequence[Point], labels: Tensor, repeats: int, bar: Progress | None = None
+    base: Base, points: Sequence[Point], inputs: Inputs, repeats: int, bar: Progress | None = None
 ) -> list[float]:
     """Seconds per image of every point, decoding excluded."""
-    images = torch.arange(len(labels))
+    images = torch.arange(len(inputs))
 
     def job(point: Point) -> Callable[[], Tensor]:
         return lambda: generate_images(
-            base, labels, images, seed=0, sampling=point.sampling, accelerator=point.accelerator
+            base, inputs, images, seed=0, sampling=point.sampling, accelerator=point.accelerator
         )
 
-    return [s / len(labels) for s in interleaved([job(point) for point in points], repeats, base.device, bar)]
+    return [s / len(inputs) for s in interleaved([job(point) for point in points], repeats, base.device, bar)]
 
 
-def flops(base: Base, point: Point) -> int:
+def flops(base: Base, point: Point, inputs: InputSource) -> int:
     """Floating point operations of one image: base, predictor and head; multiply and add count two."""
-    first = torch.zeros(1, dtype=torch.long)  # both the label and the image's number
+    first = torch.zeros(1, dtype=torch.long)
     return counted(
-        lambda: generate_images(base, first, first, seed=0, sampling=point.sampling, accelerator=point.accelerator)
+        lambda: generate_images(
+            base, inputs(first), first, seed=0, sampling=point.sampling, accelerator=point.accelerator
+        )
     )
 
 
@@ -98,7 +101,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / interleaved([lambda: a @ a], 5, device)[0]
 
 
-def full_forward_equivalents(base: Base, points: Sequence[Point], bar: Progress | None = None) -> list[float]:
+def full_forward_equivalents(
+    base: Base, points: Sequence[Point], inputs: InputSource, bar: Progress | None = None
+) -> list[float]:
     """Cost of every point in units of one vanilla step of the same N, both guidance halves: FLOPs over FLOPs."""
     task = bar.add_task("count FLOPs", total=len(points)) if bar else None
     vanilla: dict[int, int] = {}
@@ -106,8 +111,8 @@ def full_forward_equivalents(base: Base, points: Sequence[Point], bar: Progress 
     for point in points:
         n = point.sampling.num_steps
         if n not in vanilla:
-            vanilla[n] = flops(base, Point(point.sampling, Accelerator(Always())))
-        equivalents.append(n * flops(base, point) / vanilla[n])
+            vanilla[n] = flops(base, Point(point.sampling, Accelerator(Always())), inputs)
+        equivalents.append(n * flops(base, point, inputs) / vanilla[n])
         if bar and task is not None:
             bar.advance(task)
     return equivalents

@@ -1,4 +1,4 @@
-"""What is generated for an evaluation: labels, image numbers, seed sets."""
+"""What is generated for an evaluation: labels or prompts, image numbers, seed sets."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,27 +6,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from migm.bases.base import Inputs
+from migm.inputs import InputSource
 from migm.runtime import UserError
 
 
 class EvalSet:
-    """Images 0...num_images-1 with the classes in turn, once for every seed set.
+    """Images 0...num_images-1 of what `inputs` asks for, once for every seed set.
 
     `reference` is the file of statistics that distances are measured to.
     """
 
     def __init__(
-        self, num_images: int, num_classes: int, seed_sets: Sequence[int], batch_size: int, reference: str | Path
+        self,
+        num_images: int,
+        inputs: InputSource,
+        seed_sets: Sequence[int],
+        batch_size: int,
+        reference: str | Path | None = None,
     ):
         if num_images < 2 or batch_size < 1 or not seed_sets:
             raise UserError(
                 f"evalset.num_images={num_images} must be at least 2, evalset.batch_size={batch_size} at least 1, "
                 f"evalset.seed_sets={list(seed_sets)} not empty"
             )
-        self.num_images, self.num_classes, self.batch_size = num_images, num_classes, batch_size
+        self.num_images, self.inputs, self.batch_size = num_images, inputs, batch_size
         self.seed_sets, self.reference = list(seed_sets), reference
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Image numbers (b,) and labels (b,)."""
+    def batches(self) -> Iterator[tuple[Tensor, Inputs]]:
+        """Image numbers (b,) and their labels (b,) or b prompts."""
         for images in torch.arange(self.num_images).split(self.batch_size):
-            yield images, images % self.num_classes
+            yield images, self.inputs(images)

@@ -58,10 +58,10 @@ class Study:
         equivalents = [self._record(p, "ffe", unit="full steps", higher_is_better=False) for p in self.points]
         if all(self.results.has(record) for record in [*records, *equivalents]):
             return
-        labels = torch.arange(batch) % self.evalset.num_classes
+        source = self.evalset.inputs
         with progress(self.console, "runs") as bar:
-            ffe = full_forward_equivalents(self.base, self.points, bar)
-            seconds = latency(self.base, self.points, labels, self.repeats, bar)
+            ffe = full_forward_equivalents(self.base, self.points, source, bar)
+            seconds = latency(self.base, self.points, source(torch.arange(batch)), self.repeats, bar)
         run = time.strftime("%Y-%m-%dT%H:%M:%S")
         for time_record, value, ffe_record, steps in zip(records, seconds, equivalents, ffe, strict=True):
             self.results.append({**time_record, "value": value, "repeats": self.repeats, "run": run})
@@ -85,16 +85,16 @@ class Study:
         for metric in self.metrics:
             metric.reset()
         start, preview = time.perf_counter(), []
-        for images, labels in self.evalset.batches():
+        for images, inputs in self.evalset.batches():
             tokens = generate_images(
-                self.base, labels, images, seed_set, sampling=point.sampling, accelerator=point.accelerator
+                self.base, inputs, images, seed_set, sampling=point.sampling, accelerator=point.accelerator
             )
-            batch = Batch(self.base.decode(tokens), labels)
+            batch = Batch(self.base.decode(tokens), inputs)
             for metric in self.metrics:
                 metric.update(batch)
             if sum(map(len, preview)) < PREVIEW:
                 preview.append(batch.images.cpu())
-            advance(len(labels))
+            advance(len(inputs))
         seconds = time.perf_counter() - start
         for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
             self.results.append({**record, "value": float(metric.compute()), "seconds": round(seconds, 1)})

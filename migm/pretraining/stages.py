@@ -11,6 +11,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from migm.bases.dimoo import LuminaDiMOO
+from migm.bases.layout import padded_ids
+from migm.bases.llada import PREFIX, LLaDA
+from migm.bases.maskgit import MaskGIT
+from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.bases.weights import load_strictly, read_tensors
@@ -20,18 +25,22 @@ from migm.pretraining import cifar10
 from migm.pretraining.feature_net import FeatureNetModule, accuracy
 from migm.pretraining.fit import Rows, fit
 from migm.pretraining.masked import MaskedModule, masked_loss
+from migm.pretraining.text import build_tokenizer, captions_of, facts_of_photos, say, write_prompts
+from migm.pretraining.text_base import TextModule
+from migm.pretraining.text_base import masked_loss as text_loss
 from migm.pretraining.vq import VQModule, reconstruct
 from migm.progress import progress
 from migm.runtime import UserError, tensors_hash
 
-STAGES = ("perceptual", "features", "tokenizer", "base", "reference")
+STAGES = ("perceptual", "features", "tokenizer", "base", "reference", "words", "text_base")
+CAPTIONS = 4  # of every photo, for the text-to-image base to draw from
 
 
 class Recipe:
     """Trains into `folder`, writes what is bundled into `assets`.
 
-    `warm_start` begins the base from the bundled weights instead of from scratch, so that a
-    base can be improved by a later run.
+    `warm_start` begins a base from the bundled weights instead of from scratch, so that it can be
+    improved by a later run.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class Recipe:
         features_epochs: float,
         tokenizer_epochs: float,
         base_epochs: float,
+        text_base_epochs: float,
         warm_start: bool = False,
     ):
         self.source, self.folder, self.assets, self.seed = Path(cifar10), Path(folder), Path(assets), seed
@@ -52,11 +62,12 @@ class Recipe:
             "features": features_epochs,
             "tokenizer": tokenizer_epochs,
             "base": base_epochs,
+            "text_base": text_base_epochs,
         }
         self.warm_start, self.console = warm_start, Console()
 
-    def run(self, stages: Sequence[str], transformer: MaskTransformer, tokenizer: ConvVQ) -> None:
-        """Run `stages` in their given order."""
+    def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
+        """Run `stages` in their given order; `base` and `text_base` train the transformer of `base`."""
         unknown = [stage for stage in stages if stage not in STAGES]
         if unknown:
             raise UserError(f"stages={unknown} unknown; any of {', '.join(STAGES)}")
@@ -64,9 +75,9 @@ class Recipe:
             start = time.perf_counter()
             torch.manual_seed(self.seed)
             if stage == "tokenizer":
-                self.tokenizer(tokenizer)
-            elif stage == "base":
-                self.base(transformer, tokenizer)
+                self.tokenizer(base.tokenizer.requires_grad_(True).train())  # type: ignore[arg-type]
+            elif stage in ("base", "text_base"):
+                getattr(self, stage)(base)
             else:
                 getattr(self, stage)()
             self.console.print(f"{stage}: {time.perf_counter() - start:.0f} s")
@@ -104,9 +115,12 @@ class Recipe:
         psnr = float((10 * torch.log10(4 / error)).mean())
         self.console.print(f"tokenizer: test PSNR {psnr:.2f} dB, written to {self.assets / 'tokenizer.safetensors'}")
 
-    def base(self, net: MaskTransformer, vq: ConvVQ) -> None:
+    def base(self, base: MaskGIT) -> None:
         """The masked transformer on tokens of every photo and its mirror image."""
-        path = self.assets / "base.safetensors"
+        path, vq = self.assets / "base.safetensors", base.tokenizer
+        if not isinstance(base, MaskGIT) or not isinstance(vq, ConvVQ):
+            raise UserError("stages=[base] trains a MaskGIT with a ConvVQ; choose base=cifar10")
+        net = base.transformer.requires_grad_(True).train()
         tokens, labels = self._tokens(vq, "train")
         module = MaskedModule(net, self.seed, learning_rate=2e-3, weight_decay=0.02)
         if self.warm_start:
@@ -122,6 +136,43 @@ class Recipe:
         }
         shown = ", ".join(f"{loss:.3f} at {ratio}" for ratio, loss in losses.items())
         self.console.print(f"base: test cross-entropy {shown} masked; written to {path}")
+
+    def words(self) -> None:
+        """The text tokenizer, and captions as prompts: of training photos to collect with, of test photos to judge."""
+        folder = self.assets / "dimoo_tiny"
+        folder.mkdir(parents=True, exist_ok=True)
+        build_tokenizer().save(str(folder / "tokenizer.json"))
+        for split, count in (("train", 2000), ("test", 5000)):
+            photos = cifar10.load(self.source, split)
+            write_prompts(captions_of(*photos, self.seed), self.assets / f"prompts_{split}.txt", count)
+        self.console.print(f"words: tokenizer and prompts written to {self.assets}")
+
+    def text_base(self, base: LuminaDiMOO) -> None:
+        """The text-to-image transformer, on the same tokens, with captions instead of labels."""
+        folder = self.assets / "dimoo_tiny"
+        if not isinstance(base, LuminaDiMOO) or not isinstance(base.tokenizer, ConvVQ):
+            raise UserError("stages=[text_base] trains a LuminaDiMOO with a ConvVQ; choose base=dimoo_tiny")
+        tokens, _ = self._tokens(base.tokenizer, "train")
+        facts = facts_of_photos(*cifar10.load(self.source, "train"))
+        said = [[base.template(text) for text in say(facts, self.seed + i)] for i in range(CAPTIONS)]
+        every = padded_ids([ids for one in said for ids in one], torch.device("cpu"))
+        conditions = every.unflatten(0, (CAPTIONS, -1)).transpose(0, 1).to(torch.int16).contiguous()
+        if self.warm_start:
+            load_shards(base.transformer, folder, "pretrain.assets", PREFIX, base.device, base.dtype)
+        module = TextModule(base, self.seed, learning_rate=2e-3, weight_decay=0.02)
+        data, steps, average = Rows(tokens, conditions), self._steps("text_base", 64), EMAWeightAveraging(decay=0.998)
+        recipe = {"seed": self.seed, "warm_start": self.warm_start, "tokenizer": base.decoder_fingerprint()}
+        fit(module, data, self.folder / "text_base", 64, steps, self.seed, recipe, callbacks=(average,))
+        save_checkpoint(base.transformer, folder)
+        tokens, _ = self._tokens(base.tokenizer, "test")
+        base.transformer.to(base.device).eval()
+        captions = say(facts_of_photos(*(x[:2000] for x in cifar10.load(self.source, "test"))), self.seed)
+        losses = {
+            ratio: text_loss(base, tokens[:2000, 0].long().to(base.device), captions, ratio)
+            for ratio in (1, 0.75, 0.5, 0.25)
+        }
+        shown = ", ".join(f"{loss:.3f} at {ratio}" for ratio, loss in losses.items())
+        self.console.print(f"text_base: test cross-entropy {shown} masked; written to {folder}")
 
     def _tokens(self, vq: ConvVQ, split: str) -> tuple[Tensor, Tensor]:
         """int16 tokens (n, 2, l) of the photos and their mirror images, and labels (n,); kept for the next start."""
@@ -158,6 +209,15 @@ class Recipe:
 
     def _steps(self, stage: str, batch_size: int) -> int:
         return round(self.epochs[stage] * 50_000 / batch_size)
+
+
+def save_checkpoint(net: LLaDA, folder: Path) -> None:
+    """Write a LLaDA transformer as its published checkpoints are, in bfloat16: `config.json`, `model.safetensors`."""
+    tensors = {PREFIX + k: v.detach().cpu().bfloat16().contiguous() for k, v in net.state_dict().items()}
+    temporary = folder / "model.safetensors.tmp"
+    save_file(tensors, temporary)
+    net.config.write(folder / "config.json")
+    os.replace(temporary, folder / "model.safetensors")
 
 
 def save(module: nn.Module, path: Path) -> None:

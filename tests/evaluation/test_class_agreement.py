@@ -7,7 +7,10 @@ from tiny_parts import feature_net
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.metrics.class_agreement import ClassAgreement
 from migm.evaluation.metrics.metric import Batch
+from migm.inputs import Classes
 from migm.runtime import UserError
+
+CLASSES = Classes(10)
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_metrics_of_one_batch_embed_it_once(metric, monkeypatch):
 
 
 def test_an_evalset_is_all_images_once_with_the_classes_in_turn():
-    batches = list(EvalSet(25, 10, [1], 7, "reference").batches())
+    batches = list(EvalSet(25, CLASSES, [1], 7, "reference").batches())
     assert [len(numbers) for numbers, _ in batches] == [7, 7, 7, 4]
     numbers, labels = (torch.cat(x) for x in zip(*batches, strict=True))
     assert numbers.tolist() == list(range(25))
@@ -61,11 +64,34 @@ def test_an_evalset_is_all_images_once_with_the_classes_in_turn():
 
 @pytest.mark.parametrize(
     ("arguments", "key"),
-    [((1, 10, [1], 5), "num_images=1"), ((5, 10, [1], 0), "batch_size=0"), ((5, 10, [], 5), "seed_sets=")],
+    [
+        ((1, CLASSES, [1], 5), "num_images=1"),
+        ((5, CLASSES, [1], 0), "batch_size=0"),
+        ((5, CLASSES, [], 5), "seed_sets="),
+    ],
 )
 def test_an_empty_evalset_is_refused_naming_the_key(arguments, key):
     with pytest.raises(UserError, match=rf"evalset\.{key}"):
         EvalSet(*arguments, "reference")
+
+
+def test_an_evalset_of_prompts_gives_each_image_its_own():
+    batches = EvalSet(5, lambda images: [f"prompt {i}" for i in images.tolist()], [1], 2).batches()
+    assert [(numbers.tolist(), inputs) for numbers, inputs in batches] == [
+        ([0, 1], ["prompt 0", "prompt 1"]),
+        ([2, 3], ["prompt 2", "prompt 3"]),
+        ([4], ["prompt 4"]),
+    ]
+
+
+def test_a_metric_that_needs_the_other_kind_of_inputs_is_refused(metric):
+    labelled, prompted = Batch(images(2), torch.tensor([4, 1])), Batch(images(2), ["a dog", "a cat"])
+    assert labelled.labels.tolist() == [4, 1]
+    assert prompted.prompts == ["a dog", "a cat"]
+    with pytest.raises(UserError, match=r"evalset\.inputs: .*'a dog'"):  # no caption that names a class
+        metric.update(prompted)
+    with pytest.raises(UserError, match=r"needs prompts, but evalset\.inputs gives labels"):
+        _ = labelled.prompts
 
 
 def test_a_mirrored_image_has_the_same_features_and_class(metric):

@@ -13,7 +13,10 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.config import build
 from migm.evaluation.cost import Point, flops, full_forward_equivalents, interleaved, latency
+from migm.inputs import Classes
 from migm.shortcuts.maskgit import MaskGITShortcut
+
+CLASSES = Classes(10)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +38,13 @@ def parts(tmp_path_factory):
 @pytest.mark.parametrize("n", [1, 2, 6])
 def test_vanilla_costs_exactly_its_steps(parts, n):
     base, point = parts
-    assert full_forward_equivalents(base, [point("vanilla", n, 1)])[0] == n
+    assert full_forward_equivalents(base, [point("vanilla", n, 1)], CLASSES)[0] == n
 
 
 @pytest.mark.parametrize("kind", ["reuse", "shortcut"])
 def test_all_steps_full_cost_exactly_vanilla(parts, kind):
     base, point = parts
-    assert full_forward_equivalents(base, [point(kind, 6, 6)])[0] == 6
+    assert full_forward_equivalents(base, [point(kind, 6, 6)], CLASSES)[0] == 6
 
 
 def test_counted_operations_are_those_of_the_matrix_products(parts):
@@ -51,23 +54,23 @@ def test_counted_operations_are_those_of_the_matrix_products(parts):
     block = 4 * t * c * c + 2 * t * t * c + 2 * t * c * hidden
     full = 2 * (3 * t * c * c + depth * block)  # both guidance halves; three linear layers around the blocks
     head = sum((16 - sum(counts[:i])) * c * v for i in range(n))  # masked rows only, after guidance
-    assert flops(base, point("vanilla", n, n)) == 2 * (n * full + head)
+    assert flops(base, point("vanilla", n, n), CLASSES) == 2 * (n * full + head)
 
 
 @pytest.mark.parametrize("b", [1, 2, 3, 5])
 def test_reuse_costs_its_full_steps_and_the_heads(parts, b):
     base, point = parts
-    ffe = full_forward_equivalents(base, [point("reuse", 6, b)])[0]
+    ffe = full_forward_equivalents(base, [point("reuse", 6, b)], CLASSES)[0]
     assert b < ffe < b + 0.15 * (6 - b)
 
 
 def test_costs_grow_by_one_full_step_each_with_b(parts):
     base, point = parts
-    reuse = [flops(base, point("reuse", 6, b)) for b in range(1, 7)]
+    reuse = [flops(base, point("reuse", 6, b), CLASSES) for b in range(1, 7)]
     steps = {b - a for a, b in pairwise(reuse)}
     assert len(steps) == 1
     assert steps.pop() > 0
-    shortcut = [flops(base, point("shortcut", 6, b)) for b in range(1, 7)]
+    shortcut = [flops(base, point("shortcut", 6, b), CLASSES) for b in range(1, 7)]
     assert shortcut == sorted(set(shortcut))
     assert all(a < b for a, b in zip(reuse[:-1], shortcut[:-1], strict=True))
 

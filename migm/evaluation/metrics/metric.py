@@ -1,20 +1,38 @@
 """What an image metric declares, and the batch it is given."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 import torchmetrics
 from torch import Tensor
 
+from migm.bases.base import Inputs
+from migm.evaluation.captions import parse
 from migm.evaluation.cifarnet import CifarNet
+from migm.pretraining.cifar10 import CLASSES
+from migm.runtime import UserError
 
 
 class Batch:
-    """Generated images with their labels; metrics that share an extractor share its work."""
+    """Generated images with what they were asked to show; metrics that share an extractor share its work."""
 
-    def __init__(self, images: Tensor, labels: Tensor):
-        self.images, self.labels = images, labels  # uint8 (b, 3, h, w), int64 (b,)
+    def __init__(self, images: Tensor, inputs: Inputs):
+        self.images, self.inputs = images, inputs  # uint8 (b, 3, h, w), labels (b,) or b prompts
         self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (b,); of prompts that are captions, their classes."""
+        if isinstance(self.inputs, Tensor):
+            return self.inputs
+        return torch.tensor([CLASSES.index(parse(prompt).name) for prompt in self.inputs])
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        if isinstance(self.inputs, Tensor):
+            raise UserError("metric: one of the chosen metrics needs prompts, but evalset.inputs gives labels")
+        return self.inputs
 
     def embedded(self, key: str, net: CifarNet) -> tuple[Tensor, Tensor]:
         """Features (b, channels) and predicted classes (b,) by the net whose weights are `key`."""

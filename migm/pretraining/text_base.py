@@ -1,0 +1,75 @@
+"""Train the small text-to-image base by masked token prediction, given captions."""
+
+import math
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from migm.bases.base import image_rows
+from migm.bases.dimoo import LuminaDiMOO
+from migm.bases.layout import padded_ids
+from migm.pretraining.fit import step_generator
+from migm.training.module import Frozen
+from migm.training.optimizer import MuonAdamW
+from migm.training.schedule import trapezoid
+
+
+class TextModule(L.LightningModule):
+    """Cross-entropy on all image tokens; mask ratio cos(pi/2 u), u uniform; captions dropped with probability 0.1.
+
+    Known tokens count too, for the reason `MaskedModule` gives. Batches are tokens (b, 2, l) of each
+    photo and its mirror image, and the conditions (b, captions, q) of several captions, one of which is
+    drawn. The learning rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
+    """
+
+    def __init__(self, base: LuminaDiMOO, seed: int, learning_rate: float, weight_decay: float, decay: float = 0.4):
+        super().__init__()
+        self.net, self.frozen = base.transformer.requires_grad_(True).train(), Frozen(base)
+        self.seed, self.learning_rate, self.weight_decay, self.decay = seed, learning_rate, weight_decay, decay
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        generator = step_generator(self.seed, self.global_step)
+        (both, captions), base = batch, self.frozen.base
+        b, _, length = both.shape
+        noise = torch.rand(b, length + 4, generator=generator).to(both.device)
+        every = torch.arange(b, device=both.device)
+        tokens = both[every, (noise[:, 0] < 0.5).long()].long()
+        conditions = captions[every, (noise[:, 1] * captions.shape[1]).long()].long()
+        none = torch.nn.functional.pad(
+            base.unconditional.to(both.device), (0, conditions.shape[1] - len(base.unconditional)), value=-1
+        )
+        conditions = torch.where(noise[:, 2:3] < 0.1, none, conditions)
+        mask = noise[:, 4:] < torch.cos(noise[:, 3:4] * (math.pi / 2))
+        each = token_loss(base, tokens, mask, conditions)
+        self.log("train/masked", (each.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
+        self.log("train/known", (each.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
+        return each.mean()
+
+    def configure_optimizers(self):
+        optimizer = MuonAdamW(self.net.named_parameters(), "blocks.", self.learning_rate, self.weight_decay)
+        schedule = trapezoid(optimizer, int(self.trainer.max_steps), warmup_steps=200, decay=self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def token_loss(base: LuminaDiMOO, tokens: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
+    """Cross-entropy (b, l) in nats of the tokens (b, l) where those of `mask` (b, l) are masked."""
+    used = int((conditions >= 0).sum(1).max())
+    branch = base.branch(conditions[:, :used])
+    features = base.features(tokens.masked_fill(mask, base.spec.vocab_size), branch, mask.float().mean(1))
+    logits = base.head(image_rows(features, branch))
+    return cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+
+
+@torch.inference_mode()
+def masked_loss(base: LuminaDiMOO, tokens: Tensor, captions: Sequence[str], mask_ratio: float, seed: int = 0) -> float:
+    """Cross-entropy in nats of masked tokens at one mask ratio; tokens (n, l) and n captions."""
+    generator, total, count = torch.Generator().manual_seed(seed), 0.0, 0
+    conditions = padded_ids([base.template(caption) for caption in captions], tokens.device)
+    for part, condition in zip(tokens.split(250), conditions.split(250), strict=True):
+        mask = torch.rand(part.shape, generator=generator).to(part.device) < mask_ratio
+        total += float((token_loss(base, part, mask, condition) * mask).sum())
+        count += int(mask.sum())
+    return total / count
