@@ -17,34 +17,36 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
-from migm.bases.base import Base
+from migm.bases.base import Base, Inputs
 from migm.config import BenchConfig, build, conf_path, load
 from migm.evaluate import points
 from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate
+from migm.inputs import InputSource
 from migm.jsonl import append_line
 from migm.progress import progress
 from migm.runtime import command, environment
 from migm.sampling.loop import Sampling, generate_images
 
-Job = Callable[[], Tensor]
+Job = Callable[[], object]
 
 
-def step_jobs(base: Base, sampling: Sampling, shortcut: torch.nn.Module, batch_size: int) -> dict[str, Job]:
+def step_jobs(base: Base, sampling: Sampling, shortcut: torch.nn.Module, inputs: Inputs) -> dict[str, Job]:
     """`full` and `cheap`: the features of one step in the middle of a run; `decode`: tokens to images."""
-    device, spec = base.device, base.spec
-    branch = base.encode(torch.zeros(batch_size, dtype=torch.long), guided=sampling.guidance is not None)[0]
+    device, spec, batch_size = base.device, base.spec, len(inputs)
+    branches = base.encode(inputs, guided=sampling.guidance is not None)
     tokens = torch.randint(0, spec.vocab_size, (batch_size, spec.num_tokens), device=device)
     ratio = torch.full((batch_size,), 0.5, device=device)
     new = torch.arange(spec.num_tokens // sampling.num_steps, device=device).expand(batch_size, -1)
-    advance = Shortcut(module=shortcut).start(base, branch)
-    features = base.features(tokens, branch, ratio)
+    predictor = Shortcut(module=shortcut)
+    advances = [(predictor.start(base, branch), base.features(tokens, branch, ratio)) for branch in branches]
 
-    def cheap() -> Tensor:
-        advance.update(0, features)
-        return advance.predict(1, tokens, new, ratio)
+    def cheap() -> list[Tensor]:
+        for advance, features in advances:
+            advance.update(0, features)
+        return [advance.predict(1, tokens, new, ratio) for advance, _ in advances]
 
     return {
-        "full": lambda: base.features(tokens, branch, ratio),
+        "full": lambda: [base.features(tokens, branch, ratio) for branch in branches],
         "cheap": cheap,
         "decode": lambda: base.decode(tokens),
     }
@@ -52,7 +54,13 @@ def step_jobs(base: Base, sampling: Sampling, shortcut: torch.nn.Module, batch_s
 
 @torch.inference_mode()
 def measure(
-    base: Base, sampling: Sampling, shortcut: torch.nn.Module, runs: Sequence[Point], batch_size: int, repeats: int
+    base: Base,
+    sampling: Sampling,
+    shortcut: torch.nn.Module,
+    runs: Sequence[Point],
+    source: InputSource,
+    batch_size: int,
+    repeats: int,
 ) -> list[dict[str, Any]]:
     """One row for each part: milliseconds and FLOPs per image, and the floor that the FLOPs alone would take.
 
@@ -61,19 +69,20 @@ def measure(
     over N. The floor is at the rate of one large matrix product, measured in the same run.
     """
     images = torch.arange(batch_size)
+    inputs, one = source(images), source(images[:1])
     reused = Point(sampling, Accelerator(Uniform(1), Reuse(), "reuse"))
 
     def run(point: Point) -> Job:
         sampled: dict[str, Any] = {"sampling": point.sampling, "accelerator": point.accelerator}
-        return lambda: generate_images(base, torch.zeros_like(images), images, 0, **sampled)
+        return lambda: generate_images(base, inputs, images, 0, **sampled)
 
-    steps = step_jobs(base, sampling, shortcut, batch_size)
+    steps = step_jobs(base, sampling, shortcut, inputs)
     jobs = {**steps, "overhead": run(reused), **{point.label: run(point) for point in runs}}
     with progress(Console(), "runs") as bar:
         seconds = interleaved(list(jobs.values()), repeats, base.device, bar)
     ms = {part: 1e3 * s / batch_size for part, s in zip(jobs, seconds, strict=True)}
-    work: dict[str, float] = {part: counted(job) for part, job in step_jobs(base, sampling, shortcut, 1).items()}
-    work |= {"overhead": flops(base, reused), **{point.label: flops(base, point) for point in runs}}
+    work: dict[str, float] = {part: counted(job) for part, job in step_jobs(base, sampling, shortcut, one).items()}
+    work |= {"overhead": flops(base, reused, source), **{p.label: flops(base, p, source) for p in runs}}
     for values in (ms, work):
         values["overhead"] = (values["overhead"] - values["full"]) / sampling.num_steps
     rate = matmul_rate(base.device, base.dtype)
@@ -122,10 +131,10 @@ def main(cfg: DictConfig) -> None:
     """Measure steps and the runs of `points`, print a table a batch size, append JSON lines to `output`."""
     config = load(cfg, BenchConfig)
     base, sampling, shortcut = build(config.base), build(config.sampling), build(config.shortcut).eval()
-    runs = [untrained(point, shortcut) for point in points(cfg, config)]
+    runs, source = [untrained(point, shortcut) for point in points(cfg, config)], build(config.evalset["inputs"])
     path = Path(config.output)
     for wanted in config.batch_sizes:
-        batch, rows = fitting(lambda b: measure(base, sampling, shortcut, runs, b, config.repeats), wanted)
+        batch, rows = fitting(lambda b: measure(base, sampling, shortcut, runs, source, b, config.repeats), wanted)
         show(rows, f"batch {batch}, {environment(base.device)['device']}")
         shared = {"base": base.fingerprint(), "batch_size": batch, "repeats": config.repeats}
         for each in rows:

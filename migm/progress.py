@@ -42,4 +42,5 @@ def progress(console: Console, unit: str) -> Progress:
     """Done of total, rate and remaining time: a bar in a terminal, lines elsewhere."""
     columns = (MofNCompleteColumn(), TextColumn(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
     kind = Progress if console.is_terminal else LineProgress
-    return kind(TextColumn("{task.description}"), BarColumn(), *columns, console=console)
+    # The rate is that of the last ten minutes: rich's half minute would hold no two of the slowest steps.
+    return kind(TextColumn("{task.description}"), BarColumn(), *columns, console=console, speed_estimate_period=600)

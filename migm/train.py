@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from migm.bases.base import Base
-from migm.collect import collect, header, trajectory_sampling
+from migm.collect import announce_online, collect, header, trajectory_sampling
 from migm.config import TrainConfig, build, conf_path, load
 from migm.evaluate import study
+from migm.inputs import InputSource
 from migm.report.write import write_report
-from migm.runtime import UserError, command, write_atomic
+from migm.runtime import UserError, command, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
@@ -39,13 +40,13 @@ class Training:
             self.state = check_resume(self.resume, plain, base.fingerprint())
         torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
         shortcut, objective = build(config.shortcut), build(config.objective)
-        every = torch.arange(base.spec.vocab_size, device=base.device)[None]
-        shortcut.calibrate(base.control(every, every % base.spec.num_tokens).embeddings)
+        shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
         self.max_steps = config.trainer["max_steps"]
         parts = {"callbacks": list(build(config.callbacks).values()), "logger": list(build(config.logger).values())}
-        self.trainer: L.Trainer = build({**config.trainer, **parts, "default_root_dir": str(self.folder)})
+        own = {"precision": pick_precision(config.trainer.get("precision", "auto"), base.device), **parts}
+        self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
 
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
@@ -69,6 +70,14 @@ class Training:
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         self.trainer.save_checkpoint(self.resume)
+
+
+def embeddings(base: Base, inputs: InputSource) -> torch.Tensor:
+    """The base's input embeddings of every token of the vocabulary (1, v, c)."""
+    every = torch.arange(base.spec.vocab_size, device=base.device)[None]
+    branch = base.encode(inputs(torch.zeros(1, dtype=torch.long)), guided=False)[0]
+    new = base.control(every, every % base.spec.num_tokens, branch)
+    return new.embeddings[:, new.prompt :]
 
 
 QUIET: dict[str, Any] = {
@@ -116,12 +125,15 @@ def main(cfg: DictConfig) -> float:
     measured = study(cfg, config, base) if config.evaluate else None
     if rank_zero_only.rank == 0:
         write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    classes, described = config.evalset["num_classes"], trajectory_sampling(config.sampling)
-    if config.collect:
+    described = trajectory_sampling(config.sampling)
+    data.attach(base, sampling, config.seed)
+    if data.storage == "online":
+        announce_online(base, sampling, data)
+    elif config.collect:
         console.rule("collect")
-        collect(base, sampling, data, config.seed, classes, described)
+        collect(base, sampling, data, config.seed, described)
     else:
-        Store(data.folder, header(base, sampling, config.seed, described))
+        Store(data.folder, header(base, sampling, data, config.seed, described))
     console.rule("train")
     error = training.run(data)
     if measured and rank_zero_only.rank == 0:

@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from migm.bases.base import Branch, Control
+from migm.bases.dimoo import LuminaDiMOO
+from migm.bases.llada import LLaDAConfig
 from migm.bases.maskgit import MaskGIT
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
@@ -41,7 +44,7 @@ def collected(config: Any) -> Store:
     """Fill the store of a config, as `migm.collect` does."""
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
     known = trajectory_sampling(config.sampling)
-    return collect(base, sampling, data, config.seed, config.evalset["num_classes"], known)
+    return collect(base, sampling, data, config.seed, known)
 
 
 def contents(store: Store) -> dict[str, Tensor]:
@@ -51,7 +54,10 @@ def contents(store: Store) -> dict[str, Tensor]:
 
 
 def synthetic(images: Sequence[int], counts: Sequence[int] = (2, 3, 1, 3), rows: int = 10) -> Trajectories:
-    """Trajectories that are a function of the image's number: `counts` tokens a step, c = 4, one class row."""
+    """Trajectories that are a function of the image's number: `counts` tokens a step, c = 4.
+
+    As many ids of a condition as rows beyond the tokens, one by default; the unconditional half has but one.
+    """
     parts = []
     for image in images:
         generator = torch.Generator().manual_seed(image)
@@ -59,7 +65,9 @@ def synthetic(images: Sequence[int], counts: Sequence[int] = (2, 3, 1, 3), rows:
         features = torch.randn(1, 2, len(counts), rows, 4, generator=generator).bfloat16()
         tokens = torch.randint(0, 24, (1, len(steps)), generator=generator, dtype=torch.int32)
         order = steps[torch.randperm(len(steps), generator=generator)][None].to(torch.int16)
-        parts.append((features, tokens, order, torch.tensor([image % 10]), torch.tensor([image])))
+        condition = torch.full((1, 2, rows - len(steps)), -1, dtype=torch.int32)
+        condition[:, 0], condition[:, 1, 0] = image % 10, 10
+        parts.append((features, tokens, order, condition, torch.tensor([image])))
     return Trajectories(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
 
@@ -103,6 +111,42 @@ def wrap(transformer: MaskTransformer, dtype: str) -> MaskGIT:
     return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, device="cpu")
 
 
+class Apart:
+    """A MaskGIT whose guidance halves are two branches, with sequences of lengths that differ.
+
+    The condition of label y is y, 1 + y % 4 times; all but the first stand for a prompt, one row each in front
+    of the image. Those rows and the padding are 7 everywhere; all else is as the wrapped base makes it.
+    """
+
+    def __init__(self, base: MaskGIT):
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+    def encode(self, inputs: Tensor, guided: bool) -> list[Branch]:
+        labels, *rest = self.base.encode(inputs, guided)[0].condition.chunk(2 if guided else 1)
+        known = 1 + labels % 4
+        prompts = torch.where(torch.arange(int(known.max())) < known, labels, -1)
+        return [self.branch(prompts), *map(self.branch, rest)]
+
+    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+        inner, known = self.base.branch(condition[:, :1]), (condition >= 0).sum(1, keepdim=True)
+        lengths = self.base.spec.num_tokens + known
+        mask = torch.arange(length or int(lengths.max())) < lengths
+        return Branch(condition, inner.rows + known - 1, mask=mask)
+
+    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> Tensor:
+        inner = self.base.features(tokens, self.base.branch(branch.condition[:, :1]), mask_ratio)
+        places = branch.rows[:, :1] + torch.arange(inner.shape[1])
+        sequence = inner.new_full((*branch.mask.shape, inner.shape[2]), 7)
+        return sequence.scatter(1, places[..., None].expand_as(inner), inner)
+
+    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
+        new = self.base.control(tokens, positions, self.base.branch(branch.condition[:, :1]), mask)
+        return new._replace(rows=branch.rows.gather(1, positions), row_mask=branch.mask)
+
+
 def same_tensors(first: Path, second: Path) -> bool:
     """Whether two safetensors files hold exactly the same tensors."""
     a, b = load_file(first), load_file(second)
@@ -112,3 +156,32 @@ def same_tensors(first: Path, second: Path) -> bool:
 def naming(*words: object) -> str:
     """A pattern for pytest.raises(match=...) that asks for the words in this order."""
     return ".*".join(re.escape(str(word)) for word in words)
+
+
+MARKERS = {"mask": 30, "newline": 31, "answer": 32, "image": 33, "end_image": 34, "end_answer": 35}
+
+
+def text_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> LuminaDiMOO:
+    """A random base of Lumina-DiMOO's kind: 4x4 tokens of 24 codes, prompts become ids below 30."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vq = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1)
+        torch.nn.init.normal_(vq.quantize.embedding.weight)
+        parts: dict[str, Any] = {
+            "transformer": LLaDAConfig(48, 4, 2, 64, 60, 10000.0, 1e-5),
+            "tokenizer": vq,
+            "vocab_size": 24,
+            "height": 16,
+            "width": 16,
+            "markers": MARKERS,
+            "system": "draw it",
+            "random_weights": True,
+            "dtype": dtype,
+            "device": "cpu",
+        }
+        base = LuminaDiMOO(**{**parts, **changes})
+        for name, weight in base.transformer.named_parameters():
+            if "norm" in name or "ln_f" in name:
+                torch.nn.init.uniform_(weight, 0.5, 1.5)  # ones would hide a norm that is left out
+        torch.nn.init.normal_(base.transformer.ff_out.weight, std=0.3)  # peaked enough that draws differ
+    return base

@@ -1,0 +1,77 @@
+"""Collect, train, evaluate, generate and bench of the Lumina-DiMOO experiment, shrunk, through the real commands."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+from test_commands import finish, process
+
+SMALL = [
+    "base.random_weights=true",
+    "base.transformer.d_model=32",
+    "base.transformer.n_heads=2",
+    "base.transformer.n_layers=2",
+    "base.transformer.mlp_hidden_size=48",
+    "base.tokenizer.channels=[32,32,32]",
+    "base.tokenizer.layers=1",
+    "base.tokenizer.latent_channels=8",
+    "base.tokenizer.num_codes=64",
+    "base.vocab_size=64",
+    "base.height=24",
+    "base.width=32",
+    "sampling.num_steps=8",
+    "sampling.num_full_steps=3",
+    "base.dtype=float32",
+    "sampling.draw.dtype=float32",
+    "sampling.select.dtype=float32",
+    "data.num_images=6",
+    "data.num_val_images=2",
+    "data.shard_images=4",
+    "data.collect_batch_size=3",
+    "data.batch_size=4",
+    "evalset.num_images=3",
+    "evalset.batch_size=2",
+    "points.vanilla=[8]",
+    "points.ml_cache_w01=[8]",
+    "~points.ml_cache_w0",
+    "points.shortcut=[[8,3]]",
+    "trainer.max_steps=4",
+    "trainer.precision=32-true",
+    "device=cpu",
+]
+
+
+def arguments(folder, *more):
+    return ["+experiment=dimoo_shortcut", f"paths.output_dir={folder}", *SMALL, *more]
+
+
+@pytest.mark.parametrize(
+    ("storage", "objective"),
+    [("tokens", "mse_all_rows"), ("features", "rollout"), ("online", "mse_kl")],
+)
+def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, storage, objective):
+    args = arguments(tmp_path, f"data.storage={storage}", f"objective={objective}")
+    for command in ("collect", "train"):
+        code, out, err = finish(process(command, args))
+        assert code == 0, out + err
+    folder = tmp_path / "dimoo_shortcut"
+    with safe_open(folder / "shortcut.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["config"])["channels"] == 32
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    found = {(r["metric"], r["accelerator"], r["num_steps"], r["num_full_steps"]) for r in records}
+    points = [("vanilla", 8, 8), ("ml_cache_w01", 8, 3), ("shortcut", 8, 3)]
+    assert found == {(m, *p) for m in ("seconds_per_image/batch2_amortised", "ffe") for p in points}
+
+
+def test_the_shrunk_experiment_is_benched_with_a_prompt_of_100_tokens(tmp_path):
+    code, out, err = finish(process("bench", arguments(tmp_path, "repeats=1", "batch_sizes=[1]")))
+    assert code == 0, out + err
+    rows = [json.loads(line) for line in (tmp_path / "dimoo_shortcut" / "bench.jsonl").read_text().splitlines()]
+    by_part = {row["part"]: row for row in rows}
+    assert set(by_part) == {"full", "cheap", "decode", "overhead", "vanilla 8", "ml_cache_w01 8,3", "shortcut 8,3"}
+    # Two halves of 100 and 14 words, 6 x 8 codes, 6 newlines and 4 markers (dimoo.md section 10).
+    halves = [words + 6 * 8 + 6 + 4 for words in (100, 14)]
+    full = sum(2 * t * 2 * (4 * 32 * 32 + 3 * 32 * 48) + 4 * t * t * 32 * 2 for t in halves)
+    assert by_part["full"]["gflop"] * 1e9 == full
+    assert all(row["ms_per_image"] > 0 and row["gflop"] > 0 for row in rows)
+    assert by_part["cheap"]["gflop"] < by_part["full"]["gflop"]
