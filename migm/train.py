@@ -40,6 +40,11 @@ class Training:
             self.state = check_resume(self.resume, plain, base.fingerprint())
         torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
         shortcut, objective = build(config.shortcut), build(config.objective)
+        if shortcut.config["channels"] != base.spec.channels:
+            raise UserError(
+                f"shortcut.channels={shortcut.config['channels']}, but this base has {base.spec.channels}; "
+                "choose the shortcut that belongs to it"
+            )
         shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)

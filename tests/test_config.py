@@ -107,7 +107,8 @@ def test_every_experiment_composes_with_every_command(command, experiment):
 def test_the_sampling_follows_the_base(base):
     cfg, other = compose("train", [f"base={base}"]), "tiny" if base != "tiny" else "cifar10"
     assert cfg.sampling == compose("train", [f"base={other}", f"sampling={base}"]).sampling
-    assert cfg.shortcut.channels == cfg.base.transformer.channels
+    sizes = cfg.base.transformer
+    assert cfg.shortcut.channels == (sizes.channels if "channels" in sizes else sizes.d_model)
 
 
 @pytest.mark.parametrize("sweep", names("sweep"))

@@ -46,6 +46,7 @@ def test_colours_without_a_name_and_small_objects_are_not_said():
     )
     assert [facts.colour for facts in shown] == [None, "gray", None]
     assert [facts.background for facts in shown] == ["gray", None, "blue"]
+    assert measure(square("gray", "pink")[None])[2] == -1
 
 
 def test_no_colour_is_said_where_none_prevails():
@@ -58,7 +59,7 @@ def test_no_colour_is_said_where_none_prevails():
 
 
 def test_the_background_is_that_of_the_outer_pixels():
-    assert facts_of(square("white", "blue", 26)[None], ["cat"]) == [Facts("cat", "bright", "white", "blue")]
+    assert facts_of(square("white", "blue", 28)[None], ["cat"]) == [Facts("cat", "bright", "white", "blue")]
 
 
 def test_what_looks_like_the_background_is_not_the_object():
