@@ -14,5 +14,5 @@ for setting in vanilla:64:64 ml_cache_w01:64:64 ml_cache_w0:64:64 shortcut_relea
 done
 # 3. What a step costs at batch 1, against the floor.
 python -m migm.bench $experiment name=table2
-# 4. Our own training of the published network (0.2 GB of trajectories), and its rows.
+# 4. Our own training of the published network (51 MB of trajectories), and its rows.
 python -m migm.train $experiment

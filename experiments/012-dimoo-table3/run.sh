@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The ablations of Table 3, on a CUDA device: every line trains one network and measures (64,14), (64,11), (64,9).
-# Trajectories (0.2 GB) are shared by all. Run from the repository's root.
+# Trajectories (51 MB) are shared by all. Run from the repository's root.
 set -euo pipefail
 experiment="+experiment=dimoo_shortcut"
 rows="~points.vanilla ~points.ml_cache_w01 ~points.ml_cache_w0"

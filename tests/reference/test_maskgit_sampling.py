@@ -9,7 +9,7 @@ from recorded_noise import Recorded
 from tiny_parts import recorded_transformer, wrap
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.predictors.shortcut import Shortcut
+from migm.accelerators.predictors.shortcut import Shortcut, keep_dropout
 from migm.accelerators.refresh import Uniform
 from migm.bases.base import image_rows
 from migm.sampling.draw import GumbelMax
@@ -39,7 +39,11 @@ def plan(case, recorded_shortcut):
     """The accelerator of a recorded run."""
     meta = case[1]
     full, name = json.loads(meta["refresh"]), meta["shortcut_file"].removesuffix(".safetensors")
-    predictor = Shortcut(module=recorded_shortcut(name)) if name else None
+    if not name:
+        return full, Accelerator(Uniform(len(full), "reference"))
+    network = recorded_shortcut(name)
+    keep_dropout(network, 0.5)  # as a network in training is given: sampling drops nothing
+    predictor = Shortcut(module=network)
     return full, Accelerator(Uniform(len(full), "reference"), predictor)
 
 

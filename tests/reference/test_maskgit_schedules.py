@@ -17,6 +17,11 @@ def test_full_steps_equal_every_recorded_table(read_vector, name, rule):
         assert Uniform(num_full_steps, rule).steps(num_steps) == steps.tolist(), key
 
 
+def test_full_steps_are_rounded_from_the_original_product():
+    """N (k / B), not N k / B: 45 (7 / 10) is just below 31.5, which would round to 32."""
+    assert Uniform(10, "reference").steps(45) == [0, 4, 9, 14, 18, 22, 27, 31, 36, 40]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_increments_equal_every_recorded_table(read_vector, mode):
     tables = {k: v for k, v in read_vector("maskgit_schedules")[0].items() if k.startswith("counts.")}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import LayerNorm
 
 from migm.bases.base import Control
 
@@ -22,6 +23,15 @@ def test_output_equals_the_recorded_one(read_vector, recorded_shortcut, name):
     got = advance(recorded_shortcut(name), tensors["in.prev_feat"], new, tensors["in.mask_ratio"])
     torch.testing.assert_close(got, tensors["out.feat"], **CLOSE)
     assert not torch.allclose(got, tensors["in.prev_feat"], atol=0.01)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_only_the_last_norms_have_the_small_epsilon(recorded_shortcut, name):
+    net = recorded_shortcut(name)
+    last, blocks = (
+        {m.eps for m in part.modules() if isinstance(m, LayerNorm)} for part in (net.last_layer, net.blocks)
+    )
+    assert (last, blocks) == ({1e-12}, {1e-5})
 
 
 @pytest.mark.parametrize("name", RECORDED[:2])

@@ -31,7 +31,7 @@ def case(read_vector):
     rows, channels = frozen["pos_emb"].shape[1:]
     depth = 1 + max(int(name.split(".")[2]) for name in frozen if name.startswith("transformer"))
     sizes = (channels, depth, int(meta["heads"]), len(frozen[MLP_KEY]))
-    transformer = MaskTransformer(rows - 1, MASK, CLASSES, *sizes)
+    transformer = MaskTransformer(rows - 1, MASK, CLASSES, *sizes, dropout=0.5)  # which a teacher does not drop
     transformer.load_state_dict(frozen)
     weights = part(tensors, "student.")
     network, sizes = published(weights, "the recorded student")

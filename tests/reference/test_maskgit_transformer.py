@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tiny_parts import recorded_transformer, wrap
+from torch.nn import LayerNorm
 from torch.nn.functional import linear
 
 from migm.bases.base import image_rows
@@ -34,6 +36,20 @@ def test_every_stage_of_the_forward_equals_the_recorded_one(case, recorded_base)
         x = block(x)
     torch.testing.assert_close(x, tensors["act.transformer"], **CLOSE)
     torch.testing.assert_close(net(ids), tensors["out.feat"], **CLOSE)
+
+
+def test_only_the_outer_norms_have_the_small_epsilon(recorded_base):
+    """The recorded activations are too large to tell 1e-12 from torch's 1e-5 everywhere."""
+    net = recorded_base.transformer
+    found = [{m.eps for m in part.modules() if isinstance(m, LayerNorm)} for part in net.children()]
+    assert [eps for eps in found if eps] == [{1e-12}, {1e-5}, {1e-12}]
+
+
+def test_a_base_is_frozen_and_drops_nothing(case, read_vector):
+    tensors, ids = case
+    net = wrap(recorded_transformer(*read_vector("maskgit_base_tiny"), dropout=0.5).train(), "float32").transformer
+    torch.testing.assert_close(net(ids), tensors["out.feat"], **CLOSE)
+    assert not any(p.requires_grad for p in net.parameters())
 
 
 def test_logits_equal_the_recorded_ones(case, recorded_base):

@@ -1,5 +1,6 @@
 """The VQGAN equals the recorded original, and every published name finds its place."""
 
+import copy
 import json
 
 import pytest
@@ -40,6 +41,27 @@ def test_encoding_equals_the_recorded_latents_and_codes(case):
     latents = net.latents(tensors["in.image"])
     torch.testing.assert_close(latents, tensors["out.prequant"], rtol=2e-5, atol=2e-5)
     assert torch.equal(net.vq.quantize(latents)[2][2].flatten(), tensors["out.index"])
+
+
+def test_tokens_are_row_major_and_those_of_pixels_in_minus_one_to_one(case):
+    net, image = copy.deepcopy(case[0]), case[1]["in.image"][:1]
+    latents = net.latents(image).flatten(2)[0].T
+    net.vq.quantize.embedding.weight[: len(latents)] = latents
+    pixels = ((image + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(net.to_tokens(pixels)[0], torch.arange(len(latents)))
+
+
+@pytest.mark.parametrize("pixels", ["clamp", "min_max"])
+def test_pixels_become_bytes_by_both_rules(case, pixels):
+    net, codes = copy.deepcopy(case[0]), case[1]["in.code"]
+    net.pixels, grid = pixels, tuple(codes.shape[1:])
+    values = net.pixel_values(codes.flatten(1), grid)
+    assert values.min() < -1 < 1 < values.max()
+    if pixels == "clamp":
+        wanted = (values.clamp(-1, 1) * 127.5 + 127.5).round()
+    else:  # every image by itself, floored
+        wanted = torch.stack([((x - x.min()) / (x.max() - x.min()) * 255).floor() for x in values])
+    assert torch.equal(net.to_images(codes.flatten(1), grid), wanted.to(torch.uint8))
 
 
 def test_the_published_shape_has_the_published_tensors():
