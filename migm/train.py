@@ -145,7 +145,7 @@ def main(cfg: DictConfig) -> float:
         console.rule("evaluate")
         measured.run()
         if not measured.metrics:
-            console.print("no report: metric=[none] measures no quality")
+            console.print("no report: metric=\\[none] measures no quality")
             return error
         write_report([measured.results.path], training.folder / "report", baseline="", images=measured.preview)
     return error
