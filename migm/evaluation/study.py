@@ -128,6 +128,7 @@ class Study:
             "base": self.base.fingerprint(),
             "predictor": predictor.fingerprint(self.base) if predictor else "",
             "sampling": self.sampling,
+            "inputs": self.evalset.inputs.fingerprint(),
             **more,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             **environment(self.base.device),

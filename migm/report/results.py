@@ -19,6 +19,7 @@ IDENTITY = (
     "decoder",
     "predictor",
     "sampling",
+    "inputs",
     "reference",
 )
 
