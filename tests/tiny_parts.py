@@ -1,7 +1,9 @@
 """What several test files build: the tiny experiment's config, synthetic trajectories, small feature nets."""
 
+import io
 import re
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,16 @@ def text_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> LuminaDi
                 torch.nn.init.uniform_(weight, 0.5, 1.5)  # ones would hide a norm that is left out
         torch.nn.init.normal_(base.transformer.ff_out.weight, std=0.3)  # peaked enough that draws differ
     return base
+
+
+def write_tar(path: Path, records: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """A tar of key and fields as webdataset writes it."""
+    with tarfile.open(path, "w") as tar:
+        for key, fields in records:
+            for name, value in fields.items():
+                data = io.BytesIO()
+                torch.save(value, data)
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = data.tell()
+                data.seek(0)
+                tar.addfile(info, data)

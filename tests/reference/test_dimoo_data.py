@@ -1,12 +1,11 @@
 """DiMOO-Shortcut's recorded data: its records are read, computed again, expanded into pairs and written again."""
 
-import io
 import json
-import tarfile
 
 import pytest
 import torch
 from test_dimoo_sampling import CLOSE, Recorded, sampling_of
+from tiny_parts import write_tar
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
@@ -35,15 +34,7 @@ def made(read_vector):
 @pytest.fixture(scope="module")
 def tars(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tars")
-    with tarfile.open(folder / "0_000000.tar", "w") as tar:
-        for key, fields in made:
-            for name, value in fields.items():
-                data = io.BytesIO()
-                torch.save(value, data)
-                info = tarfile.TarInfo(f"{key}.{name}")
-                info.size = data.tell()
-                data.seek(0)
-                tar.addfile(info, data)
+    write_tar(folder / "0_000000.tar", made)
     return folder
 
 

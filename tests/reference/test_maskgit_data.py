@@ -1,12 +1,9 @@
 """The released code's data: its records are read, expanded into pairs and written again as it does."""
 
-import io
-import tarfile
-
 import pytest
 import torch
 from recorded_noise import Recorded
-from tiny_parts import naming, recorded_transformer, wrap
+from tiny_parts import naming, recorded_transformer, wrap, write_tar
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
@@ -29,19 +26,6 @@ def made(read_vector):
     keys = sorted({name.split("/")[0] for name in tensors if name.endswith(FIELDS)})
     base = wrap(recorded_transformer(*read_vector(meta["base_file"].removesuffix(".safetensors"))), "float32")
     return tensors, keys, base
-
-
-def write_tar(path, records):
-    """A tar as webdataset writes it."""
-    with tarfile.open(path, "w") as tar:
-        for key, fields in records:
-            for name, value in fields.items():
-                data = io.BytesIO()
-                torch.save(value, data)
-                info = tarfile.TarInfo(f"{key}.{name}")
-                info.size = data.tell()
-                data.seek(0)
-                tar.addfile(info, data)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Tars of the released code, there and back: prompts of any length, images of any size, and what is refused."""
 
-import io
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_parts import MARKERS, naming, text_base
+from tiny_parts import MARKERS, naming, text_base, write_tar
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
@@ -144,15 +142,7 @@ def rewritten(tars: Path, folder: Path, change: Change) -> Path:
     ((_, name, halves),) = read_images(folder)
     records = {f"{name}_{kind}": half for kind, half in zip(("cond", "uncond"), halves, strict=True)}
     change(records)
-    with tarfile.open(folder / "0_000000.tar", "w") as tar:
-        for key, fields in records.items():
-            for field, value in fields.items():
-                data = io.BytesIO()
-                torch.save(value, data)
-                info = tarfile.TarInfo(f"{key}.{field}")
-                info.size = data.tell()
-                data.seek(0)
-                tar.addfile(info, data)
+    write_tar(folder / "0_000000.tar", records.items())
     return folder
 
 
