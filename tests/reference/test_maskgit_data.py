@@ -14,6 +14,7 @@ from migm.sampling.loop import Sampling, generate
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
 from migm.trajectories.dataset import PairDataset, padded_positions
+from migm.trajectories.maskgit_tars import MaskGITTars
 from migm.trajectories.record import Recorder
 from migm.trajectories.store import Store
 from migm.trajectories.tars import FIELDS, export_tars, import_tars, read_images
@@ -111,6 +112,15 @@ def test_an_export_holds_the_original_records(made, store, tmp_path):
                 assert torch.equal(value, tensors[f"{key}/{name}"]), (key, name)
     with pytest.raises(UserError, match=naming("export_to", "holds tars already")):
         list(export_tars(store, tmp_path / "again", base))
+
+
+def test_records_have_the_original_names(made, store):
+    _, keys, base = made
+    for image, key in enumerate(keys[::2]):
+        batch, index = map(int, key.split("_")[:2])
+        number = torch.tensor(10 * batch + index)  # the original generates 10 images at once
+        record = {name: tensor[0] for name, tensor in store.open(image).items()} | {"images": number}
+        assert [name for name, *_ in MaskGITTars(base).write(record)] == keys[2 * image : 2 * image + 2]
 
 
 def test_an_import_goes_on_behind_the_last_shard(made, tars, tmp_path):
