@@ -6,7 +6,7 @@ instantiates.
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -61,7 +61,8 @@ class Common:
     callbacks: Any
     logger: Any
     paths: Any
-    # Accelerator -> list of N (vanilla) or [N, B]; empty: the one chosen by accelerator and sampling.
+    # Accelerator -> list of N, [N, B], or {num_steps, num_full_steps, <key of the accelerator>: value}; empty: the one
+    # chosen by accelerator and sampling.
     points: dict[str, list[Any]] | None = field(default_factory=dict)
 
 
@@ -110,6 +111,13 @@ class BenchConfig(Common):
 
 
 @dataclass
+class FitConfig(Common):
+    num_images: int = 64
+    batch_size: int = 32
+    output: str = ""
+
+
+@dataclass
 class PretrainConfig(Common):
     stages: list[str] = field(default_factory=list)
     pretrain: Any = None
@@ -153,8 +161,10 @@ def build(node: Any) -> Any:
         raise UserError(f"{where}: {type(cause).__name__}: {cause}") from error
 
 
-def variant(cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: int) -> DictConfig:
-    """The same config with another accelerator, N and B."""
+def variant(
+    cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: int, changes: Mapping[str, Any] | None = None
+) -> DictConfig:
+    """The same config with another accelerator, N and B, and `changes` of keys of the accelerator."""
     file = Path(conf_path()) / "accelerator" / f"{accelerator}.yaml"
     if not file.exists():
         options = {p.stem for p in file.parent.glob("*.yaml")}
@@ -164,6 +174,8 @@ def variant(cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: i
     if copy.accelerator.get("name") != accelerator:  # else the one chosen, with its overrides
         copy.accelerator = OmegaConf.load(file)
     copy.sampling.num_steps, copy.sampling.num_full_steps = num_steps, num_full_steps
+    for key, value in (changes or {}).items():
+        OmegaConf.update(copy, f"accelerator.{key}", value, force_add=True)
     return copy
 
 

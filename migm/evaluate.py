@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,44 @@ def points(cfg: DictConfig, config: Common) -> list[Point]:
     if not config.points:
         return [point(config)]
     found = []
-    for name, pairs in config.points.items():
-        for pair in pairs:
-            n, b = _steps(name, pair)
-            chosen = load(variant(cfg, name, n, b), type(config))
-            found.append(point(chosen))
+    for name, entries in config.points.items():
+        for entry in entries:
+            n, b, changes = _entry(name, entry)
+            chosen = load(variant(cfg, name, n, b, changes), type(config))
+            found.append(point(chosen, changes))
     return found
 
 
-def point(config: Common) -> Point:
-    """The configuration chosen by `accelerator` and `sampling`."""
-    # Weights are told apart by their own fingerprint, wherever they lie.
-    predictor = {k: v for k, v in (config.accelerator.get("predictor") or {}).items() if k != "weights"}
-    settings = json.dumps({**config.accelerator, "predictor": predictor}, sort_keys=True)
+def point(config: Common, changes: Mapping[str, Any] | None = None) -> Point:
+    """The configuration chosen by `accelerator` and `sampling`; `changes` are what its label names besides."""
+    accelerator = {**config.accelerator, "predictor": config.accelerator.get("predictor") or {}}
+    settings = json.dumps(_without_files(accelerator), sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    return Point(build(config.sampling), build(config.accelerator), digest)
+    named = " ".join(f"{key.split('.')[-1]}={value}" for key, value in (changes or {}).items())
+    return Point(build(config.sampling), build(config.accelerator), digest, named)
 
 
-def _steps(name: str, pair: Any) -> tuple[int, int]:
-    values = pair if isinstance(pair, list) else [pair, pair]
-    if len(values) != 2 or not all(isinstance(v, int) for v in values):
-        raise UserError(f"points.{name}={pair} must be N, or [N, B], as whole numbers")
-    return values[0], values[1]
+def _without_files(node: dict[str, Any]) -> dict[str, Any]:
+    """Weights and fits are told apart by their own fingerprint, wherever they lie."""
+    return {
+        key: _without_files(value) if isinstance(value, dict) else value
+        for key, value in node.items()
+        if key not in ("weights", "fit")
+    }
+
+
+def _entry(name: str, entry: Any) -> tuple[int, int, dict[str, Any]]:
+    changes = dict(entry) if isinstance(entry, dict) else {}
+    pair: list[Any] = entry if isinstance(entry, list) else [entry, entry]
+    if changes:
+        n = changes.pop("num_steps", None)
+        pair = [n, changes.pop("num_full_steps", n)]
+    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+        raise UserError(
+            f"points.{name}={entry} must be N, or [N, B], as whole numbers, or {{num_steps: N, num_full_steps: B, "
+            "key: value}} with keys of the accelerator"
+        )
+    return pair[0], pair[1], changes
 
 
 def study(cfg: DictConfig, config: Common, base: Base) -> Study:

@@ -182,7 +182,6 @@ def kept_tokens(base: Base, photo: Tensor, white: Tensor) -> Tensor:
 
 def settings(config: GenerateConfig, base: Base, chosen: Point, initial: Tensor | None) -> dict[str, Any]:
     """All that an image depends on besides its label or prompt and its seed."""
-    predictor = chosen.accelerator.predictor
     return {
         "run_seed": config.seed,
         "base": base.fingerprint(),
@@ -190,7 +189,7 @@ def settings(config: GenerateConfig, base: Base, chosen: Point, initial: Tensor 
         "grid": list(base.spec.grid),
         "accelerator": chosen.accelerator.name,
         "settings": chosen.settings,
-        "predictor": predictor.fingerprint(base) if predictor else "",
+        "predictor": chosen.accelerator.fingerprint(base),
         "num_steps": chosen.sampling.num_steps,
         "num_full_steps": chosen.full_steps,
         "sampling": {k: v for k, v in config.sampling.items() if k not in ("num_steps", "num_full_steps")},

@@ -333,5 +333,5 @@ def test_a_killed_run_started_again_ends_as_if_never_killed(trained, assets, tmp
     code, _, err = finish(process("train", whole))
     assert code == 0, err
     assert same_tensors(folder / "shortcut.safetensors", tmp_path / "whole" / "tiny_shortcut" / "shortcut.safetensors")
-    assert len({r["metric"] for r in read(folder / "results.jsonl")}) == 4
+    assert len({r["metric"] for r in read(folder / "results.jsonl")}) == 5
     assert (folder / "report" / "index.html").exists()

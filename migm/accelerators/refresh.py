@@ -1,15 +1,41 @@
 """Refresh policies: at which of the N steps the base runs. Step 0 always does."""
 
 import math
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
 
+from torch import Tensor
+
+from migm.bases.base import Base, Branch
+from migm.bases.layers import Block
 from migm.runtime import UserError
 
 
 class Policy(Protocol):
+    """One that knows all full steps before sampling starts."""
+
     def plan(self, num_steps: int) -> list[bool]:
         """True where the base runs."""
         ...
+
+
+class Watch(Protocol):
+    """What an adaptive policy keeps during one generation."""
+
+    def full(self, step: int, tokens: Tensor, mask_ratio: Tensor) -> list[bool]:
+        """Whether the base runs at this step, for each image of tokens (b, l)."""
+        ...
+
+    def blocks(self, blocks: Sequence[Block], index: int, images: Tensor) -> Sequence[Block]:
+        """The blocks for the images (k,) of branch `index`, less what was computed of them to decide."""
+        ...
+
+
+@runtime_checkable
+class AdaptivePolicy(Protocol):
+    """One that decides while sampling."""
+
+    def start(self, base: Base, branches: Sequence[Branch], num_steps: int) -> Watch: ...
 
 
 class Always:
@@ -33,9 +59,7 @@ class Uniform:
 
     def steps(self, num_steps: int) -> list[int]:
         """The full steps, ascending."""
-        n, b = num_steps, self.num_full_steps
-        if not 1 <= b <= n:
-            raise ValueError(f"sampling.num_full_steps={b} must be between 1 and sampling.num_steps={n}")
+        n, b = num_steps, budget(self.num_full_steps, num_steps)
         if self.rule == "paper":
             return [math.floor(j * n / b) for j in range(b)]
         steps = [0]
@@ -48,6 +72,23 @@ class Uniform:
         return [i in full for i in range(num_steps)]
 
 
+class Interval:
+    """TaylorSeer's and dLLM-Cache's: the first `first_enhance` steps, then one after every `interval` - 1 cheap steps.
+
+    Without `first_enhance` (1) that is every step divisible by `interval`. The number of full steps follows
+    (methods.md 1.5, 1.6); `num_full_steps` is not read.
+    """
+
+    def __init__(self, interval: int, first_enhance: int = 1):
+        at_least_one("interval", interval)
+        at_least_one("first_enhance", first_enhance)
+        self.interval, self.first_enhance = interval, first_enhance
+
+    def plan(self, num_steps: int) -> list[bool]:
+        last = self.first_enhance - 1
+        return [i <= last or (i - last) % self.interval == 0 for i in range(num_steps)]
+
+
 class WarmupInterval:
     """ML-Cache's: all steps up to w0 = floor(N * warmup_ratio), then every `refresh_interval`-th after w0.
 
@@ -57,10 +98,65 @@ class WarmupInterval:
     def __init__(self, warmup_ratio: float, refresh_interval: int):
         if not 0 <= warmup_ratio <= 1:
             raise UserError(f"accelerator.policy.warmup_ratio={warmup_ratio} must be from 0 to 1")
-        if refresh_interval < 1:
-            raise UserError(f"accelerator.policy.refresh_interval={refresh_interval} must be at least 1")
+        at_least_one("refresh_interval", refresh_interval)
         self.warmup_ratio, self.refresh_interval = warmup_ratio, refresh_interval
 
     def plan(self, num_steps: int) -> list[bool]:
-        last = int(num_steps * self.warmup_ratio)
-        return [i <= last or (i - last) % self.refresh_interval == 0 for i in range(num_steps)]
+        return Interval(self.refresh_interval, int(num_steps * self.warmup_ratio) + 1).plan(num_steps)
+
+
+class Table:
+    """Full steps by list, such as those of a search."""
+
+    def __init__(self, steps: Sequence[int]):
+        if not steps or steps[0] != 0 or list(steps) != sorted(set(steps)):
+            raise UserError(f"accelerator.policy.steps={list(steps)} must ascend from 0, each once")
+        self.steps = list(steps)
+
+    def plan(self, num_steps: int) -> list[bool]:
+        if self.steps[-1] >= num_steps:
+            raise UserError(
+                f"accelerator.policy.steps={self.steps} goes beyond the last step {num_steps - 1} "
+                f"of sampling.num_steps={num_steps}"
+            )
+        return [i in self.steps for i in range(num_steps)]
+
+
+class Groups:
+    """ReCAP's (u, T, T'): u full steps, then T - u groups of one full step and its share of the T' local ones.
+
+    T is `num_full_steps`, and T' what is left of `num_steps`; where it does not divide, the later groups
+    are longer (methods.md 1.4).
+    """
+
+    def __init__(self, num_full_steps: int, u: int = 0):
+        if not 0 <= u <= num_full_steps:
+            raise UserError(f"accelerator.policy.u={u} must be from 0 to sampling.num_full_steps={num_full_steps}")
+        self.num_full_steps, self.u = num_full_steps, u
+
+    def plan(self, num_steps: int) -> list[bool]:
+        groups, local = budget(self.num_full_steps, num_steps) - self.u, num_steps - self.num_full_steps
+        if not groups and local:
+            raise UserError(
+                f"accelerator.policy.u={self.u} leaves no group for the {local} local steps: it must be below "
+                f"sampling.num_full_steps={self.num_full_steps}"
+            )
+        plan = [True] * self.u
+        for j in range(groups):
+            plan += [True] + [False] * ((j + 1) * local // groups - j * local // groups)
+        return plan
+
+
+def budget(num_full_steps: int, num_steps: int) -> int:
+    """`num_full_steps`, refused outside 1 to `num_steps`."""
+    if not 1 <= num_full_steps <= num_steps:
+        raise UserError(
+            f"sampling.num_full_steps={num_full_steps} must be between 1 and sampling.num_steps={num_steps}"
+        )
+    return num_full_steps
+
+
+def at_least_one(key: str, value: int) -> None:
+    """Refuse a policy's `key` below 1."""
+    if value < 1:
+        raise UserError(f"accelerator.policy.{key}={value} must be at least 1")

@@ -1,7 +1,7 @@
 """What every base offers: tier 1 of the base contract (DESIGN section 4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -40,6 +40,16 @@ class Branch:
     copies: int = 1
     mask: Tensor | None = None  # (copies * b, t) False at padding; None: no padding
     prompt: Tensor | None = None  # (copies * b, q) True at tokens that a learned predictor may read as well
+
+    def images(self, images: Tensor) -> "Branch":
+        """The sequences of some of its b images (k,), padding included."""
+        known = {name: getattr(self, name) for name in ("condition", "rows", "mask", "prompt")}
+        return replace(self, **{k: of_images(v, self.copies, images) for k, v in known.items() if v is not None})
+
+
+def of_images(values: Tensor, copies: int, images: Tensor) -> Tensor:
+    """What belongs to some of b images (k,): (copies * b, ...) -> (copies * k, ...)."""
+    return values.unflatten(0, (copies, -1))[:, images].flatten(0, 1)
 
 
 class Control(NamedTuple):

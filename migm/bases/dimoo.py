@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch.nn.functional import linear
 
 from migm.bases.amused import AmusedVQ
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.layers import Block, Runner, run_blocks
 from migm.bases.layout import Layout, Markers, PromptTemplate, padded_ids, read_tokenizer, words_as_ids
-from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, LlamaBlock
+from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
 from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, locate
 from migm.runtime import UserError, pick_device, pick_dtype, tensors_hash
 
-Runner = Callable[[Sequence[LlamaBlock], Tensor, Context], Tensor]
 SAMPLE = 65_536  # elements of a tensor that its fingerprint looks at
 
 
@@ -115,15 +115,18 @@ class LuminaDiMOO:
         ids, none = (padded_to(row, width) for row in (condition, self.unconditional[None]))
         return (condition >= 0) & (ids != none).any(1, keepdim=True)
 
-    def prepare(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> tuple[Tensor, Context]:
-        """The first block's input (copies * b, t, c), and what blocks need besides (tier 2 of the contract)."""
+    def prepare(
+        self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Context]:
+        """The first block's input (copies * b, t, c), and what blocks need besides; of `rows` (copies * b, n) alone."""
         image = self.layout.image_ids(tokens, self.spec.vocab_size).repeat(branch.copies, 1)
         lengths = branch.rows[:, 0] - self.layout.places[0]
         num_rows = branch.condition.shape[1] + self.layout.num_rows if branch.mask is None else branch.mask.shape[1]
-        return self.transformer.prepare(self.layout.sequence(branch.condition, lengths, image, num_rows), branch.mask)
+        ids = self.layout.sequence(branch.condition, lengths, image, num_rows)
+        return self.transformer.prepare(ids, branch.mask, rows)
 
     @property
-    def blocks(self) -> Sequence[LlamaBlock]:
+    def blocks(self) -> Sequence[Block]:
         return self.transformer.blocks  # type: ignore[return-value]
 
     def finalize(self, x: Tensor) -> Tensor:
@@ -166,13 +169,6 @@ class LuminaDiMOO:
     @functools.cache  # noqa: B019
     def decoder_fingerprint(self) -> str:
         return tensors_hash(self.tokenizer.state_dict())
-
-
-def run_blocks(blocks: Sequence[LlamaBlock], x: Tensor, ctx: Context) -> Tensor:
-    """The blocks one after the other: the fused pass that every other runner has to equal."""
-    for block in blocks:
-        x = block(x, ctx)
-    return x
 
 
 def padded_to(ids: Tensor, width: int) -> Tensor:

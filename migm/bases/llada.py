@@ -204,11 +204,15 @@ class LLaDA(nn.Module):
             if isinstance(part, RMSNorm):
                 nn.init.ones_(part.weight)
 
-    def prepare(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Context]:
-        """ids (b, t), mask (b, t) False at padding -> the first block's input (b, t, c), and the context."""
+    def prepare(self, ids: Tensor, mask: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Context]:
+        """ids (b, t), mask (b, t) False at padding -> the first block's input (b, t, c), and the context.
+
+        Of `rows` (b, n) alone, where they are given.
+        """
         head_channels = self.config.d_model // self.config.n_heads
         ctx = rotations(ids.shape[1], head_channels, self.config.rope_theta, ids.device)
-        return self.wte(ids), ctx._replace(mask=None if mask is None else mask[:, None, None])
+        ctx = ctx._replace(mask=None if mask is None else mask[:, None, None]).at(rows)
+        return self.wte(ids if rows is None else ids.gather(1, rows)), ctx
 
     def finalize(self, x: Tensor) -> Tensor:
         """The last block's output -> features."""

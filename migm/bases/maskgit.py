@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.layers import Block, Runner, run_blocks
 from migm.bases.tokenizer import ConvVQ
-from migm.bases.transformer import MaskTransformer
+from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
 from migm.bases.weights import load_strictly
 from migm.runtime import UserError, pick_device, pick_dtype, tensors_hash
@@ -70,8 +72,24 @@ class MaskGIT:
     def branch(self, condition: Tensor, length: int | None = None) -> Branch:
         return Branch(condition, torch.arange(self.spec.num_tokens, device=self.device).expand(len(condition), -1))
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> Tensor:
-        return self.transformer(self.transformer.sequence(tokens.repeat(branch.copies, 1), branch.condition[:, 0]))
+    def prepare(
+        self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Positioned]:
+        """The first block's input (copies * b, t, c), and what blocks need besides; of `rows` (copies * b, n) alone."""
+        ids = self.transformer.sequence(tokens.repeat(branch.copies, 1), branch.condition[:, 0])
+        return self.transformer.prepare(ids, rows)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        return self.transformer.transformer.layers  # type: ignore[return-value]
+
+    def finalize(self, x: Tensor) -> Tensor:
+        """The last block's output -> features."""
+        return self.transformer.finalize(x)
+
+    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor:
+        x, ctx = self.prepare(tokens, branch, mask_ratio)
+        return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
 
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
         return self.transformer.head(features, positions)

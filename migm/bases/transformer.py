@@ -1,6 +1,6 @@
 """The bidirectional transformer of MaskGIT (Besnier and Chen 2023), with the keys of its public checkpoints."""
 
-from typing import Generic, TypeVar, cast
+from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +46,24 @@ class PackedAttention(nn.Module):
         else:
             q = linear(query, weight[:c], bias[:c])
             k, v = linear(source, weight[c:], bias[c:]).chunk(2, -1)
-        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return self._attend(*map(self._heads, (q, k, v)), mask=mask)
+
+    def project(self, x: Tensor, part: Literal[0, 1, 2]) -> Tensor:
+        """The queries (0), keys (1) or values (2) of x (b, n, c) alone: (b, heads, n, head channels)."""
+        c = x.shape[-1]
+        at = slice(part * c, (part + 1) * c)
+        return self._heads(linear(x, self.in_proj_weight[at], self.in_proj_bias[at]))
+
+    def attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from x (b, n, c) to projected keys and values."""
+        return self._attend(self.project(x, 0), k, v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attention(*heads, mask=mask, dropout=dropout).transpose(1, 2).flatten(2))
+        return self.out_proj(attention(q, k, v, mask=mask, dropout=dropout).transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class PreNorm(nn.Module, Generic[Inner]):
@@ -84,17 +99,48 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
+class Positioned(NamedTuple):
+    """The blocks' context: none, since every row carries its position from the input on."""
+
+    def at(self, rows: Tensor | None) -> "Positioned":
+        return self
+
+
 class Block(nn.ModuleList):
-    """Pre-norm block; a list, since the checkpoints name its parts `0` (attention) and `1` (feed-forward)."""
+    """Pre-norm block; a list, since the checkpoints name its parts `0` (attention) and `1` (feed-forward).
+
+    `k`, `v`, `attn_delta` and `mlp_delta` work on any rows of the sequence (tier 2 of the base
+    contract); `forward` is all of them on all rows.
+    """
 
     def __init__(self, channels: int, num_heads: int, mlp_channels: int, dropout: float):
         attend = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads, dropout)))
         super().__init__([attend, PreNorm(channels, FeedForward(channels, mlp_channels, dropout))])
 
-    def forward(self, x: Tensor) -> Tensor:
-        attend, feed = cast(tuple[PreNorm[Wrapped], PreNorm[FeedForward]], tuple(self))
-        x = x + attend.fn.mha(attend.norm(x))
-        return x + feed.fn(feed.norm(x))
+    @property
+    def attention(self) -> PreNorm[Wrapped]:
+        return cast(PreNorm[Wrapped], self[0])
+
+    def k(self, x: Tensor, ctx: Positioned) -> Tensor:
+        """Keys (b, heads, n, head channels) of x (b, n, c)."""
+        return self.attention.fn.mha.project(self.attention.norm(x), 1)
+
+    def v(self, x: Tensor, ctx: Positioned) -> Tensor:
+        return self.attention.fn.mha.project(self.attention.norm(x), 2)
+
+    def attn_delta(self, x: Tensor, ctx: Positioned, k: Tensor, v: Tensor) -> Tensor:
+        """What attention adds to x (b, n, c); the keys and values are those of the whole sequence."""
+        return self.attention.fn.mha.attend(self.attention.norm(x), k, v)
+
+    def mlp_delta(self, x: Tensor, ctx: Positioned) -> Tensor:
+        """What the feed-forward adds to x (b, n, c)."""
+        feed = cast(PreNorm[FeedForward], self[1])
+        return feed.fn(feed.norm(x))
+
+    def forward(self, x: Tensor, ctx: Positioned = Positioned()) -> Tensor:  # noqa: B008  it is empty
+        """x (b, t, c) -> (b, t, c), with one projection of queries, keys and values."""
+        x = x + self.attention.fn.mha(self.attention.norm(x))
+        return x + self.mlp_delta(x, ctx)
 
 
 class Trunk(nn.Module):
@@ -166,12 +212,21 @@ class MaskTransformer(nn.Module):
         where = self.pos_emb if positions is None else self.pos_emb[0, positions]
         return self.tok_emb(ids) + where
 
+    def prepare(self, ids: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Positioned]:
+        """ids (b, t) -> the first block's input (b, t, c), or that of `rows` (b, n), and the blocks' context."""
+        ids = ids if rows is None else ids.gather(1, rows)
+        return self.first_layer(self.embed(ids, rows)), Positioned()
+
+    def finalize(self, x: Tensor) -> Tensor:
+        """The last block's output -> features."""
+        return self.last_layer(x)
+
     def forward(self, ids: Tensor) -> Tensor:
         """ids (b, t) -> features (b, t, c)."""
-        x = self.first_layer(self.embed(ids))
+        x, ctx = self.prepare(ids)
         for block in self.transformer.layers:
-            x = block(x)
-        return self.last_layer(x)
+            x = block(x, ctx)
+        return self.finalize(x)
 
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of the image codes; features (b, n, c) of the given positions (b, n), or of the first n rows.

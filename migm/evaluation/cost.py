@@ -1,4 +1,4 @@
-"""What generation costs: seconds by a named protocol, FLOPs by counter, FFE.
+"""What generation costs: seconds by a named protocol, FLOPs by counter, FFE, and plans before anything runs.
 
 Protocol `batch{b}_amortised`: wall time of the whole sampling loop on a batch of b images,
 decoding excluded, divided by b; the points take turns, and the median over the rounds counts.
@@ -12,19 +12,17 @@ from dataclasses import dataclass
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
+from migm.accelerators.refresh import AdaptivePolicy, Always
 from migm.bases.base import Base, Inputs
+from migm.evaluation.meter import CPU_ATTENTION, Reading, read_meter
 from migm.inputs import InputSource
 from migm.report.results import point_label
 from migm.sampling.loop import Sampling, generate_images
 
-# torch counts its fused attention kernels on CUDA, not the one on CPUs.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-}
+ADAPTIVE_IMAGES = 20  # that the cost of a policy is averaged over which decides for each image
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,17 @@ class Point:
     sampling: Sampling
     accelerator: Accelerator
     settings: str = ""  # hash of the accelerator's configuration
+    variant: str = ""  # the settings that tell it from other points of the same accelerator
 
     @property
     def label(self) -> str:
-        return point_label(self.accelerator.name, self.sampling.num_steps, self.full_steps)
+        return point_label(self.accelerator.name, self.sampling.num_steps, self.full_steps, self.variant)
 
     @property
     def full_steps(self) -> int:
-        return sum(self.accelerator.policy.plan(self.sampling.num_steps))
+        """B; 0 where it is decided while sampling."""
+        policy = self.accelerator.policy
+        return 0 if isinstance(policy, AdaptivePolicy) else sum(policy.plan(self.sampling.num_steps))
 
 
 def interleaved(
@@ -101,21 +102,44 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / interleaved([lambda: a @ a], 5, device)[0]
 
 
-def full_forward_equivalents(
-    base: Base, points: Sequence[Point], inputs: InputSource, bar: Progress | None = None
-) -> list[float]:
-    """Cost of every point in units of one vanilla step of the same N, both guidance halves: FLOPs over FLOPs."""
+@dataclass(frozen=True)
+class Work:
+    """What a point computes for an image. FFE is in units of one vanilla step of the same N, both guidance halves."""
+
+    ffe: float
+    ffe_steps: list[float]
+    full_steps: float
+    rows: dict[str, float]  # through the parts of all blocks, and the head
+    cached: float  # bytes held between steps
+
+
+def work(base: Base, points: Sequence[Point], inputs: InputSource, bar: Progress | None = None) -> list[Work]:
+    """FLOPs over FLOPs of vanilla sampling, row counts and memory of every point."""
     task = bar.add_task("count FLOPs", total=len(points)) if bar else None
     vanilla: dict[int, int] = {}
-    equivalents = []
+
+    def read(point: Point) -> Reading:
+        images = 1 if point.full_steps else ADAPTIVE_IMAGES
+        return read_meter(base, point.sampling, point.accelerator, inputs, images)
+
+    found = []
     for point in points:
         n = point.sampling.num_steps
         if n not in vanilla:
-            vanilla[n] = flops(base, Point(point.sampling, Accelerator(Always())), inputs)
-        equivalents.append(n * flops(base, point, inputs) / vanilla[n])
+            vanilla[n] = sum(read(Point(point.sampling, Accelerator(Always()))).flops)
+        reading = read(point)
+        steps = [n * flops / reading.images / vanilla[n] for flops in reading.flops]
+        ffe = n * sum(reading.flops) / reading.images / vanilla[n]
+        rows = {part: sum(step[part] for step in reading.rows) / reading.images for part in reading.rows[0]}
+        found.append(Work(ffe, steps, reading.full_steps, rows, reading.cached / reading.images))
         if bar and task is not None:
             bar.advance(task)
-    return equivalents
+    return found
+
+
+def planned_seconds(full_steps: float, num_steps: int, full: float, cheap: float) -> float:
+    """Seconds of a run from those of its full and of its cheap steps (methods.md section 0)."""
+    return full_steps * full + (num_steps - full_steps) * cheap
 
 
 def _synchronise(device: torch.device) -> None:

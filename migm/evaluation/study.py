@@ -13,11 +13,11 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from migm.bases.base import Base
-from migm.evaluation.cost import Point, full_forward_equivalents, latency
+from migm.evaluation.cost import Point, latency, work
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.metrics.metric import Batch, ImageMetric
 from migm.progress import progress
-from migm.report.results import Results
+from migm.report.results import Results, file_name
 from migm.runtime import environment
 from migm.sampling.loop import generate_images
 
@@ -51,21 +51,26 @@ class Study:
         self.console.print(f"results in {self.results.path}")
 
     def measure_cost(self) -> None:
-        """Seconds of all points, taking turns, and FFE; skipped when every point has them."""
+        """Seconds of all points, taking turns, FFE and memory of caches; skipped when every point has them."""
         batch = self.evalset.batch_size
         metric = f"seconds_per_image/batch{batch}_amortised"
         records = [self._record(p, metric, unit="s", higher_is_better=False, n=batch) for p in self.points]
         equivalents = [self._record(p, "ffe", unit="full steps", higher_is_better=False) for p in self.points]
-        if all(self.results.has(record) for record in [*records, *equivalents]):
+        memory = "cache_bytes_per_image"
+        caches = [self._record(p, memory, unit="bytes", higher_is_better=False) for p in self.points]
+        if all(self.results.has(record) for record in [*records, *equivalents, *caches]):
             return
         source = self.evalset.inputs
         with progress(self.console, "runs") as bar:
-            ffe = full_forward_equivalents(self.base, self.points, source, bar)
+            done = work(self.base, self.points, source, bar)
             seconds = latency(self.base, self.points, source(torch.arange(batch)), self.repeats, bar)
         run = time.strftime("%Y-%m-%dT%H:%M:%S")
-        for time_record, value, ffe_record, steps in zip(records, seconds, equivalents, ffe, strict=True):
-            self.results.append({**time_record, "value": value, "repeats": self.repeats, "run": run})
-            self.results.append({**ffe_record, "value": steps})
+        for record, value in zip(records, seconds, strict=True):
+            self.results.append({**record, "value": value, "repeats": self.repeats, "run": run})
+        for ffe, cache, found in zip(equivalents, caches, done, strict=True):
+            more = {"ffe_steps": [round(x, 4) for x in found.ffe_steps], "rows": found.rows}
+            self.results.append({**ffe, "value": found.ffe, "mean_full_steps": found.full_steps, **more})
+            self.results.append({**cache, "value": found.cached})
 
     def measure_quality(self) -> None:
         """Every metric for every point and seed set that has no record yet."""
@@ -99,7 +104,7 @@ class Study:
         for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
             self.results.append({**record, "value": float(metric.compute()), "seconds": round(seconds, 1)})
         if seed_set == self.evalset.seed_sets[0]:
-            save_grid(torch.cat(preview)[:PREVIEW], self.preview / f"{point.label.replace(' ', '_')}.png", 10)
+            save_grid(torch.cat(preview)[:PREVIEW], self.preview / f"{file_name(point.label)}.png", 10)
 
     def _quality_records(self, point: Point, seed_set: int) -> list[dict[str, Any]]:
         n = self.evalset.num_images
@@ -118,15 +123,15 @@ class Study:
         ]
 
     def _record(self, point: Point, metric: str, **more: Any) -> dict[str, Any]:
-        predictor = point.accelerator.predictor
         return {
             "metric": metric,
             "accelerator": point.accelerator.name,
+            "variant": point.variant,
             "num_steps": point.sampling.num_steps,
             "num_full_steps": point.full_steps,
             "settings": point.settings,
             "base": self.base.fingerprint(),
-            "predictor": predictor.fingerprint(self.base) if predictor else "",
+            "predictor": point.accelerator.fingerprint(self.base),
             "sampling": self.sampling,
             "inputs": self.evalset.inputs.fingerprint(),
             **more,

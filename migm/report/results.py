@@ -1,5 +1,6 @@
 """`results.jsonl`: one JSON line per measured value, appended and synced, never rewritten."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,15 @@ def read_all(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     return list(latest.values())
 
 
-def point_label(accelerator: str, num_steps: int, num_full_steps: int) -> str:
-    """How a point is called everywhere: `vanilla 16`, `shortcut 16,4`."""
-    steps = f"{num_steps}" if num_steps == num_full_steps else f"{num_steps},{num_full_steps}"
-    return f"{accelerator} {steps}"
+def point_label(accelerator: str, num_steps: int, num_full_steps: int, variant: str = "") -> str:
+    """How a point is called everywhere: `vanilla 16`, `shortcut 16,4`, `taylorseer 16,6 interval=4`, `teacache 16`.
+
+    `num_full_steps` 0 is one that is decided while sampling.
+    """
+    steps = f"{num_steps}" if num_full_steps in (0, num_steps) else f"{num_steps},{num_full_steps}"
+    return f"{accelerator} {steps} {variant}".rstrip()
+
+
+def file_name(label: str) -> str:
+    """The label of a point without what a file system might not like."""
+    return re.sub(r"[^\w,=.+-]+", "_", label)

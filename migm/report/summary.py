@@ -15,14 +15,27 @@ class Row:
 
     accelerator: str
     num_steps: int
-    num_full_steps: int
+    num_full_steps: int  # 0: decided while sampling
     seconds: float | None = None
     ffe: float | None = None
     quality: dict[str, list[float]] = field(default_factory=dict)
+    variant: str = ""
+    full_steps: float | None = None  # measured, mean over images
+    cached: float | None = None  # bytes an image
 
     @property
     def label(self) -> str:
-        return point_label(self.accelerator, self.num_steps, self.num_full_steps)
+        return point_label(self.accelerator, self.num_steps, self.num_full_steps, self.variant)
+
+    @property
+    def method(self) -> str:
+        """The accelerator with the settings that tell it from its other points."""
+        return f"{self.accelerator} {self.variant}".rstrip()
+
+    @property
+    def shown_full_steps(self) -> str:
+        """B; of one that is decided while sampling the mean."""
+        return str(self.num_full_steps) if self.num_full_steps else f"{self.full_steps or 0:.1f}"
 
     def mean(self, metric: str) -> float:
         return statistics.fmean(self.quality[metric])
@@ -61,20 +74,23 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
             raise UserError(
                 f"results hold several {key} fingerprints ({', '.join(found)}), which do not compare; report each alone"
             )
-    rows: dict[tuple[str, int, int], Row] = {}
+    rows: dict[tuple[str, int, int, str], Row] = {}
     better: dict[str, bool] = {}
     for record in newest(records):
-        key = (record["accelerator"], record["num_steps"], record["num_full_steps"])
-        row = rows.setdefault(key, Row(*key))
+        key = point(record)
+        row = rows.setdefault(key, Row(*key[:3], variant=key[3]))
         if record["metric"].startswith("seconds_per_image/"):
             row.seconds = record["value"]
         elif record["metric"] == "ffe":
-            row.ffe = record["value"]
+            row.ffe, row.full_steps = record["value"], record.get("mean_full_steps")
+        elif record["metric"] == "cache_bytes_per_image":
+            row.cached = record["value"]
         else:
             row.quality.setdefault(record["metric"], []).append(record["value"])
             better[record["metric"]] = record["higher_is_better"]
     order = sorted(
-        rows.values(), key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps)
+        rows.values(),
+        key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps, r.variant),
     )
     timed = [r for r in records if r["metric"].startswith("seconds_per_image/")]
     protocol = timed[-1]["metric"].split("/")[1] if timed else ""
@@ -83,11 +99,13 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
     return Summary(order, better, {**about, "time": protocol})
 
 
+def point(record: dict[str, Any]) -> tuple[str, int, int, str]:
+    """Which point a record is of."""
+    return record["accelerator"], record["num_steps"], record["num_full_steps"], record.get("variant", "")
+
+
 def newest(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each point the records of the shortcut and settings measured last; others are another method."""
-
-    def point(record: dict[str, Any]) -> tuple[Any, ...]:
-        return record["accelerator"], record["num_steps"], record["num_full_steps"]
 
     def version(record: dict[str, Any]) -> tuple[Any, ...]:
         return record.get("predictor"), record.get("settings")
@@ -109,9 +127,9 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
         change = row.mean(metrics[0]) / baseline.mean(metrics[0]) - 1 if metrics[0] in row.quality else None
         cells.append(
             [
-                row.accelerator,
+                row.method,
                 str(row.num_steps),
-                str(row.num_full_steps),
+                row.shown_full_steps,
                 *values,
                 "" if change is None else f"{change:+.1%}",
                 "" if row.seconds is None else f"{1e3 * row.seconds:.2f}",

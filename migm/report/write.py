@@ -11,7 +11,7 @@ from rich.table import Table
 from migm.report.equal_time import compare
 from migm.report.html import page
 from migm.report.plots import draw_all
-from migm.report.results import read_all
+from migm.report.results import file_name, read_all
 from migm.report.summary import Summary, summarise, table
 from migm.runtime import write_atomic
 
@@ -33,7 +33,7 @@ def write_report(results: Sequence[str | Path], folder: str | Path, baseline: st
     csv.writer(buffer).writerows([headings, *cells])
     write_atomic(folder / "table.csv", buffer.getvalue())
     plots = draw_all(summary, folder)
-    names = [label.replace(" ", "_") for label in labels]
+    names = [file_name(label) for label in labels]
     grids = [images / f"{name}.png" for name in names if (images / f"{name}.png").exists()] if images else []
     html = folder / "index.html"
     write_atomic(html, page("migm: quality and cost", headings, cells, plots, grids, summary.about))

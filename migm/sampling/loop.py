@@ -12,7 +12,7 @@ from migm.bases.base import Base, Branch, Inputs, StepRecord, image_rows
 from migm.sampling.guidance import Guidance, combine
 from migm.sampling.noise import KeyedNoise, Noise, Step
 from migm.sampling.schedule import Schedule
-from migm.sampling.select import Select, mask_ratio, split
+from migm.sampling.select import Select, mask_ratio, split, without
 
 
 class Draw(Protocol):
@@ -68,23 +68,27 @@ def generate(
     """
     spec, n = base.spec, sampling.num_steps
     branches = base.encode(inputs, guided=sampling.guidance is not None)
-    run = accelerator.start(base, branches, n)
+    counts = sampling.schedule.counts(spec.num_tokens, n)
+    run = accelerator.start(base, branches, counts)
     tokens, masked = initial_state(base, len(inputs), initial)
     new_positions = masked[:, :0]
     extra = 0  # revealed beyond the plan, by ties
-    for i, planned in enumerate(sampling.schedule.counts(spec.num_tokens, n)):
+    for i, planned in enumerate(counts):
         count = min(max(planned - extra, 0), masked.shape[1])
         if not masked.shape[1]:
             break
         ratio = mask_ratio(masked, spec.num_tokens)
         features = run.features(i, tokens, new_positions, ratio)
-        logits = guided_logits(base, branches, features, masked, sampling.guidance, i, n)
-        drawn, log_prob = sampling.draw(logits, noise, i, masked)
-        scores = sampling.select(log_prob, noise, i, n, masked)
-        chosen, new_positions, masked = split(scores, masked, count, sampling.select.rule)
+        here = run.candidates(i, masked, count)
+        logits = guided_logits(base, branches, features, here, sampling.guidance, i, n)
+        drawn, log_prob = sampling.draw(logits, noise, i, here)
+        scores = sampling.select(log_prob, noise, i, n, here)
+        chosen, new_positions, left = split(scores, here, count, sampling.select.rule)
+        run.scored(i, scores, here, chosen)
+        masked = left if here is masked else without(masked, new_positions, spec.num_tokens)
         extra += new_positions.shape[1] - planned
         tokens = tokens.scatter(1, new_positions, drawn.gather(1, chosen))
-        record = StepRecord(i, n, run.plan[i], branches, features, tokens, new_positions, ratio)
+        record = StepRecord(i, n, run.is_full(i), branches, features, tokens, new_positions, ratio)
         for observer in observers:
             observer.on_step(record)
     # A base that offers the mask as a token (MaskGIT v1.0) may have drawn it.

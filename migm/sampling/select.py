@@ -71,6 +71,13 @@ def split(scores: Tensor, positions: Tensor, count: int, rule: Rule = "count") -
     return chosen, positions.gather(1, chosen), positions.gather(1, rest)
 
 
+def without(positions: Tensor, some: Tensor, num_tokens: int) -> Tensor:
+    """The ascending positions (b, k) of 0...num_tokens-1 less `some` (b, m) of them: (b, k - m), ascending."""
+    gone = torch.zeros(len(positions), num_tokens, dtype=torch.int8, device=positions.device).scatter(1, some, 1)
+    order = gone.gather(1, positions).sort(dim=1, stable=True).indices
+    return positions.gather(1, order[:, : positions.shape[1] - some.shape[1]])
+
+
 def _lowest(scores: Tensor, left: int) -> Tensor:
     lowest = scores.topk(left, largest=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, lowest, True)

@@ -139,8 +139,8 @@ def test_a_predictor_loads_the_shortcut_trained_for_its_base(run, tmp_path, tiny
         run(Accelerator(Uniform(2), Shortcut(path)), base=make_base(seed=1))
 
 
-def test_reuse_has_no_fingerprint(tiny_base):
-    assert Reuse().fingerprint(tiny_base) == ""
+def test_what_was_not_learned_has_no_fingerprint(tiny_base):
+    assert Accelerator(Uniform(2), Reuse(), "reuse").fingerprint(tiny_base) == ""
 
 
 def test_dropout_stays_active_where_it_is_asked_for(run, make_shortcut):

@@ -10,9 +10,9 @@ from tiny_parts import composed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.layers import KeyValues, take
 from migm.accelerators.predictors.subset import Subset, num_rows
 from migm.accelerators.refresh import Always, WarmupInterval
+from migm.accelerators.runners import KeyValues, take
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.llada import LLaDAConfig
 from migm.bases.tokenizer import ConvVQ
@@ -106,7 +106,7 @@ def run_full(base, tokens, branch):
 
 
 def run_rows(base, store, tokens, branch, rows):
-    x, ctx = base.prepare(tokens, branch, torch.ones(len(tokens)))
+    x, ctx = base.prepare(tokens, branch, torch.ones(len(tokens)), rows)
     return base.finalize(store.run_rows(base.blocks, x, ctx, rows))
 
 
@@ -151,7 +151,7 @@ def test_of_rows_that_are_not_to_be_kept_nothing_is_stored(dimoo, images):
     store, _ = run_full(dimoo, images[0], branch)
     other, _ = run_full(dimoo, images[0], branch)
     rows, keep = branch.rows[:, [2, 7]], torch.tensor([[True, False], [False, False], [True, True]])
-    x, ctx = dimoo.prepare(images[1], branch, torch.ones(3))
+    x, ctx = dimoo.prepare(images[1], branch, torch.ones(3), rows)
     store.run_rows(dimoo.blocks, x, ctx, rows, keep)
     for pair, before in zip(store.layers, other.layers, strict=True):
         for stored, old in zip(pair, before, strict=True):
@@ -244,7 +244,7 @@ def test_a_cheap_step_never_waits_for_the_device(make_dimoo, images, one_pass):
     base = make_dimoo(one_pass=one_pass)
     for branch in base.encode(PROMPTS, guided=True):
         forecast = Subset(0.75).start(base, branch)
-        forecast.update(0, base.features(images[0], branch, torch.ones(3), runner=forecast.runner))
+        forecast.update(0, base.features(images[0], branch, torch.ones(3), runner=forecast.runner(0)))
         with Waits():
             forecast.predict(1, images[1], torch.tensor([[2, 7]] * 3), torch.ones(3))
 
@@ -271,10 +271,22 @@ def test_as_many_rows_as_lie_up_to_the_quantile(cache_ratio):
     assert num_rows(4264, 0.9) == 427
 
 
-def test_a_base_without_layers_is_refused_by_name(run):
-    message = "accelerator=ml_cache works on the layers of a base, which MaskGIT does not offer"
+class Shut:
+    """A base that offers no layers."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __getattr__(self, name):
+        if name == "blocks":
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+
+def test_a_base_without_layers_is_refused_by_name(run, tiny_base):
+    message = "accelerator=ml_cache works on the layers of a base, which Shut does not offer"
     with pytest.raises(UserError, match=re.escape(message)):
-        run(ml_cache())
+        run(ml_cache(), base=Shut(tiny_base))
 
 
 @pytest.mark.parametrize("cache_ratio", [-0.1, 1.1])

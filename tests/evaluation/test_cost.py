@@ -12,7 +12,7 @@ from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.config import build
-from migm.evaluation.cost import Point, flops, full_forward_equivalents, interleaved, latency
+from migm.evaluation.cost import Point, flops, interleaved, latency, work
 from migm.inputs import Classes
 from migm.shortcuts.maskgit import MaskGITShortcut
 
@@ -38,13 +38,13 @@ def parts(tmp_path_factory):
 @pytest.mark.parametrize("n", [1, 2, 6])
 def test_vanilla_costs_exactly_its_steps(parts, n):
     base, point = parts
-    assert full_forward_equivalents(base, [point("vanilla", n, 1)], CLASSES)[0] == n
+    assert work(base, [point("vanilla", n, 1)], CLASSES)[0].ffe == n
 
 
 @pytest.mark.parametrize("kind", ["reuse", "shortcut"])
 def test_all_steps_full_cost_exactly_vanilla(parts, kind):
     base, point = parts
-    assert full_forward_equivalents(base, [point(kind, 6, 6)], CLASSES)[0] == 6
+    assert work(base, [point(kind, 6, 6)], CLASSES)[0].ffe == 6
 
 
 def test_counted_operations_are_those_of_the_matrix_products(parts):
@@ -60,7 +60,7 @@ def test_counted_operations_are_those_of_the_matrix_products(parts):
 @pytest.mark.parametrize("b", [1, 2, 3, 5])
 def test_reuse_costs_its_full_steps_and_the_heads(parts, b):
     base, point = parts
-    ffe = full_forward_equivalents(base, [point("reuse", 6, b)], CLASSES)[0]
+    ffe = work(base, [point("reuse", 6, b)], CLASSES)[0].ffe
     assert b < ffe < b + 0.15 * (6 - b)
 
 

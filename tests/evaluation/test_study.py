@@ -13,7 +13,7 @@ from migm.config import EvaluateConfig, build, load
 from migm.evaluate import points, study
 from migm.report.results import IDENTITY, identity, read, read_all
 
-PER_POINT = 4  # seconds, FFE, and two metrics of one seed set
+PER_POINT = 5  # seconds, FFE, memory, and two metrics of one seed set
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def test_every_point_has_time_ffe_and_every_metric(whole):
     records = read(whole)
     assert len(records) == 3 * PER_POINT
     found = {(r["accelerator"], r["num_steps"], r["num_full_steps"], r["metric"]) for r in records}
-    metrics = ("seconds_per_image/batch10_amortised", "ffe", "fd_cifarnet_20", "class_agreement_20")
+    costs = ("seconds_per_image/batch10_amortised", "ffe", "cache_bytes_per_image")
+    metrics = (*costs, "fd_cifarnet_20", "class_agreement_20")
     wanted = [("vanilla", 2, 2), ("vanilla", 6, 6), ("reuse", 6, 2)]
     assert found == {(*point, metric) for point in wanted for metric in metrics}
     assert all(isinstance(r["value"], float) for r in records)

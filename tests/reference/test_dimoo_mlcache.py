@@ -5,9 +5,9 @@ import torch
 from test_dimoo_sampling import replay
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.layers import KeyValues
 from migm.accelerators.predictors.subset import Subset
 from migm.accelerators.refresh import WarmupInterval
+from migm.accelerators.runners import KeyValues
 
 
 @pytest.fixture

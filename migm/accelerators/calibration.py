@@ -1,0 +1,92 @@
+"""What some methods need to know of a base: how its features move along vanilla trajectories (`migm.fit`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from migm.accelerators.extrapolation import Weights, order
+from migm.bases.base import Base
+from migm.runtime import UserError, tensors_hash
+
+POLYNOMIAL_DEGREE = 4  # TeaCache's
+
+
+@dataclass
+class Calibration:
+    """Inner products of the features of all pairs of steps, and TeaCache's polynomials.
+
+    `gram` (n, n) are mean products over images, rows and channels of both guidance halves;
+    `polynomials` map an indicator to coefficients, highest first, of the relative change of the
+    features that is to be expected where the indicator changed by so much.
+    """
+
+    gram: NDArray[np.float64]
+    polynomials: dict[str, list[float]]
+    base: str  # fingerprint
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file."""
+        tensors = {"gram": torch.from_numpy(self.gram)}
+        tensors |= {f"polynomial.{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.polynomials.items()}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, {"format": "migm-fit/1", "base": self.base})
+
+    @classmethod
+    def load(cls, path: str | Path, base: Base, num_steps: int | None, key: str) -> "Calibration":
+        """Read a file of `migm.fit`; one of another base or another number of steps is refused."""
+        if not Path(path).exists():
+            raise UserError(f"{key}={path}: no such file; write it by python -m migm.fit with the same settings")
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        except SafetensorError as error:
+            raise UserError(f"{key}={path} is not a file of migm.fit ({error})") from error
+        if about.get("format") != "migm-fit/1":
+            raise UserError(f"{key}={path} is not a file of migm.fit")
+        if about["base"] != base.fingerprint():
+            raise UserError(f"{key}={path} was fitted for base {about['base']}, this one is {base.fingerprint()}")
+        n = len(tensors["gram"])
+        if num_steps is not None and n != num_steps:
+            raise UserError(f"{key}={path} was fitted for sampling.num_steps={n}, this is {num_steps}")
+        polynomials = {name.removeprefix("polynomial."): tensors[name].tolist() for name in tensors if name != "gram"}
+        return cls(tensors["gram"].numpy(), polynomials, about["base"])
+
+    def fingerprint(self) -> str:
+        """Twelve digits that tell two fits apart."""
+        known: dict[str, Tensor] = {"gram": torch.from_numpy(self.gram)}
+        return tensors_hash(known, str(sorted(self.polynomials.items())))
+
+
+class LearnedWeights:
+    """L2P (arXiv 2604.26365): weights for every step, by least squares on vanilla trajectories.
+
+    Of the `max_order` + 1 last full steps; the best for whichever they are, since all follow from the
+    inner products of the features. [inferred from the paper's abstract: its code was not read.]
+    """
+
+    def __init__(self, fit: str | Path, num_steps: int, max_order: int = 2, damping: float = 1e-6):
+        self.fit, self.num_steps, self.damping = fit, num_steps, damping
+        self.max_order = order(max_order)
+        self.history = max_order + 1
+        self.known: Calibration | None = None
+
+    def fingerprint(self, base: Base) -> str:
+        if self.known is None:
+            self.known = Calibration.load(self.fit, base, self.num_steps, "accelerator.predictor.rule.fit")
+        return self.known.fingerprint()
+
+    def weights(self, times: Any, step: int) -> Weights:
+        assert self.known is not None, "fingerprint reads the file"
+        gram = self.known.gram
+        inner = gram[np.ix_(times, times)]
+        # Neighbouring steps are nearly alike: a little of the diagonal keeps their weights small.
+        damped = inner + self.damping * np.diag(np.diag(inner))
+        return np.linalg.solve(damped, gram[times, step])

@@ -1,0 +1,53 @@
+"""dLLM-Cache: cheap steps compute the rows whose values changed most, in every layer anew."""
+
+from torch import Tensor
+
+from migm.accelerators.runners import VVerify
+from migm.bases.base import Branch
+from migm.bases.layers import LayerBase, Runner
+from migm.bases.segments import image_span, other_rows
+from migm.runtime import UserError
+
+
+class PromptResponse:
+    """dLLM-Cache (arXiv 2506.06295; methods.md 1.5), its response being the image's rows.
+
+    The prompt, which is all beside the image, is computed at steps divisible by `prompt_interval`
+    (Kp), whatever the policy says; the response at the policy's full steps (Kr is its interval), and on
+    the others the share `transfer_ratio` (rho) of its rows whose values are least similar to the stored
+    ones. Keys, values and both additions of every layer are kept for all rows.
+    """
+
+    def __init__(self, prompt_interval: int, transfer_ratio: float = 0.25):
+        if prompt_interval < 1:
+            raise UserError(f"accelerator.predictor.prompt_interval={prompt_interval} must be at least 1")
+        if not 0 <= transfer_ratio <= 1:
+            raise UserError(f"accelerator.predictor.transfer_ratio={transfer_ratio} must be from 0 to 1")
+        self.prompt_interval, self.transfer_ratio = prompt_interval, transfer_ratio
+
+    def start(self, base: LayerBase, branch: Branch) -> "_Segments":
+        return _Segments(base, branch, self.prompt_interval, self.transfer_ratio)
+
+
+class _Segments:
+    prompt: Tensor  # (copies * b, p) rows
+
+    def __init__(self, base: LayerBase, branch: Branch, prompt_interval: int, transfer_ratio: float):
+        self.base, self.branch, self.prompt_interval = base, branch, prompt_interval
+        self.response = image_span(branch)
+        self.num_changed = int(transfer_ratio * self.response.shape[1])
+        self.store = VVerify()
+
+    def runner(self, step: int) -> Runner:
+        if step % self.prompt_interval == 0:
+            return self.store.run
+        return lambda blocks, x, ctx: self.store.run_rows(blocks, x, ctx, self.response, self.response, 0)
+
+    def update(self, step: int, features: Tensor) -> None:
+        if step == 0:
+            self.prompt = other_rows(self.branch, features.shape[1])
+
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
+        x, ctx = self.base.prepare(tokens, self.branch, mask_ratio)
+        rows = self.prompt if step % self.prompt_interval == 0 else None
+        return self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, self.response, self.num_changed))

@@ -1,0 +1,104 @@
+"""`python -m migm.fit`: what L2P and TeaCache need to know of a base, from a few vanilla trajectories."""
+
+import time
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.accumulate import Indicator, relative_change, signal
+from migm.accelerators.calibration import POLYNOMIAL_DEGREE, Calibration
+from migm.accelerators.refresh import Always
+from migm.bases.base import Base, StepRecord
+from migm.bases.layers import LayerBase
+from migm.config import FitConfig, build, conf_path, load
+from migm.inputs import InputSource
+from migm.progress import progress
+from migm.runtime import UserError, command
+from migm.sampling.loop import Sampling, generate_images
+
+INDICATORS: tuple[Indicator, ...] = ("input", "first_block")
+
+
+class Moves:
+    """Observer of one batch: inner products of the features of all steps, and changes of indicators and features."""
+
+    def __init__(self, base: LayerBase, num_steps: int):
+        self.base = base
+        self.features: list[list[torch.Tensor]] = []
+        self.signals: dict[Indicator, list[list[torch.Tensor]]] = {name: [] for name in INDICATORS}
+        self.tokens: torch.Tensor | None = None
+        self.gram = np.zeros((num_steps, num_steps))
+        self.changes: dict[str, list[float]] = {name: [] for name in (*INDICATORS, "features")}
+
+    def on_step(self, record: StepRecord) -> None:
+        before = self.tokens if self.tokens is not None else torch.full_like(record.tokens, self.base.spec.vocab_size)
+        self.tokens = record.tokens
+        for name, seen in self.signals.items():
+            seen.append([signal(self.base, b, before, record.mask_ratio, name) for b in record.branches])
+        self.features.append(list(record.features))
+        i = record.index
+        for j, other in enumerate(self.features):
+            products = [self._product(a, b) for a, b in zip(other, record.features, strict=True)]
+            self.gram[i, j] = self.gram[j, i] = sum(products)
+        if i:
+            pairs = [*self.signals.items(), ("features", self.features)]
+            for name, seen in pairs:
+                self.changes[name] += relative_change(seen[-2], seen[-1], record.branches).tolist()
+        for seen in self.signals.values():
+            del seen[:-1]
+
+    @staticmethod
+    def _product(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.double() * b.double()).mean())
+
+
+def calibrate(
+    base: Base, sampling: Sampling, source: InputSource, num_images: int, batch_size: int, seed: int
+) -> Calibration:
+    """Run vanilla sampling on the first images of `source` in the run of `seed`, and fit."""
+    if not hasattr(base, "blocks"):
+        raise UserError(f"migm.fit looks at the layers of a base, which {type(base).__name__} does not offer")
+    n = sampling.num_steps
+    gram, changes = np.zeros((n, n)), {name: [] for name in (*INDICATORS, "features")}
+    with progress(Console(), "images") as bar:
+        task = bar.add_task("fit", total=num_images)
+        for images in torch.arange(num_images).split(batch_size):
+            moves = Moves(base, n)  # type: ignore[arg-type]
+            generate_images(
+                base,
+                source(images),
+                images,
+                seed,
+                sampling=sampling,
+                accelerator=Accelerator(Always()),
+                observers=[moves],
+            )
+            gram += moves.gram * len(images) / num_images
+            for name, values in moves.changes.items():
+                changes[name] += values
+            bar.advance(task, len(images))
+    polynomials = {
+        name: np.polyfit(changes[name], changes["features"], POLYNOMIAL_DEGREE).tolist() for name in INDICATORS
+    }
+    return Calibration(gram, polynomials, base.fingerprint())
+
+
+@hydra.main(config_path=conf_path(), config_name="fit", version_base="1.3")
+@command
+def main(cfg: DictConfig) -> None:
+    """Fit on `num_images` trajectories of vanilla sampling and write `output`."""
+    config, started = load(cfg, FitConfig), time.perf_counter()
+    base, sampling = build(config.base), build(config.sampling)
+    source = build(config.evalset["inputs"])
+    found = calibrate(base, sampling, source, config.num_images, config.batch_size, config.seed)
+    found.save(Path(config.output))
+    Console().print(f"fitted on {config.num_images} images in {time.perf_counter() - started:.0f} s: {config.output}")
+
+
+if __name__ == "__main__":
+    main()
