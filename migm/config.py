@@ -80,7 +80,7 @@ class TrainConfig(Common):
 
 @dataclass
 class EvaluateConfig(Common):
-    pass
+    cost: bool = True  # measure time, FFE and memory too
 
 
 @dataclass

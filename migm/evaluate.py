@@ -74,7 +74,7 @@ def study(cfg: DictConfig, config: Common, base: Base) -> Study:
 def main(cfg: DictConfig) -> None:
     """Load the config, build, measure what is missing."""
     config = load(cfg, EvaluateConfig)
-    study(cfg, config, build(config.base)).run()
+    study(cfg, config, build(config.base)).run(cost=config.cost)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,10 @@ class Study:
         for metric in metrics:
             metric.to(base.device)
 
-    def run(self) -> None:
-        self.measure_cost()
+    def run(self, cost: bool = True) -> None:
+        """Everything that is missing; `cost` False leaves out time, FFE and memory."""
+        if cost:
+            self.measure_cost()
         self.measure_quality()
         self.console.print(f"results in {self.results.path}")
 
