@@ -118,6 +118,12 @@ class FitConfig(Common):
 
 
 @dataclass
+class PlanConfig(Common):
+    full: float = 1.0
+    cheap: float = 0.04
+
+
+@dataclass
 class PretrainConfig(Common):
     stages: list[str] = field(default_factory=list)
     pretrain: Any = None

@@ -1,0 +1,44 @@
+"""`python -m migm.plan`: at which steps the base runs, and what a run would take, before anything is built."""
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from migm.config import PlanConfig, conf_path, load
+from migm.evaluate import points
+from migm.evaluation.cost import Point, planned_seconds
+from migm.runtime import UserError, command
+
+
+def planned(point: Point, full: float, cheap: float) -> list[str]:
+    """Label, full steps, their number, seconds and speed-up of a point; blanks where it is decided while sampling."""
+    if not point.full_steps:
+        return [point.label, "decided while sampling", "", "", ""]
+    n, plan = point.sampling.num_steps, point.accelerator.policy.plan(point.sampling.num_steps)  # type: ignore[union-attr]
+    seconds = planned_seconds(sum(plan), n, full, full * cheap)
+    steps = " ".join(str(i) for i, is_full in enumerate(plan) if is_full)
+    return [
+        point.label,
+        steps if sum(plan) < n else "all",
+        str(sum(plan)),
+        f"{seconds:.2f}",
+        f"{n * full / seconds:.2f}",
+    ]
+
+
+@hydra.main(config_path=conf_path(), config_name="plan", version_base="1.3")
+@command
+def main(cfg: DictConfig) -> None:
+    """Print a table of `points`; nothing is loaded, built or written."""
+    config = load(cfg, PlanConfig)
+    if config.full <= 0 or config.cheap < 0:
+        raise UserError(f"full={config.full} must be above 0 and cheap={config.cheap} at least 0")
+    table = Table("point", "full steps", "B", "seconds", "speed-up")
+    for point in points(cfg, config):
+        table.add_row(*planned(point, config.full, config.cheap))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
