@@ -1,4 +1,4 @@
-"""Which points no other point beats."""
+"""Which points no other point beats, and how much of the plane they leave behind."""
 
 from collections.abc import Sequence
 
@@ -12,3 +12,10 @@ def front(cost: Sequence[float], quality: Sequence[float]) -> list[int]:
             best = quality[i]
             chosen.append(i)
     return chosen
+
+
+def hypervolume(cost: Sequence[float], quality: Sequence[float], worst: tuple[float, float]) -> float:
+    """Area between the points and `worst` = (cost, quality) that some point beats; lower is better in both."""
+    chosen = [i for i in front(cost, quality) if cost[i] < worst[0] and quality[i] < worst[1]]
+    ends = [*(cost[i] for i in chosen), worst[0]][1:]
+    return sum((end - cost[i]) * (worst[1] - quality[i]) for i, end in zip(chosen, ends, strict=True))

@@ -1,10 +1,10 @@
-"""The Pareto front, on random points with many ties."""
+"""The Pareto front and the hypervolume, on random points with many ties."""
 
 import random
 
 import pytest
 
-from migm.report.pareto import front
+from migm.report.pareto import front, hypervolume
 
 
 def random_points(seed: int) -> list[tuple[float, float]]:
@@ -41,3 +41,15 @@ def test_a_beaten_point_changes_nothing(seed):
 
 def test_no_points_have_no_front():
     assert front([], []) == []
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_hypervolume_is_the_number_of_unit_squares_that_some_point_beats(seed):
+    points, worst = random_points(seed), (8, 7)
+    squares = [(x, y) for x in range(worst[0]) for y in range(worst[1])]
+    beaten = sum(any(cost <= x and quality <= y for cost, quality in points) for x, y in squares)
+    assert hypervolume(*zip(*points, strict=True), worst) == beaten
+
+
+def test_no_points_leave_no_hypervolume():
+    assert hypervolume([], [], (1, 1)) == 0
