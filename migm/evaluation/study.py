@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from torch import Tensor
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
-from migm.bases.base import Base
+from migm.bases.base import Base, Inputs
 from migm.evaluation.cost import Point, latency, work
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.metrics.metric import Batch, ImageMetric
@@ -91,7 +93,7 @@ class Study:
     def _measure(self, point: Point, seed_set: int, advance: Any) -> None:
         for metric in self.metrics:
             metric.reset()
-        start, preview = time.perf_counter(), []
+        start, preview, captions = time.perf_counter(), [], []
         for images, inputs in self.evalset.batches():
             tokens = generate_images(
                 self.base, inputs, images, seed_set, sampling=point.sampling, accelerator=point.accelerator
@@ -101,12 +103,14 @@ class Study:
                 metric.update(batch)
             if sum(map(len, preview)) < PREVIEW:
                 preview.append(batch.images.cpu())
+                captions += captioned(inputs)
             advance(len(inputs))
         seconds = time.perf_counter() - start
         for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
             self.results.append({**record, "value": float(metric.compute()), "seconds": round(seconds, 1)})
         if seed_set == self.evalset.seed_sets[0]:
-            save_grid(torch.cat(preview)[:PREVIEW], self.preview / f"{file_name(point.label)}.png", 10)
+            path = self.preview / f"{file_name(point.label)}.png"
+            save_grid(torch.cat(preview)[:PREVIEW], path, 10, captions=captions[:PREVIEW])
 
     def _quality_records(self, point: Point, seed_set: int) -> list[dict[str, Any]]:
         n = self.evalset.num_images
@@ -142,8 +146,18 @@ class Study:
         }
 
 
-def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2) -> None:
-    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing."""
+def captioned(inputs: Inputs) -> list[str]:
+    """What each image of a batch was asked to show."""
+    return [f"label {label}" for label in inputs.tolist()] if isinstance(inputs, Tensor) else list(inputs)
+
+
+def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions: Sequence[str] = ()) -> None:
+    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` says where they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    save_image(large.float() / 255, path, nrow=columns, padding=scale)
+    gap = scale if len(images) > 1 else 0  # make_grid puts none around a single image
+    layout = {"count": len(images), "columns": columns, "gap": gap, "captions": list(captions)}
+    about = PngInfo()
+    about.add_text("migm", json.dumps({**layout, "height": large.shape[2], "width": large.shape[3]}))
+    grid = make_grid(large, nrow=columns, padding=gap).permute(1, 2, 0)
+    Image.fromarray(grid.cpu().numpy()).save(path, pnginfo=about)
