@@ -88,6 +88,7 @@ class ReportConfig(Common):
     results: list[str] = field(default_factory=list)
     folder: str = ""
     baseline: str = ""
+    images: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -147,7 +147,7 @@ def main(cfg: DictConfig) -> float:
         if not measured.metrics:
             console.print("no report: metric=\\[none] measures no quality")
             return error
-        write_report([measured.results.path], training.folder / "report", baseline="", images=measured.preview)
+        write_report([measured.results.path], training.folder / "report")
     return error
 
 

@@ -1,7 +1,5 @@
 """`python -m migm.report`: tables, figures and one HTML page from results files."""
 
-from pathlib import Path
-
 import hydra
 from omegaconf import DictConfig
 
@@ -15,8 +13,7 @@ from migm.runtime import command
 def main(cfg: DictConfig) -> None:
     """Read `results`, write `folder`."""
     config = load(cfg, ReportConfig)
-    images = Path(config.results[0]).parent / "images" if config.results else None
-    write_report(config.results, config.folder, config.baseline, images)
+    write_report(config.results, config.folder, config.baseline, config.images)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,70 @@
-"""One static HTML file that opens without network: table, figures, images side by side."""
+"""One static HTML file that opens without network: studies with plane, tables and images side by side."""
 
-import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
-th:first-child,td:first-child{text-align:left}th{cursor:pointer;vertical-align:bottom}tr:hover td{background:#f6f6f6}
-figure{display:inline-block;margin:.5rem}figure img{max-width:100%}.plots img{width:500px}
-.grid img{image-rendering:pixelated;width:480px}figcaption{font-size:13px;color:#555}small{color:#666}
-"""
-SORT = """
-document.querySelectorAll('th').forEach((th, i) => th.onclick = () => {
-  const body = th.closest('table').tBodies[0];
-  const up = th.dataset.up = th.dataset.up === '1' ? '0' : '1';
-  const key = r => { const t = r.cells[i].textContent, n = parseFloat(t); return isNaN(n) ? t : n };
-  const sign = up === '1' ? 1 : -1;
-  const compare = (a, b) => { const x = key(a), y = key(b); return (x > y ? 1 : x < y ? -1 : 0) * sign };
-  [...body.rows].sort(compare).forEach(r => body.append(r));
-});
-"""
+from migm.report.pictures import Pictures
+from migm.report.plots import colours
+from migm.report.summary import Row, Summary
+from migm.report.tables import Table
+
+COSTS = (  # key of a row, name in full, name in tables
+    ("time", "ms per image", "ms / image"),
+    ("ffe", "FFE (full-forward equivalents)", "FFE"),
+)
 
 
-def page(
-    title: str,
-    headings: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    plots: Sequence[Path],
-    grids: Sequence[Path],
-    about: dict[str, str],
-) -> str:
-    """The whole document."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in cells)
-    facts = " · ".join(f"{escape(key)} {escape(str(value))}" for key, value in about.items())
-    images = f"<h2>The same seeds by every method</h2><div class=grid>{_figures(grids)}</div>" if grids else ""
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(title)}</h1><p><small>{facts}</small></p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        "<p><small>Click a heading to sort.</small></p>"
-        f"<h2>Quality against cost</h2><div class=plots>{_figures(plots)}</div>{images}<script>{SORT}</script></html>\n"
-    )
+def page(title: str, studies: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> str:
+    """The whole document: `page.html` with its style, script and data."""
+    data = json.dumps({"studies": studies, "problems": problems}, ensure_ascii=False).replace("</", "<\\/")
+    here = Path(__file__).parent
+    parts = {
+        "@title@": escape(title),
+        "@style@": (here / "page.css").read_text(encoding="utf-8"),
+        "@script@": (here / "page.js").read_text(encoding="utf-8"),
+        "@data@": data,
+    }
+    document = (here / "page.html").read_text(encoding="utf-8")
+    for mark, text in parts.items():
+        document = document.replace(mark, text)
+    return document
 
 
-def _figures(paths: Sequence[Path]) -> str:
-    return "".join(
-        f'<figure><img alt="{escape(path.stem)}" src="data:image/png;base64,{_encoded(path)}">'
-        f"<figcaption>{escape(path.stem.replace('_', ' '))}</figcaption></figure>"
-        for path in paths
-    )
-
-
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def study_data(
+    name: str, summary: Summary, baseline: Row, fronts: Table, copies: Mapping[str, str], pictures: Pictures
+) -> dict[str, Any]:
+    """What the page shows of one study; `copies` are its table as text of each format."""
+    rows = [
+        {
+            "label": row.label,
+            "method": row.accelerator,
+            "n": row.num_steps,
+            "b": row.num_full_steps,
+            "time": None if row.seconds is None else 1e3 * row.seconds,
+            "ffe": row.ffe,
+            "quality": row.quality,
+        }
+        for row in summary.rows
+    ]
+    measured = [cost for cost in COSTS if any(row[cost[0]] is not None for row in rows)]
+    labels = [row.label for row in summary.rows if row.label in pictures.images]
+    labels += [label for label in pictures.images if label not in labels]
+    keys = pictures.keys(labels)
+    return {
+        "name": name,
+        "facts": " · ".join(f"{key} {value}" for key, value in summary.about.items() if value),
+        "baseline": baseline.label,
+        "metrics": [{"name": metric, "up": up} for metric, up in summary.higher_is_better.items()],
+        "costs": [{"key": key, "label": label, "short": short} for key, label, short in measured],
+        "rows": rows,
+        "colours": colours(row.accelerator for row in summary.rows),
+        "fronts": {"headings": fronts[0], "cells": fronts[1]},
+        "copy": dict(copies),
+        "pictures": {
+            "captions": [pictures.captions[key] for key in keys],
+            "images": {label: [pictures.images[label].get(key) for key in keys] for label in labels},
+        },
+    }

@@ -1,6 +1,8 @@
 """Figures of a summary: quality against time and against FFE, with the Pareto front."""
 
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -11,13 +13,29 @@ import matplotlib.pyplot as plt
 from migm.report.pareto import front
 from migm.report.summary import Row, Summary
 
-COLOURS = {"vanilla": "#555555", "shortcut": "#d1495b", "reuse": "#2e86ab", "no_cross_attention": "#e09f3e"}
+COLOURS = {"vanilla": "#6b7280", "shortcut": "#d1495b", "reuse": "#2e86ab", "no_cross_attention": "#e09f3e"}
+MORE = [
+    "#2a9d6f",
+    "#8e5bd0",
+    "#c2702d",
+    "#1fa3a3",
+    "#c2528f",
+    "#7d8f29",
+    "#4f6bd8",
+    "#a3574a",
+]  # further methods, by name
 # Whose points are named, and where the text goes: vanilla above, the shortcut below its line.
 NAMED = {
     "vanilla": {"xytext": (4, 4)},
     "shortcut": {"xytext": (-3, -4), "ha": "right", "va": "top"},
 }
 COSTS = {"time": ("seconds", 1e3, "ms per image"), "ffe": ("ffe", 1.0, "FFE (full-forward equivalents)")}
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """A colour for every method, in the order given."""
+    more = cycle(MORE)
+    return {method: COLOURS.get(method) or next(more) for method in dict.fromkeys(methods)}
 
 
 def draw_all(summary: Summary, folder: Path) -> list[Path]:
@@ -38,13 +56,14 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:  # one line for vanilla, one for each N of the others
         groups[row.accelerator, 0 if row.num_full_steps == row.num_steps else row.num_steps].append(row)
+    shades = colours(name for name, _ in sorted(groups))
     marks = {n: mark for n, mark in zip(sorted({n for _, n in groups}), "osD^v", strict=False)}
     for (name, n), members in groups.items():
         members = sorted(members, key=lambda r: getattr(r, attribute))
         x = [factor * getattr(r, attribute) for r in members]
         y, error = [r.mean(metric) for r in members], [r.deviation(metric) for r in members]
         style = {
-            "color": COLOURS.get(name),
+            "color": shades[name],
             "marker": marks.get(n, "o"),
             "markersize": 5,
             "capsize": 2,

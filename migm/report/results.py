@@ -1,7 +1,6 @@
 """`results.jsonl`: one JSON line per measured value, appended and synced, never rewritten."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,10 @@ IDENTITY = (
     "inputs",
     "reference",
 )
+
+
+# What a line must hold to be a record at all.
+REQUIRED = {"metric", "value", "accelerator", "num_steps", "num_full_steps", "base", "sampling"}
 
 
 class Results:
@@ -55,16 +58,10 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"results={path}: no such file; run migm.evaluate first")
     records = read_lines(path)
     for number, record in enumerate(records, 1):
-        missing = {"metric", "value", "accelerator", "num_steps", "num_full_steps", "base", "sampling"} - set(record)
+        missing = REQUIRED - set(record)
         if missing:
             raise UserError(f"{path}, line {number} is no result record: it lacks {min(missing)}")
     return records
-
-
-def read_all(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Records of several files; of the same measurement the last counts."""
-    latest = {identity(record): record for path in paths for record in read(Path(path))}
-    return list(latest.values())
 
 
 def point_label(accelerator: str, num_steps: int, num_full_steps: int, variant: str = "") -> str:

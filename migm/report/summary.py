@@ -95,7 +95,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
     timed = [r for r in records if r["metric"].startswith("seconds_per_image/")]
     protocol = timed[-1]["metric"].split("/")[1] if timed else ""
     last = (timed or records)[-1]  # quality does not depend on the device, times do
-    about = {key: last[key] for key in ("base", "sampling", "device", "torch", "migm", "commit")}
+    about = {key: last.get(key, "") for key in ("base", "sampling", "device", "torch", "migm", "commit")}
     return Summary(order, better, {**about, "time": protocol})
 
 

@@ -1,48 +1,107 @@
-"""Write a report: table on the console, Markdown, CSV, figures, one HTML page."""
+"""Write a report: tables on the console and as files, figures, one HTML page, and what was wrong with the results."""
 
-import csv
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from migm.report.audit import Problem, StudyLines, audit, located
 from migm.report.equal_time import compare
-from migm.report.html import page
+from migm.report.html import page, study_data
+from migm.report.pictures import Pictures
 from migm.report.plots import draw_all
-from migm.report.results import file_name, read_all
-from migm.report.summary import Summary, summarise, table
-from migm.runtime import write_atomic
+from migm.report.summary import Row, Summary, summarise, table
+from migm.report.tables import comma_separated, deltas, fronts, latex, markdown
+from migm.runtime import UserError, write_atomic
+
+SHOWN = 8  # problems on the console; all are in the page and in problems.txt
 
 
-def write_report(results: Sequence[str | Path], folder: str | Path, baseline: str, images: Path | None = None) -> Path:
-    """Report on results files into `folder`; `baseline` is the label of the row to compare with.
+def write_report(
+    results: Sequence[str | Path], folder: str | Path, baseline: str = "", images: Sequence[str | Path] = ()
+) -> Path:
+    """Report on results files into `folder`, one sub-folder a study where they hold several -> the HTML page.
 
-    `images` is a folder of one PNG per point to show side by side. Returns the HTML page.
+    `baseline` is the label of the row to compare with, by default vanilla with the most steps. `images`
+    are folders of `migm.generate folder=` to compare; by default the previews beside the results.
     """
     folder, console = Path(folder), Console()
     console.width = max(console.width, 120)  # one line a row, also where there is no terminal
-    summary = summarise(read_all(results))
-    labels = [row.label for row in summary.rows]
-    chosen = summary.baseline(baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0]))
-    headings, cells = table(summary, chosen)
-    write_atomic(folder / "table.md", markdown(headings, cells))
-    write_atomic(folder / "equal_time.md", equal_time(summary))
-    buffer = StringIO()
-    csv.writer(buffer).writerows([headings, *cells])
-    write_atomic(folder / "table.csv", buffer.getvalue())
-    plots = draw_all(summary, folder)
-    names = [file_name(label) for label in labels]
-    grids = [images / f"{name}.png" for name in names if (images / f"{name}.png").exists()] if images else []
+    studies, problems = audit(results)
+    if not studies:
+        raise UserError(". ".join(["results: no records; run migm.evaluate first", *map(str, problems[:SHOWN])]))
+    planned = [(study, *_compared(study, baseline, len(studies) == 1, problems)) for study in studies]
+    planned = [(study, summary, row) for study, summary, row in planned if row is not None]
+    if not planned:
+        raise UserError(". ".join(str(problem) for problem in problems[-SHOWN:]))
+    shown = []
+    for number, (study, summary, row) in enumerate(planned, 1):
+        own = folder if len(planned) == 1 else folder / f"{number}"
+        pictures = _pictures(study, summary, images)
+        shown.append(_write_study(study.name, summary, row, own, pictures))
+        _print(console, study.name, *table(summary, row))
+    write_atomic(folder / "problems.txt", "".join(f"{problem}\n" for problem in problems))
     html = folder / "index.html"
-    write_atomic(html, page("migm: quality and cost", headings, cells, plots, grids, summary.about))
-    shown = Table(*headings)
+    write_atomic(html, page("migm: quality and cost", shown, [str(problem) for problem in problems]))
+    for problem in problems[:SHOWN]:
+        console.print(f"[yellow]{escape(str(problem))}[/yellow]", soft_wrap=True)
+    if len(problems) > SHOWN:
+        console.print(
+            f"[yellow]and {len(problems) - SHOWN} more, in {folder / 'problems.txt'}[/yellow]", soft_wrap=True
+        )
+    console.print(f"report in {html}", soft_wrap=True)
+    return html
+
+
+def _compared(study: StudyLines, baseline: str, only: bool, problems: list[Problem]) -> tuple[Summary, Row | None]:
+    """The study's summary and the row to compare with: None, and a problem, where one of several studies lacks it."""
+    summary = summarise(study.records)
+    labels = [row.label for row in summary.rows]
+    wanted = baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0])
+    try:
+        row = summary.baseline(wanted)
+        table(summary, row)
+    except UserError as error:
+        if only:
+            raise
+        problems.append(Problem("missing reference", located(study.lines), f"{error}; this study is left out"))
+        return summary, None
+    return summary, row
+
+
+def _write_study(name: str, summary: Summary, row: Row, folder: Path, pictures: Pictures) -> dict[str, Any]:
+    """The files of one study -> what the page shows of it."""
+    values, front_table = table(summary, row), fronts(summary)
+    copies = {"markdown": markdown(*values), "latex": latex(*values), "csv": comma_separated(*values)}
+    for suffix, text in zip(("md", "tex", "csv"), copies.values(), strict=True):
+        write_atomic(folder / f"table.{suffix}", text)
+    write_atomic(folder / "deltas.md", markdown(*deltas(summary, row)))
+    write_atomic(folder / "fronts.md", markdown(*front_table))
+    write_atomic(folder / "equal_time.md", equal_time(summary))
+    draw_all(summary, folder)
+    return study_data(name, summary, row, front_table, copies, pictures)
+
+
+def _pictures(study: StudyLines, summary: Summary, images: Sequence[str | Path]) -> Pictures:
+    pictures = Pictures()
+    for folder in map(Path, images):
+        pictures.add_gallery(folder, summary.about["base"])
+    for folder in () if images else study.folders:
+        for row in summary.rows:
+            path = folder / "images" / f"{row.label.replace(' ', '_')}.png"
+            if path.exists():
+                pictures.add_preview(row.label, path)
+    return pictures
+
+
+def _print(console: Console, name: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    shown = Table(*headings, title=name)
     for row in cells:
         shown.add_row(*row)
     console.print(shown)
-    console.print(f"report in {html}")
-    return html
 
 
 def equal_time(summary: Summary) -> str:
@@ -50,10 +109,3 @@ def equal_time(summary: Summary) -> str:
     methods = sorted({row.accelerator for row in summary.rows} - {"vanilla", "reuse"})
     pairs = [(metric, method) for metric in summary.metrics() for method in methods]
     return "\n".join(markdown(*compare(summary, metric, method, ["vanilla", "reuse"])) for metric, method in pairs)
-
-
-def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    rule = "|" + "|".join(["---"] + ["---:"] * (len(headings) - 1)) + "|"
-    lines = ["| " + " | ".join(row) + " |" for row in [headings, *cells]]
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"

@@ -11,7 +11,7 @@ from tiny_parts import composed, feature_net, naming, reference_for
 
 from migm.config import EvaluateConfig, build, load
 from migm.evaluate import points, study
-from migm.report.results import IDENTITY, identity, read, read_all
+from migm.report.results import IDENTITY, identity, read
 
 PER_POINT = 5  # seconds, FFE, memory, and two metrics of one seed set
 
@@ -99,8 +99,8 @@ def test_after_a_kill_only_what_is_missing_is_measured(whole, assets, tmp_path, 
     costs = lost > 3 * 2  # some of the cost was lost, too
     assert len([r for r in repeated if r["metric"].endswith("_20")]) == (lost % 2 if not costs else 0)
     assert costs or not [r for r in repeated if not r["metric"].endswith("_20")]
-    values = {identity(r): r["value"] for r in read_all([whole]) if not r["metric"].startswith("seconds")}
-    assert {identity(r): r["value"] for r in read_all([path]) if not r["metric"].startswith("seconds")} == values
+    values = {identity(r): r["value"] for r in read(whole) if not r["metric"].startswith("seconds")}
+    assert {identity(r): r["value"] for r in read(path) if not r["metric"].startswith("seconds")} == values
 
 
 @pytest.mark.parametrize(

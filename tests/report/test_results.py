@@ -1,11 +1,11 @@
-"""results.jsonl survives kills, and the last of equal measurements counts."""
+"""results.jsonl survives kills."""
 
 import json
 
 import pytest
 from tiny_parts import naming
 
-from migm.report.results import IDENTITY, Results, read, read_all
+from migm.report.results import IDENTITY, Results, read
 from migm.runtime import UserError
 
 RECORD = {
@@ -62,15 +62,4 @@ def test_a_damaged_line_in_the_middle_is_refused_by_file_and_number(tmp_path):
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=naming("results=", "none.jsonl")):
-        read_all([tmp_path / "none.jsonl"])
-
-
-def test_of_equal_measurements_the_latest_counts(tmp_path):
-    first, second = Results(tmp_path / "a.jsonl"), Results(tmp_path / "b.jsonl")
-    first.append(RECORD)
-    first.append({**RECORD, "value": 4.0})
-    first.append({**RECORD, "seed_set": 2})
-    second.append({**RECORD, "seed_set": 2, "value": 5.0})
-    assert [r["value"] for r in read_all([first.path])] == [4.0, 3.5]
-    assert [r["value"] for r in read_all([first.path, second.path])] == [4.0, 5.0]
-    assert [r["value"] for r in read_all([second.path, first.path])] == [3.5, 4.0]
+        read(tmp_path / "none.jsonl")
