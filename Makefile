@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test test-slow lint format clean help
+.PHONY: run test test-slow browser lint format clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -24,6 +24,14 @@ test: $(STAMP)
 # make test-slow   what takes longer: several processes, real kills, every option with every command
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# make browser     a Chromium for the tests that open pages: Debian's for root, else the one playwright brings
+browser: $(STAMP)
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; \
+	else $(BIN)/playwright install --only-shell chromium; fi
 
 # make lint        ruff and pyright;  make format  rewrites
 lint: $(STAMP)
