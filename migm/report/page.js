@@ -94,7 +94,9 @@ function draw() {
     if (p.s) parts.push(`<line class=error x1=${px} x2=${px} y1=${y.place(low)} y2=${y.place(p.y + p.s)} stroke="${colour}" stroke-width=1.6 />`);
     const chosen = p.row.label === view.chosen ? " chosen" : "";
     parts.push(`<circle class="mark${chosen}" data-label="${safe(p.row.label)}" cx=${px} cy=${y.place(p.y)} r=${chosen ? 8 : 6} fill="${colour}" />`);
-    if (best.includes(p)) parts.push(`<text class=name x=${px + 8} y=${y.place(p.y) + (up ? 14 : -8)}>${safe(p.row.label.replace(p.row.method + " ", ""))}</text>`);
+  }
+  for (const p of best) {  /* beside the front, where nothing is */
+    parts.push(`<text class=name x=${x.place(p.x) - 8} y=${y.place(p.y) + (up ? -8 : 15)} text-anchor=end>${safe(p.row.label.replace(p.row.method + " ", ""))}</text>`);
   }
   $("chart").innerHTML = `<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${safe(metric)} against ${safe(label)}">${parts.join("")}</svg>`;
   for (const mark of $("chart").querySelectorAll(".mark")) {
