@@ -125,6 +125,17 @@ class PlanConfig(Common):
 
 
 @dataclass
+class HumanevalConfig(Common):
+    method: str | None = None
+    baseline: str | None = None
+    num_pairs: int | None = None
+    question: str = ""
+    url: str = ""
+    folder: str = ""
+    votes: list[str] = field(default_factory=list)
+
+
+@dataclass
 class PretrainConfig(Common):
     stages: list[str] = field(default_factory=list)
     pretrain: Any = None

@@ -17,6 +17,7 @@ from migm.config import (
     EvaluateConfig,
     FitConfig,
     GenerateConfig,
+    HumanevalConfig,
     PlanConfig,
     PretrainConfig,
     ReportConfig,
@@ -39,6 +40,7 @@ ROOTS: dict[str, type[Common]] = {
     "generate": GenerateConfig,
     "bench": BenchConfig,
     "pretrain": PretrainConfig,
+    "humaneval": HumanevalConfig,
 }
 ADDED = ("experiment", "sweep")  # with +, and with the package _global_
 

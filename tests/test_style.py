@@ -121,7 +121,7 @@ def test_the_wheel_holds_code_configs_and_assets(tmp_path):
     assert configs <= held
     assert {name_of(path) for path in SOURCES} <= held
     assert "migm/assets/base.safetensors" in held
-    assert {f"migm/report/page.{kind}" for kind in ("html", "css", "js")} <= held
+    assert {"migm/evaluation/vote.html", *(f"migm/report/page.{kind}" for kind in ("html", "css", "js"))} <= held
     assert not [name for name in held if name.startswith(("tests", "experiments", "conf"))]
 
 
