@@ -189,6 +189,7 @@ def settings(config: GenerateConfig, base: Base, chosen: Point, initial: Tensor 
         "grid": list(base.spec.grid),
         "accelerator": chosen.accelerator.name,
         "settings": chosen.settings,
+        "variant": chosen.variant,
         "predictor": chosen.accelerator.fingerprint(base),
         "num_steps": chosen.sampling.num_steps,
         "num_full_steps": chosen.full_steps,

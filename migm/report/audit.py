@@ -147,7 +147,8 @@ def _change(before: Line, after: Line) -> float:
 
 
 def _point(record: dict[str, Any]) -> str:
-    return point_label(record["accelerator"], record["num_steps"], record["num_full_steps"])
+    variant = record.get("variant", "")
+    return point_label(record["accelerator"], record["num_steps"], record["num_full_steps"], variant)
 
 
 def _same_versions(lines: Sequence[Line], problems: list[Problem]) -> list[Line]:

@@ -85,8 +85,8 @@ function draw() {
   parts.push(`<polygon class=band points="${ends.join(" ")} ${W - RIGHT},${good} ${LEFT},${good}" />`,
     `<polyline class=front points="${stairs.join(" ")}" />`);
   const lines = Map.groupBy(points, p => p.row.method + (p.row.n === p.row.b ? "" : " " + p.row.n));
-  for (const line of lines.values()) {
-    line.sort((a, b) => a.x - b.x);
+  for (const all of lines.values()) {  /* settings other than B make a cloud: then its own front is joined */
+    const line = all.some(p => p.row.variant) ? front(all, up) : all.sort((a, b) => a.x - b.x);
     parts.push(`<polyline points="${line.map(at).join(" ")}" fill=none stroke="${colours[line[0].row.method]}" stroke-width=1.6 opacity=.75 />`);
   }
   for (const p of points) {

@@ -62,18 +62,16 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
         members = sorted(members, key=lambda r: getattr(r, attribute))
         x = [factor * getattr(r, attribute) for r in members]
         y, error = [r.mean(metric) for r in members], [r.deviation(metric) for r in members]
-        style = {
-            "color": shades[name],
-            "marker": marks.get(n, "o"),
-            "markersize": 5,
-            "capsize": 2,
-            "linewidth": 1.2,
-        }
-        axes.errorbar(x, y, error, label=f"{name.replace('_', ' ')}{f' N={n}' if n else ''}", elinewidth=1, **style)
+        look = {"color": shades[name], "marker": marks.get(n, "o"), "markersize": 5}
+        axes.errorbar(x, y, error, linestyle="", capsize=2, elinewidth=1, **look)
+        # Settings other than B make a cloud, not a line: then only its own front is joined.
+        line = front(x, [-v if up else v for v in y]) if any(r.variant for r in members) else range(len(x))
+        label = f"{name.replace('_', ' ')}{f' N={n}' if n else ''}"
+        axes.plot([x[i] for i in line], [y[i] for i in line], label=label, linewidth=1.2, **look)
         if name in NAMED:
             for r, px, py in zip(members, x, y, strict=True):
-                text, look = f"B={r.num_full_steps}" if n else f"N={r.num_steps}", {"fontsize": 7, **NAMED[name]}
-                axes.annotate(text, (px, py), textcoords="offset points", color=COLOURS[name], **look)
+                text, where = f"B={r.num_full_steps}" if n else f"N={r.num_steps}", {"fontsize": 7, **NAMED[name]}
+                axes.annotate(text, (px, py), textcoords="offset points", color=COLOURS[name], **where)
     axes.set_xscale("log")
     if not up:  # distances of few steps are so large that a linear axis would press the others together
         axes.set_yscale("log")
@@ -94,7 +92,7 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
     )
     axes.set(xlabel=label, ylabel=f"{metric} ({'higher' if up else 'lower'} is better)")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8 if len(groups) < 8 else 6, ncols=1 if len(groups) < 8 else 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

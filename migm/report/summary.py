@@ -35,7 +35,9 @@ class Row:
     @property
     def shown_full_steps(self) -> str:
         """B; of one that is decided while sampling the mean."""
-        return str(self.num_full_steps) if self.num_full_steps else f"{self.full_steps or 0:.1f}"
+        if self.num_full_steps:
+            return str(self.num_full_steps)
+        return "" if self.full_steps is None else f"{self.full_steps:.1f}"
 
     def mean(self, metric: str) -> float:
         return statistics.fmean(self.quality[metric])

@@ -4,10 +4,11 @@ import csv
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 
 from migm.report.pareto import front, hypervolume
-from migm.report.summary import Row, Summary
+from migm.report.summary import Row, Summary, table
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, and one list of cells per row
 COSTS = {"ms / image": ("seconds", 1e3), "FFE": ("ffe", 1.0)}  # heading -> attribute of a row, and its unit
@@ -51,8 +52,29 @@ def deltas(summary: Summary, baseline: Row) -> Table:
         found = [_delta(row, baseline, metric) if metric in row.quality else "" for metric in metrics]
         speed = f"{baseline.seconds / row.seconds:.2f}x" if row.seconds and baseline.seconds else ""
         share = f"{row.ffe / baseline.ffe:.1%}" if row.ffe and baseline.ffe else ""
-        cells.append([row.accelerator, str(row.num_steps), str(row.num_full_steps), *found, speed, share])
+        cells.append([row.method, str(row.num_steps), row.shown_full_steps, *found, speed, share])
     return headings, cells
+
+
+def best_two(summary: Summary, baseline: Row, shares: Sequence[float] = (0.5, 0.35)) -> Table:
+    """Of every method the best by the first metric in at most these shares of the baseline's time; Table 2's form.
+
+    Where a method has none as cheap, its cheapest; one that is both is shown once.
+    """
+    metric = summary.metrics()[0]
+    sign, whole = -1 if summary.higher_is_better[metric] else 1, baseline.seconds or 0.0
+    chosen = [baseline]
+    for method in dict.fromkeys(row.accelerator for row in summary.rows):
+        own = [r for r in summary.rows if r.accelerator == method and metric in r.quality and r.seconds]
+        own.sort(key=lambda row: row.seconds or 0.0)
+        for share in shares:
+            cheap = [row for row in own if (row.seconds or 0.0) <= share * whole] or own[:1]
+            found = min(cheap, key=lambda row: sign * row.mean(metric), default=baseline)
+            if found not in chosen:
+                chosen.append(found)
+    headings, cells = table(replace(summary, rows=chosen), baseline)
+    speed = [f"{whole / row.seconds:.2f}x" if row.seconds else "" for row in chosen]
+    return [*headings, "speed-up"], [[*cell, ratio] for cell, ratio in zip(cells, speed, strict=True)]
 
 
 def _delta(row: Row, baseline: Row, metric: str) -> str:

@@ -13,8 +13,9 @@ from migm.report.equal_time import compare
 from migm.report.html import page, study_data
 from migm.report.pictures import Pictures
 from migm.report.plots import draw_all
+from migm.report.results import file_name
 from migm.report.summary import Row, Summary, summarise, table
-from migm.report.tables import comma_separated, deltas, fronts, latex, markdown
+from migm.report.tables import best_two, comma_separated, deltas, fronts, latex, markdown
 from migm.runtime import UserError, write_atomic
 
 SHOWN = 8  # problems on the console; all are in the page and in problems.txt
@@ -79,6 +80,7 @@ def _write_study(name: str, summary: Summary, row: Row, folder: Path, pictures: 
     for suffix, text in zip(("md", "tex", "csv"), copies.values(), strict=True):
         write_atomic(folder / f"table.{suffix}", text)
     write_atomic(folder / "deltas.md", markdown(*deltas(summary, row)))
+    write_atomic(folder / "best.md", markdown(*best_two(summary, row)))
     write_atomic(folder / "fronts.md", markdown(*front_table))
     write_atomic(folder / "equal_time.md", equal_time(summary))
     draw_all(summary, folder)
@@ -91,7 +93,7 @@ def _pictures(study: StudyLines, summary: Summary, images: Sequence[str | Path])
         pictures.add_gallery(folder, summary.about["base"])
     for folder in () if images else study.folders:
         for row in summary.rows:
-            path = folder / "images" / f"{row.label.replace(' ', '_')}.png"
+            path = folder / "images" / f"{file_name(row.label)}.png"
             if path.exists():
                 pictures.add_preview(row.label, path)
     return pictures
