@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole study; every line goes on where it stopped. Run from the repository's root.
 set -euo pipefail
-here=experiments/002-dimoo-tiny
+here=experiments/006-dimoo-tiny
 study=outputs/dimoo_tiny
 mkdir -p $study
 python -m migm.train +experiment=dimoo_tiny
