@@ -32,7 +32,7 @@ def test_the_example_runs_as_it_is_shown(copy):
     (line,) = re.findall(r"^python .*(?:\n    .*)?$", TEXT, re.M)
     quiet = ["evalset.num_images=4", "evalset.batch_size=2", "device=cpu"]
     done = subprocess.run(
-        [sys.executable, *shlex.split(line)[1:], *quiet],
+        [sys.executable, *shlex.split(line.replace("\\\n", " "))[1:], *quiet],
         cwd=copy,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

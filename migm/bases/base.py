@@ -98,8 +98,10 @@ class Base(Protocol):
         """tokens (b, l), mask_ratio (b,) in [0, 1] with 1 = all masked -> (copies * b, t, c)."""
         ...
 
-    def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits (b, k, v) of features (b, k, c) at the image positions (b, k), or of the sequence's first k rows.
+    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Logits (b, k, v) of features (b, k, c) at the image positions or the rows (b, k) of the sequence.
+
+        Without either, of its first k rows.
 
         Affine in the features, so that guidance may be applied before it at half the cost.
         """

@@ -137,7 +137,7 @@ class LuminaDiMOO:
         x, ctx = self.prepare(tokens, branch, mask_ratio)
         return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
 
-    def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
+    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         return linear(features, self.transformer.ff_out.weight[self.offset :])
 
     def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:

@@ -91,8 +91,8 @@ class MaskGIT:
         x, ctx = self.prepare(tokens, branch, mask_ratio)
         return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
 
-    def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        return self.transformer.head(features, positions)
+    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        return self.transformer.head(features, positions if rows is None else rows)
 
     def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
         embeddings, copies = self.transformer.embed(tokens, positions), branch.copies

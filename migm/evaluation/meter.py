@@ -87,9 +87,9 @@ class _Metered:
         inner: Any = self.base
         return inner.features(tokens, branch, mask_ratio, runner=lambda _, x, ctx: run(self.blocks, x, ctx))
 
-    def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
+    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         self.rows["head"] += features.shape[0] * features.shape[1]
-        return self.base.head(features, positions)
+        return self.base.head(features, positions, rows)
 
 
 class _MeteredBlock:

@@ -56,7 +56,7 @@ class _Partial:
         new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, keep))
         self.features = self.features.clone()  # observers may hold the last ones
         put(self.features, rows, new, keep)
-        put(self.confidence, rows, self._confidence(new), keep)
+        put(self.confidence, rows, self._confidence(new, rows), keep)
         return self.features
 
     def _survey(self, features: Tensor) -> None:
@@ -73,9 +73,9 @@ class _Partial:
         self.own = torch.tensor([chosen, self.lengths], device=features.device)
         self.most = list(zip(chosen, self.lengths, strict=True))
 
-    def _confidence(self, features: Tensor) -> Tensor:
-        """The largest image logit of every row (b, n)."""
-        return self.base.head(features).amax(-1)
+    def _confidence(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The largest image logit of the rows (b, n), or of all."""
+        return self.base.head(features, rows=rows).amax(-1)
 
     def _rows(self, confidence: Tensor, new_positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows (b, n) of the lowest confidence (b, t), n being that of the longest sequence.
