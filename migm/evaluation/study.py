@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 from migm.bases.base import Base, Inputs
 from migm.evaluation.cost import Point, latency, work
 from migm.evaluation.evalset import EvalSet
-from migm.evaluation.metrics.metric import Batch, ImageMetric
+from migm.evaluation.metrics.metric import Batch, ImageMetric, result_name
 from migm.progress import progress
 from migm.report.results import Results, file_name
 from migm.runtime import environment
@@ -45,6 +45,7 @@ class Study:
         self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
         self.preview = results.path.parent / "images"
         for metric in metrics:
+            result_name(metric, evalset.num_images)  # too few images are refused before anything is generated
             metric.to(base.device)
 
     def run(self, cost: bool = True) -> None:
@@ -107,7 +108,8 @@ class Study:
             advance(len(inputs))
         seconds = time.perf_counter() - start
         for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
-            self.results.append({**record, "value": float(metric.compute()), "seconds": round(seconds, 1)})
+            value = {"value": float(metric.compute()), **metric.details()}
+            self.results.append({**record, **value, "seconds": round(seconds, 1)})
         if seed_set == self.evalset.seed_sets[0]:
             path = self.preview / f"{file_name(point.label)}.png"
             save_grid(torch.cat(preview)[:PREVIEW], path, 10, captions=captions[:PREVIEW])
@@ -117,7 +119,7 @@ class Study:
         return [
             self._record(
                 point,
-                f"{metric.metric_name}_{n}",
+                result_name(metric, n),
                 unit=metric.unit,
                 higher_is_better=metric.higher_is_better,
                 n=n,

@@ -1,7 +1,7 @@
 """What an image metric declares, and the batch it is given."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torchmetrics
@@ -13,13 +13,15 @@ from migm.evaluation.cifarnet import CifarNet
 from migm.pretraining.cifar10 import CLASSES
 from migm.runtime import UserError
 
+Extracted = TypeVar("Extracted")
+
 
 class Batch:
     """Generated images with what they were asked to show; metrics that share an extractor share its work."""
 
     def __init__(self, images: Tensor, inputs: Inputs):
         self.images, self.inputs = images, inputs  # uint8 (b, 3, h, w), labels (b,) or b prompts
-        self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._extracted: dict[str, Any] = {}
 
     @property
     def labels(self) -> Tensor:
@@ -34,37 +36,73 @@ class Batch:
             raise UserError("metric: one of the chosen metrics needs prompts, but evalset.inputs gives labels")
         return self.inputs
 
+    def extracted(self, key: str, extract: Callable[[Tensor], Extracted]) -> Extracted:
+        """What `extract` makes of the images; asked for twice with the same `key`, made once."""
+        if key not in self._extracted:
+            self._extracted[key] = extract(self.images)
+        return self._extracted[key]
+
     def embedded(self, key: str, net: CifarNet) -> tuple[Tensor, Tensor]:
         """Features (b, channels) and predicted classes (b,) by the net whose weights are `key`."""
-        if key not in self._embedded:
-            self._embedded[key] = net.to(self.images.device).embed(self.images)
-        return self._embedded[key]
+        return self.extracted(key, lambda images: net.to(images.device).embed(images))
 
 
 class ImageMetric(Protocol):
-    """A torchmetrics.Metric fed with `Batch`es; its name in results is `{metric_name}_{count}`."""
+    """A torchmetrics.Metric fed with `Batch`es; `result_name` is its name in results."""
 
     metric_name: str
     unit: str
     higher_is_better: bool
     reference_hash: str
+    min_images: int
+    allow_small_n: bool
 
     def update(self, batch: Batch) -> None: ...
 
     def compute(self) -> Tensor: ...
+
+    def details(self) -> dict[str, float]: ...
 
     def reset(self) -> None: ...
 
     def to(self, device: torch.device) -> Any: ...
 
 
-class CifarNetMetric(torchmetrics.Metric):
-    """A metric on the bundled feature net, loaded once from `weights`."""
+def result_name(metric: ImageMetric, num_images: int) -> str:
+    """`{metric_name}_{num_images}`, with `small_n` between where the protocol asks for more images.
+
+    Those too few images are refused unless the metric's `allow_small_n` is set.
+    """
+    if num_images >= metric.min_images:
+        return f"{metric.metric_name}_{num_images}"
+    if not metric.allow_small_n:
+        raise UserError(
+            f"{metric.metric_name} of {num_images} images cannot be compared with any published figure, which need "
+            f"{metric.min_images:,} or more; raise evalset.num_images, or set metric.<name>.allow_small_n=true"
+        )
+    return f"{metric.metric_name}_small_n_{num_images}"
+
+
+class QualityMetric(torchmetrics.Metric):
+    """What all image metrics share; one that reads no prompt, and asks for no number of images, adds nothing."""
 
     full_state_update = False
+    min_images = 0
+    allow_small_n = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)  # one process measures; others may be gone by then
+
+    def details(self) -> dict[str, float]:
+        """What a record says beside the value, of the images since the last reset."""
+        return {}
+
+
+class CifarNetMetric(QualityMetric):
+    """A metric on the bundled feature net, loaded once from `weights`."""
 
     def __init__(self, weights: str):
-        super().__init__(sync_on_compute=False)  # one process measures; others may be gone by then
+        super().__init__()
         from migm.evaluation.cifarnet import load_cifarnet
 
         self.weights = str(weights)
