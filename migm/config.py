@@ -136,6 +136,14 @@ class HumanevalConfig(Common):
 
 
 @dataclass
+class ReferenceConfig(Common):
+    images: str | None = None
+    size: int | None = None
+    batch_size: int = 50
+    num_workers: int = 0
+
+
+@dataclass
 class PretrainConfig(Common):
     stages: list[str] = field(default_factory=list)
     pretrain: Any = None

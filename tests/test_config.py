@@ -20,6 +20,7 @@ from migm.config import (
     HumanevalConfig,
     PlanConfig,
     PretrainConfig,
+    ReferenceConfig,
     ReportConfig,
     TrainConfig,
     build,
@@ -41,6 +42,7 @@ ROOTS: dict[str, type[Common]] = {
     "bench": BenchConfig,
     "pretrain": PretrainConfig,
     "humaneval": HumanevalConfig,
+    "reference": ReferenceConfig,
 }
 ADDED = ("experiment", "sweep")  # with +, and with the package _global_
 
