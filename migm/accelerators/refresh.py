@@ -125,8 +125,8 @@ class Table:
 class Groups:
     """ReCAP's (u, T, T'): u full steps, then T - u groups of one full step and its share of the T' local ones.
 
-    T is `num_full_steps`, and T' what is left of `num_steps`; where it does not divide, the later groups
-    are longer (methods.md 1.4).
+    T is `num_full_steps`, and T' what is left of `num_steps`; where it does not divide, some groups are one step
+    longer, the last among them (methods.md 1.4).
     """
 
     def __init__(self, num_full_steps: int, u: int = 0):
