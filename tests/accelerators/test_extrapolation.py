@@ -1,0 +1,205 @@
+"""Forecasts of numbers (methods.md section 5, invariants 6 and 7): no base but where trajectories have to be real."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from forecast_formulas import FORMULAS
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.calibration import Calibration, LearnedWeights
+from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
+from migm.accelerators.predictors.forecast import Forecast, History
+from migm.accelerators.predictors.reuse import Reuse
+from migm.accelerators.refresh import Always
+from migm.fit import calibrate
+from migm.runtime import UserError
+from migm.sampling.loop import generate_images
+
+ANCHORS = (0, 4, 8, 12)
+UNEVEN = (0, 3, 4, 9)
+RULES = {"taylor": Taylor, "newton": Newton, "hermite": Hermite}
+
+
+def forecast(rule, path, anchors, step):
+    """What the rule makes of the path's values at the anchors, by way of the predictor's own history."""
+    history = History(rule)
+    for time in anchors:
+        history.update(time, torch.tensor([path(time)], dtype=torch.float64))
+    return float(history.predict(step))
+
+
+def line(t):
+    return 1 + 2.0 * t
+
+
+def quadratic(t):
+    return 1 + 2 * t + 0.5 * t**2
+
+
+def wave(t):
+    return math.sin(0.4 * t) + t**1.5
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "error"),
+    [
+        (Taylor(1), quadratic, -10.5),
+        (Taylor(2), quadratic, -6.0),
+        (Newton(2), quadratic, 0.0),
+        (Hermite(1, 0.5), quadratic, -28.5),
+        (FoCa(), quadratic, -10.5),
+        (Taylor(1), line, 0.0),
+        (Hermite(1, 0.5), line, -3.0),
+        (FoCa(), line, 0.0),
+    ],
+)
+def test_errors_three_steps_past_the_last_anchor_are_the_measured_ones(rule, path, error):
+    assert forecast(rule, path, ANCHORS, 15) - path(15) == pytest.approx(error, abs=1e-12)
+
+
+def test_focas_published_form_is_wrong_on_lines_where_steps_differ_in_length():
+    before, now, slope, full_slope = line(8), line(12), 2.0, 2.0
+    for _ in range(3):
+        ahead = 4 / 3 * now - before / 3 + 2 / 3 * slope
+        before, now = now, now + (full_slope + ahead - now) / 2
+        slope = now - before
+    assert now - line(15) == pytest.approx(1.75)
+    assert forecast(FoCa(), line, (8, 9), 12) == pytest.approx(line(12))  # with a gap of 1 both are the same
+
+
+@pytest.mark.parametrize("anchors", [ANCHORS, UNEVEN, (0, 1, 2, 6)])
+@pytest.mark.parametrize("distance", [1, 2, 5])
+class TestAtAnySpacing:
+    def test_order_0_is_reuse(self, anchors, distance):
+        for rule in (Taylor(0), Newton(0), Hermite(0)):
+            assert forecast(rule, quadratic, anchors, anchors[-1] + distance) == quadratic(anchors[-1])
+
+    def test_taylor_and_foca_are_exact_on_lines(self, anchors, distance):
+        for rule in (Taylor(1), Taylor(3), FoCa()):
+            step = anchors[-1] + distance
+            assert forecast(rule, line, anchors, step) == pytest.approx(line(step), abs=1e-9)
+
+    def test_newton_is_exact_on_polynomials_of_its_order_and_not_beyond(self, anchors, distance):
+        step = anchors[-1] + distance
+        for order in range(4):
+
+            def power(t, order=order):
+                return (t - 1.5) ** order
+
+            assert forecast(Newton(order), power, anchors, step) == pytest.approx(power(step), abs=1e-9)
+            if order:
+                assert forecast(Newton(order - 1), power, anchors, step) != pytest.approx(power(step), abs=1e-3)
+
+    def test_hermite_of_the_square_root_of_a_half_is_taylor_at_order_1(self, anchors, distance):
+        step = anchors[-1] + distance
+        ours = forecast(Hermite(1, math.sqrt(0.5)), quadratic, anchors, step)
+        assert ours == pytest.approx(forecast(Taylor(1), quadratic, anchors, step))
+        assert forecast(Hermite(1), line, anchors, step) > line(anchors[-1])  # forwards: not evaluated at -k
+
+    def test_every_rule_is_its_papers_recursion(self, anchors, distance):
+        """On a path no rule is exact on, against formulas of the tests' own."""
+        step = anchors[-1] + distance
+        values = [wave(t) for t in anchors]
+        for order in range(4):
+            for name, rule in RULES.items():
+                wanted = FORMULAS[name](anchors, values, step, order)
+                assert forecast(rule(order), wave, anchors, step) == pytest.approx(wanted), (name, order)
+        wanted = FORMULAS["foca"](anchors, values, step, 0)
+        assert forecast(FoCa(), wave, anchors, step) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("rule", [Taylor(3), Newton(3), Hermite(3), FoCa()])
+def test_a_single_anchor_is_reused_and_few_give_a_lower_order(rule):
+    assert forecast(rule, quadratic, (4,), 9) == quadratic(4)
+    lower = {Taylor: Taylor(1), Newton: Newton(1), Hermite: Hermite(1), FoCa: FoCa()}[type(rule)]
+    assert forecast(rule, quadratic, (0, 4), 9) == pytest.approx(forecast(lower, quadratic, (0, 4), 9))
+
+
+def test_hermites_second_order_is_damped_and_negative_close_by():
+    """s^2 (2 s^2 k^2 - 1), so -1/8 at k = 1 and 1/4 at k = 2 of the second difference."""
+    for k, coefficient in ((1, -0.125), (2, 0.25), (3, 0.875)):
+        second = forecast(Hermite(2), lambda t: t**2, (0, 1, 2), 2 + k) - (4 + 0.5 * k * 3)
+        assert second == pytest.approx(coefficient * 2)
+
+
+# --- L2P: learned weights ---
+
+
+@pytest.fixture(scope="module")
+def vanilla(tiny_base, make_sampling, tmp_path_factory):
+    """The file that is fitted on four trajectories of the tiny base, and these trajectories (values, steps)."""
+    sampling, steps = make_sampling(), []
+    path = tmp_path_factory.mktemp("fit") / "fit.safetensors"
+    calibrate(tiny_base, sampling, lambda images: images % 10, 4, 2, seed=5).save(path)
+    watch = SimpleNamespace(on_step=lambda record: steps.append(record.features[0].flatten()))
+    images = torch.arange(4)
+    generate_images(
+        tiny_base, images % 10, images, 5, sampling=sampling, accelerator=Accelerator(Always()), observers=[watch]
+    )
+    return path, torch.stack(steps, 1).numpy()
+
+
+def learned(path, base, **settings):
+    rule = LearnedWeights(path, 6, **settings)
+    Forecast(rule).fingerprint(base)
+    return rule
+
+
+@pytest.mark.parametrize("times", [[0], [0, 1], [0, 1, 2], [0, 2, 3], [1, 3]])
+def test_learned_weights_are_the_least_squares_solution(vanilla, tiny_base, times):
+    path, values = vanilla
+    for step in range(times[-1] + 1, 6):
+        exact = np.linalg.lstsq(values[:, times], values[:, step], rcond=None)[0]
+        np.testing.assert_allclose(learned(path, tiny_base, damping=0).weights(times, step), exact, atol=1e-8)
+        assert np.abs(learned(path, tiny_base).weights(times, step) - exact).max() < 0.01
+
+
+@pytest.mark.parametrize("times", [[0], [0, 1], [0, 1, 2], [0, 2, 3]])
+def test_learned_weights_beat_every_fixed_rule_on_the_trajectories_they_were_fitted_on(vanilla, tiny_base, times):
+    path, values = vanilla
+
+    def error(weights, step):
+        return float(np.square(values[:, times] @ weights - values[:, step]).sum())
+
+    order, reuse = len(times) - 1, np.eye(len(times))[-1]
+    for step in range(times[-1] + 1, 6):
+        ours = error(learned(path, tiny_base).weights(times, step), step)
+        fixed = [rule.weights(times, step) for rule in (Taylor(order), Newton(order), Hermite(order))]
+        assert all(ours < error(weights, step) for weights in (reuse, *fixed))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Taylor(-1), "accelerator.predictor.rule.max_order=-1 must be at least 0"),
+        (lambda: Newton(-2), "accelerator.predictor.rule.max_order=-2 must be at least 0"),
+        (lambda: LearnedWeights("fit", 6, -1), "accelerator.predictor.rule.max_order=-1 must be at least 0"),
+        (lambda: Hermite(2, 0.0), "accelerator.predictor.rule.scale=0.0 must be above 0 and below 1"),
+        (lambda: Hermite(2, 1.0), "accelerator.predictor.rule.scale=1.0 must be above 0 and below 1"),
+        (lambda: Forecast(Taylor(1), "layer"), "accelerator.predictor.granularity=layer is unknown; one of boundary"),
+        (lambda: Reuse("tokens"), "accelerator.predictor.of=tokens is unknown; one of features, residual"),
+    ],
+)
+def test_impossible_rules_are_refused_by_their_key(make, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+def test_a_fit_of_something_else_is_refused_by_its_key(vanilla, tiny_base, make_base, tmp_path):
+    path, _ = vanilla
+    key = "accelerator.predictor.rule.fit="
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    for file, base, n, message in (
+        (tmp_path / "none", tiny_base, 6, "no such file; write it by python -m migm.fit"),
+        (tmp_path / "broken.safetensors", tiny_base, 6, "is not a file of migm.fit"),
+        (path, make_base(seed=1), 6, "was fitted for base"),
+        (path, tiny_base, 7, "was fitted for sampling.num_steps=6, this is 7"),
+    ):
+        with pytest.raises(UserError, match=re.escape(key) + ".*" + re.escape(message)):
+            LearnedWeights(file, n).fingerprint(base)
+    again = Calibration.load(path, tiny_base, 6, "key")
+    assert again.fingerprint() == learned(path, tiny_base).fingerprint(tiny_base)
