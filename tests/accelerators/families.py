@@ -1,0 +1,130 @@
+"""Both families of bases at tiny size in float64, and the methods of conf/accelerator as they are configured."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.refresh import Always
+from migm.bases.base import Branch, StepRecord
+from migm.config import build, conf_path
+from migm.fit import calibrate
+from migm.sampling.loop import Sampling, generate
+from migm.sampling.noise import KeyedNoise, Noise
+from migm.shortcuts.checkpoint import Network, save_shortcut
+
+N, B = 8, 3
+LABELS = [3, 7, 0]
+PROMPTS = ["a red bird on a lake at night, far away, under the moon", "a cat", "an old grey ship in a storm"]
+FOLDER = Path(conf_path()) / "accelerator"
+
+
+def published(file: Path) -> bool:
+    """Whether a method needs weights that cannot be had here."""
+    return "hf://" in file.read_text(encoding="utf-8")
+
+
+METHODS = sorted(file.stem for file in FOLDER.glob("*.yaml") if not published(file))
+
+
+@dataclass
+class Family:
+    """A base, three images to ask it for, how to sample them, and the folder of what its methods learned."""
+
+    name: str
+    base: Any
+    inputs: Sequence[Any]
+    sampling: Sampling
+    folder: Path
+    runs: dict[Accelerator, tuple[Tensor, list[StepRecord]]] = field(default_factory=dict)
+
+    def some(self, images: Sequence[int]) -> Any:
+        chosen = [self.inputs[i] for i in images]
+        return torch.tensor(chosen) if isinstance(chosen[0], int) else chosen
+
+    def accelerator(self, method: str, **changes: Any) -> Accelerator:
+        """A method of conf/accelerator with B full steps where it has a choice; `changes` are keys of its YAML."""
+        cfg = OmegaConf.create(
+            {
+                "accelerator": OmegaConf.load(FOLDER / f"{method}.yaml"),
+                "sampling": {"num_steps": N, "num_full_steps": changes.pop("num_full_steps", B)},
+                "paths": {"output_dir": str(self.folder)},
+                "name": self.name,
+            }
+        )
+        for key, value in changes.items():
+            OmegaConf.update(cfg.accelerator, key.replace("__", "."), value, force_add=True)
+        return build(OmegaConf.to_container(cfg.accelerator, resolve=True))  # type: ignore[index]
+
+    def run(
+        self,
+        accelerator: Accelerator,
+        images: Sequence[int] = (0, 1, 2),
+        observers: Sequence[Any] = (),
+        base: Any = None,
+        noise: Noise | None = None,
+    ) -> tuple[Tensor, list[StepRecord]]:
+        """Generate these images -> their tokens and the record of every step."""
+        records: list[StepRecord] = []
+        watch = [SimpleNamespace(on_step=records.append), *observers]
+        noise = noise or KeyedNoise(0, torch.tensor(images))
+        return generate(base or self.base, self.some(images), self.sampling, accelerator, noise, watch), records
+
+    def first(self, accelerator: Accelerator) -> tuple[Tensor, list[StepRecord]]:
+        """The first run of an accelerator with all three images, remembered."""
+        if accelerator not in self.runs:
+            self.runs[accelerator] = self.run(accelerator)
+        return self.runs[accelerator]
+
+    @functools.cached_property
+    def vanilla(self) -> tuple[Tensor, list[StepRecord]]:
+        """What the base draws at every step by itself."""
+        return self.run(Accelerator(Always()))
+
+    def learn(self, shortcut: Callable[[bool], Network]) -> None:
+        """Write what the methods read: a random network, one without cross attention, and a fit of 6 images."""
+        fingerprint = self.base.fingerprint()
+        for suffix, cross in (("", True), ("_no_cross_attention", False)):
+            network = shortcut(cross).float()
+            save_shortcut(network, fingerprint, self.folder / f"{self.name}{suffix}" / "shortcut.safetensors")
+        fit = calibrate(self.base, self.sampling, lambda images: self.some((images % 3).tolist()), 6, 3, seed=3)
+        fit.save(self.folder / self.name / f"fit_n{N}.safetensors")
+
+
+def alone(branch: Branch, base: Any) -> list[Branch]:
+    """Every sequence of a branch as a branch of its own, without padding."""
+    return [base.branch(ids[ids >= 0][None]) for ids in branch.condition]
+
+
+def sequences(record: StepRecord) -> list[list[Tensor]]:
+    """The features (t, c) of every image's sequences without padding, conditional first."""
+    found: list[list[Tensor]] = []
+    for branch, features in zip(record.branches, record.features, strict=True):
+        masks = [slice(None)] * len(features) if branch.mask is None else list(branch.mask)
+        kept = [f[mask] for f, mask in zip(features, masks, strict=True)]
+        images = len(kept) // branch.copies
+        found += [kept[i * images : (i + 1) * images] for i in range(branch.copies)]
+    return [list(halves) for halves in zip(*found, strict=True)]
+
+
+def branches_of(record: StepRecord, base: Any) -> list[list[Branch]]:
+    """The branches that belong to `sequences`."""
+    found: list[list[Branch]] = []
+    for branch in record.branches:
+        single = alone(branch, base)
+        images = len(single) // branch.copies
+        found += [single[i * images : (i + 1) * images] for i in range(branch.copies)]
+    return [list(halves) for halves in zip(*found, strict=True)]
+
+
+def tokens_before(records: Sequence[StepRecord], base: Any) -> list[Tensor]:
+    """The tokens (b, l) that each step saw: all masked at the first."""
+    first = torch.full_like(records[0].tokens, base.spec.vocab_size)
+    return [first, *(record.tokens for record in records[:-1])]
