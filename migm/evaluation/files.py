@@ -3,11 +3,19 @@
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
 
 from migm.runtime import UserError, file_hash
+
+
+class Need(NamedTuple):
+    """A file or folder, and its address or what to do to have it."""
+
+    path: Path
+    source: str
 
 
 def required(path: str | Path, sha256: str, source: str, offline: bool, key: str) -> Path:

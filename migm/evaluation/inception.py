@@ -17,6 +17,10 @@ from migm.runtime import UserError, tensors_hash
 
 SIDE = 299  # pixels of the network's input
 CHILDREN = {"64": 4, "192": 7, "768": 15, "2048": 18}  # features by torch-fidelity's names -> layers up to them
+ADM_URL = (
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/512/VIRTUAL_imagenet512.npz"
+)
+VALIDATION = "the 50,000 images of ILSVRC2012's validation set, from image-net.org"
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -26,6 +30,7 @@ class Protocol:
 
     name: str
     real: str  # the reference images
+    source: str  # an address, or what `python -m migm.reference` is given
     stretch: bool = False  # each image's own minimum and maximum become 0 and 255
     clean: bool = False  # PIL's antialiased bicubic resize instead of TensorFlow 1's bilinear one without
     foreign: bool = False  # statistics of others are read, which do not say how they were made
@@ -44,10 +49,13 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("adm", "ADM's statistics of the ImageNet training set", foreign=True, made=False),
-        Protocol("val50k", "the 50,000 ImageNet validation images"),
-        Protocol("migm_paper", "the 50,000 ImageNet validation images", stretch=True),  # arXiv 2602.23996's code
-        Protocol("clean", "a folder of real images, or clean-fid's statistics", clean=True, foreign=True),
+        Protocol("adm", "ADM's statistics of the ImageNet training set", ADM_URL, foreign=True, made=False),
+        Protocol("val50k", "the 50,000 ImageNet validation images", f"size=512 images=<{VALIDATION}>"),
+        # As the code of arXiv 2602.23996 does it.
+        Protocol(
+            "migm_paper", "the 50,000 ImageNet validation images", f"size=512 images=<{VALIDATION}>", stretch=True
+        ),
+        Protocol("clean", "a folder of real images", "images=<a folder or zip of them>", clean=True, foreign=True),
     )
 }
 

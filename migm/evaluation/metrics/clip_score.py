@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms.v2.functional import to_pil_image
 
-from migm.evaluation.files import extra
+from migm.evaluation.files import Need, extra
 from migm.evaluation.metrics.metric import Batch, QualityMetric
 from migm.runtime import UserError, tensors_hash
 
@@ -50,6 +50,13 @@ class CLIPScore(QualityMetric):
         for name in ("total", "cut", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
 
+    @staticmethod
+    def needs(_name: str, node: dict[str, Any]) -> list[Need]:
+        if node["random_weights"]:
+            return []
+        source = f"open_clip's {node['model']} {node['pretrained']}, fetched on first use unless paths.offline"
+        return [Need(Path(node["weights"] or node["cache_dir"]), source)]
+
     def update(self, batch: Batch) -> None:
         images = batch.extracted(self.reference_hash, self.image_features)
         texts, cut = self.text_features(batch.prompts)
@@ -61,7 +68,7 @@ class CLIPScore(QualityMetric):
     def compute(self) -> Tensor:
         return self.total / self.count
 
-    def details(self) -> dict[str, float]:
+    def details(self) -> dict[str, Any]:
         return {"truncated": (self.cut / self.count).item()}
 
     @torch.inference_mode()

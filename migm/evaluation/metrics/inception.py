@@ -1,11 +1,14 @@
 """FID and Inception Score on torch-fidelity's Inception, by named protocols."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from migm.evaluation.files import extra
-from migm.evaluation.inception import Inception, find_protocol
+from migm.evaluation.files import Need, extra
+from migm.evaluation.inception import URL, Inception, find_protocol
 from migm.evaluation.metrics.frechet import MomentsMetric, frechet_distance
 from migm.evaluation.metrics.metric import Batch, QualityMetric
 from migm.evaluation.metrics.reference import Reference, load_reference
@@ -34,6 +37,16 @@ class InceptionMetric(QualityMetric):
         if reference is not None:
             self.real = self._read(reference)
             self.reference_hash = f"{self.real.hash}-{inception.hash}"
+
+    @staticmethod
+    def needs(name: str, node: dict[str, Any]) -> list[Need]:
+        found, protocol = [], find_protocol(node["protocol"])
+        if not node["inception"]["random_weights"]:
+            found.append(Need(Path(node["inception"]["weights"]), URL))
+        if node.get("reference"):
+            made = f"python -m migm.reference metric=[{name}] {protocol.source}"
+            found.append(Need(Path(node["reference"]), made if protocol.made else protocol.source))
+        return found
 
     def features(self, batch: Batch) -> Tensor:
         """float32 (b, channels) of the batch; made once for all metrics of a protocol."""

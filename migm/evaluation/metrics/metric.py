@@ -1,6 +1,7 @@
 """What an image metric declares, and the batch it is given."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from migm.bases.base import Inputs
 from migm.evaluation.captions import parse
 from migm.evaluation.cifarnet import CifarNet
+from migm.evaluation.files import Need
 from migm.pretraining.cifar10 import CLASSES
 from migm.runtime import UserError
 
@@ -61,7 +63,7 @@ class ImageMetric(Protocol):
 
     def compute(self) -> Tensor: ...
 
-    def details(self) -> dict[str, float]: ...
+    def details(self) -> dict[str, Any]: ...
 
     def reset(self) -> None: ...
 
@@ -93,7 +95,12 @@ class QualityMetric(torchmetrics.Metric):
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)  # one process measures; others may be gone by then
 
-    def details(self) -> dict[str, float]:
+    @staticmethod
+    def needs(_name: str, node: dict[str, Any]) -> list[Need]:
+        """The files that a configuration of this class, called `_name` there, reads."""
+        return [Need(Path(node["weights"]), "bundled; `python -m migm.pretrain` makes it again")]
+
+    def details(self) -> dict[str, Any]:
         """What a record says beside the value, of the images since the last reset."""
         return {}
 
