@@ -35,7 +35,7 @@ class Classes:
 
 
 class Prompts:
-    """The prompts of a file in turn, or those from `first` to before `last` alone."""
+    """The prompts of a file or folder in turn, or those from `first` to before `last` alone."""
 
     def __init__(self, file: str | Path, first: int = 0, last: int | None = None):
         self.prompts = read_prompts(Path(file))[first:last]
@@ -51,9 +51,17 @@ class Prompts:
 
 
 def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:
-    """Prompts of a `.txt` (one a line), `.jsonl` or `.json` file (strings, or objects with `prompt`)."""
+    """Prompts of a `.txt` (one a line), `.jsonl` or `.json` file (strings, or objects with `prompt`).
+
+    A folder holds one prompt in each of its `.txt` files, in the order of their names, as ELLA's DPG-Bench does.
+    """
+    if path.is_dir():
+        return [
+            _prompt(" ".join(file.read_text(encoding="utf-8").split()), str(file))
+            for file in sorted(path.glob("*.txt"))
+        ]
     if not path.is_file():
-        raise FileNotFoundError(f"{key}={path}: no such file")
+        raise FileNotFoundError(f"{key}={path}: no such file or folder; `python -m migm.needs` says where to get it")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
         return [line.strip() for line in text.split("\n") if line.strip()]

@@ -45,6 +45,24 @@ def test_the_same_prompts_are_read_from_every_form_of_file(tmp_path, name):
     assert read_prompts(written(tmp_path, name, FORMS[name])) == PROMPTS
 
 
+def test_a_folder_of_one_prompt_a_file_is_read_in_the_order_of_names(tmp_path):
+    """As ELLA's DPG-Bench: `prompts/1.txt`, `prompts/COCOval2014….txt`, each a paragraph."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for name, text in (
+        ("b.txt", "A long\nparagraph. "),
+        ("10.txt", PROMPTS[1] + "\n"),
+        ("2.txt", PROMPTS[0]),
+        ("x.csv", "-"),
+    ):
+        written(folder, name, text)
+    assert read_prompts(folder) == [PROMPTS[1], PROMPTS[0], "A long paragraph."]
+    assert Prompts(folder).fingerprint().startswith("3 prompts ")
+    written(folder, "empty.txt", "\n")
+    with pytest.raises(UserError, match=naming("empty.txt", "neither a prompt")):
+        read_prompts(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

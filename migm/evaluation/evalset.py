@@ -1,5 +1,7 @@
 """What is generated for an evaluation: labels or prompts, image numbers, seed sets."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +34,14 @@ class EvalSet:
             )
         self.num_images, self.inputs, self.batch_size = num_images, inputs, batch_size
         self.seed_sets, self.reference = list(seed_sets), reference
+
+    def fingerprint(self) -> str:
+        """Hash of what is asked for, image by image."""
+        digest = hashlib.sha256()
+        for _, inputs in self.batches():
+            shown = inputs.tolist() if isinstance(inputs, Tensor) else inputs
+            digest.update(json.dumps(shown).strip("[]").encode() + b", ")
+        return digest.hexdigest()[:12]
 
     def batches(self) -> Iterator[tuple[Tensor, Inputs]]:
         """Image numbers (b,) and their labels (b,) or b prompts."""

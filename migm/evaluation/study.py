@@ -42,6 +42,7 @@ class Study:
         self.base, self.points, self.evalset, self.metrics = base, points, evalset, metrics
         self.results, self.repeats, self.console = results, repeats, Console()
         without = {k: v for k, v in sampling_config.items() if k not in ("num_steps", "num_full_steps")}
+        self.evalset_hash = evalset.fingerprint()
         self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
         self.preview = results.path.parent / "images"
         for metric in metrics:
@@ -115,7 +116,7 @@ class Study:
             save_grid(torch.cat(preview)[:PREVIEW], path, 10, captions=captions[:PREVIEW])
 
     def _quality_records(self, point: Point, seed_set: int) -> list[dict[str, Any]]:
-        n = self.evalset.num_images
+        n, evalset = self.evalset.num_images, self.evalset_hash
         return [
             self._record(
                 point,
@@ -125,6 +126,7 @@ class Study:
                 n=n,
                 seed_set=seed_set,
                 reference=metric.reference_hash,
+                evalset=evalset,
                 decoder=self.base.decoder_fingerprint(),
             )
             for metric in self.metrics

@@ -73,6 +73,7 @@ def test_a_record_says_how_it_was_measured(whole):
         assert needed <= set(record), record["metric"]
         if quality:
             assert (record["n"], record["seed_set"], len(record["reference"])) == (20, 1, 12)
+            assert len(record["evalset"]) == 12
 
 
 def test_a_second_run_adds_nothing(whole, assets):
