@@ -63,7 +63,7 @@ def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):
 
 
 def test_a_method_whose_fit_is_missing_says_how_to_make_it(call):
-    code, _, err = call(migm.evaluate.main, "points={}", "accelerator=l2p", "metric=[none]")
+    code, _, err = call(migm.evaluate.main, "points=null", "accelerator=l2p", "metric=[none]")
     assert code == 2
     assert "accelerator.predictor.rule.fit=" in err
     assert "python -m migm.fit" in err
