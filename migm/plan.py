@@ -11,8 +11,11 @@ from migm.evaluation.cost import Point, planned_seconds
 from migm.runtime import UserError, command
 
 
-def planned(point: Point, full: float, cheap: float) -> list[str]:
-    """Label, full steps, their number, seconds and speed-up of a point; blanks where it is decided while sampling."""
+def planned(point: Point, full: float, cheap: float, baseline: int | None = None) -> list[str]:
+    """Label, full steps, their number, seconds and speed-up of a point; blanks where it is decided while sampling.
+
+    The speed-up is over `baseline` full steps, by default as many as it has steps.
+    """
     if not point.full_steps:
         return [point.label, "decided while sampling", "", "", ""]
     n, plan = point.sampling.num_steps, point.accelerator.policy.plan(point.sampling.num_steps)  # type: ignore[union-attr]
@@ -35,8 +38,10 @@ def main(cfg: DictConfig) -> None:
     if config.full <= 0 or config.cheap < 0:
         raise UserError(f"full={config.full} must be above 0 and cheap={config.cheap} at least 0")
     table = Table("point", "full steps", "B", "seconds", "speed-up")
-    for point in points(cfg, config):
-        table.add_row(*planned(point, config.full, config.cheap))
+    found = points(cfg, config)
+    vanilla = max((point.sampling.num_steps for point in found if point.accelerator.name == "vanilla"), default=None)
+    for point in found:
+        table.add_row(*planned(point, config.full, config.cheap, vanilla))
     Console().print(table)
 
 
