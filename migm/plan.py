@@ -20,14 +20,9 @@ def planned(point: Point, full: float, cheap: float, baseline: int | None = None
         return [point.label, "decided while sampling", "", "", ""]
     n, plan = point.sampling.num_steps, point.accelerator.policy.plan(point.sampling.num_steps)  # type: ignore[union-attr]
     seconds = planned_seconds(sum(plan), n, full, full * cheap)
-    steps = " ".join(str(i) for i, is_full in enumerate(plan) if is_full)
-    return [
-        point.label,
-        steps if sum(plan) < n else "all",
-        str(sum(plan)),
-        f"{seconds:.2f}",
-        f"{n * full / seconds:.2f}",
-    ]
+    steps = "all" if all(plan) else " ".join(str(i) for i, is_full in enumerate(plan) if is_full)
+    speed = (baseline or n) * full / seconds
+    return [point.label, steps, str(sum(plan)), f"{seconds:.2f}", f"{speed:.2f}"]
 
 
 @hydra.main(config_path=conf_path(), config_name="plan", version_base="1.3")
