@@ -3,13 +3,13 @@
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import replays
 import torch
-from families import N, Family, branches_of, sequences, tokens_before
+from families import Family, N, branches_of, sequences, tokens_before
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator, PlannedRun, TargetForecast, full_step
@@ -37,7 +37,7 @@ def same(ours: Records, theirs: Records, tolerance: float = 0.0) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.tokens, b.tokens), f"tokens of step {a.index}"
-        for x, y in zip(sum(sequences(a), []), sum(sequences(b), []), strict=True):
+        for x, y in zip(chain(*sequences(a)), chain(*sequences(b)), strict=True):
             close(x, y, tolerance)
 
 

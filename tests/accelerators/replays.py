@@ -139,7 +139,7 @@ def max_logit(
             new = branch.rows[0, revealed(steps, i)].tolist() if force_new else []
             ranks = torch.arange(len(rows)).float()
             count = int((ranks <= ranks.quantile(1 - cache_ratio)).sum())
-            chosen = new + sorted(set(rows) - set(new), key=lambda row: float(best[row]))[:count]  # noqa: B023
+            chosen = new + sorted(set(rows) - set(new), key=lambda row: float(best[row]))[:count]
             active = torch.zeros(len(best), dtype=torch.bool).index_fill(0, torch.tensor(chosen), True)
             features = features.where(~active[:, None], passes.active(tokens, store, active))
         yield features
