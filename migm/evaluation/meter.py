@@ -154,5 +154,6 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     elif isinstance(value, Iterable):
         yield from (t for item in value for t in _tensors(item, seen))
     elif hasattr(value, "__dict__"):
-        state = {name: item for name, item in vars(value).items() if name not in ("base", "module")}
-        yield from _tensors(state, seen)
+        # No dictionary is made of them: `seen` would take another one at its address for the same.
+        own = (item for name, item in vars(value).items() if name not in ("base", "module"))
+        yield from (t for item in own for t in _tensors(item, seen))
