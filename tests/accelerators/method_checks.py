@@ -12,7 +12,7 @@ import torch
 from families import Family, N, branches_of, sequences, tokens_before
 from torch import Tensor
 
-from migm.accelerators.accelerator import Accelerator, PlannedRun, TargetForecast, full_step
+from migm.accelerators.accelerator import Accelerator, TargetForecast, full_step
 from migm.accelerators.accumulate import Accumulate
 from migm.accelerators.calibration import LearnedWeights
 from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
@@ -294,10 +294,7 @@ def one_pass_is_two(family: Family, accelerator: Accelerator, one_pass: Family) 
     same(together, records, ROUNDING)
 
 
-def runs_as_planned(family: Family, accelerator: Accelerator, full: Sequence[int]) -> None:
-    """The base runs at these steps and at no others."""
-    counts = family.sampling.schedule.counts(family.base.spec.num_tokens, N)
-    run = accelerator.start(family.base, family.base.encode(family.some([0]), True), counts)
-    assert isinstance(run, PlannedRun)
-    assert [i for i in range(N) if run.is_full(i)] == list(full)
-    assert [r.index for r in family.run(accelerator, [0])[1] if r.is_full] == list(full)
+def published_plan(family: Family, accelerator: Accelerator, num_steps: int, full: Sequence[int]) -> None:
+    """The policy runs the base at these steps of so many and at no others."""
+    plan = accelerator.policy.plan(num_steps)  # type: ignore[union-attr]
+    assert [i for i, now in enumerate(plan) if now] == list(full)
