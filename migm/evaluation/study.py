@@ -46,7 +46,8 @@ class Study:
         self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
         self.preview = results.path.parent / "images"
         for metric in metrics:
-            result_name(metric, evalset.num_images)  # too few images are refused before anything is generated
+            metric.refuse_incomplete()  # this, and too few images, before anything is generated
+            result_name(metric, evalset.num_images)
             metric.to(base.device)
 
     def run(self, cost: bool = True) -> None:

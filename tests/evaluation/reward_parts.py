@@ -43,7 +43,8 @@ def weight(name: str, shape: list[int]) -> torch.Tensor:
     """Values that depend on the tensor's name alone and keep activations of order one."""
     if name.endswith("position_ids"):
         return torch.arange(shape[1])[None]
-    drawn = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    some = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(min(int(np.prod(shape)), 49_999))
+    drawn = np.resize(some.astype(np.float32), shape)  # repeated: 447 million draws take their time
     if len(shape) > 1:
         return torch.from_numpy(drawn / np.sqrt(np.prod(shape[1:])))
     return torch.from_numpy(0.1 * drawn + ("norm" in name.lower() and name.endswith("weight")))

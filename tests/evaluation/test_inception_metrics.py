@@ -184,10 +184,10 @@ def test_the_papers_protocol_stretches_both_sides(measured):
 
 
 def test_stretching_maps_each_image_to_the_full_range_rounded_down():
-    image = torch.tensor([10, 11, 13, 60], dtype=torch.uint8).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    image = torch.tensor([10, 11, 26, 60], dtype=torch.uint8).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
     flat = torch.full((1, 3, 2, 2), 7, dtype=torch.uint8)
     found = stretched(torch.cat([image, flat]))
-    assert found[0, 0].flatten().tolist() == [0, 5, 15, 255]
+    assert found[0, 0].flatten().tolist() == [0, 5, 81, 255]  # of 0, 5.1, 81.6, 255
     assert found[1].unique().tolist() == [0]
 
 

@@ -146,7 +146,10 @@ def test_a_study_refuses_few_images_before_it_starts_and_names_them_when_allowed
     base = build(config.base)
     with pytest.raises(UserError, match=naming("fid_clean", "10 images", "allow_small_n")):
         study(cfg, config, base)
-    config.metric["fid_clean"]["allow_small_n"] = True
+    config.metric["fid_clean"] |= {"allow_small_n": True, "reference": None}
+    with pytest.raises(UserError, match=naming("reference=null", "fid_clean")):
+        study(cfg, config, base)
+    config.metric["fid_clean"]["reference"] = str(tmp_path / "clean.npz")
     done = study(cfg, config, base)
     done.measure_quality()
     (record,) = read(done.results.path)

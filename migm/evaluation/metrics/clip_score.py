@@ -1,5 +1,6 @@
 """CLIPScore: how well an image fits its prompt, by a named CLIP of open_clip."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def load_clip(model: str, pretrained: str, source: str | None, cache_dir: str | 
     if model not in open_clip.list_models():
         raise UserError(f"metric.*.model={model} is unknown to open_clip; such as ViT-L-14, ViT-g-14")
     known = open_clip.get_pretrained_cfg(model, pretrained)
+    logging.disable(logging.INFO)  # open_clip tells the root logger every step
     try:
         clip, _, preprocess = open_clip.create_model_and_transforms(
             model,
@@ -115,6 +117,8 @@ def load_clip(model: str, pretrained: str, source: str | None, cache_dir: str | 
         )
     except RuntimeError as error:
         raise UserError(f"metric.*.weights={source} does not fit {model} ({str(error).splitlines()[0]})") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return clip.eval().requires_grad_(False), preprocess, open_clip.get_tokenizer(model)
 
 

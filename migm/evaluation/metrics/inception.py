@@ -57,6 +57,10 @@ class InceptionMetric(QualityMetric):
         """The `arrays` of all images so far."""
         raise NotImplementedError
 
+    def refuse_incomplete(self) -> None:
+        if self.arrays:
+            self.against()
+
     def refuse_unmade(self) -> None:
         """UserError where the protocol's reference is a file of others."""
         if not self.protocol.made:

@@ -65,6 +65,8 @@ class ImageMetric(Protocol):
 
     def details(self) -> dict[str, Any]: ...
 
+    def refuse_incomplete(self) -> None: ...
+
     def reset(self) -> None: ...
 
     def to(self, device: torch.device) -> Any: ...
@@ -99,6 +101,9 @@ class QualityMetric(torchmetrics.Metric):
     def needs(_name: str, node: dict[str, Any]) -> list[Need]:
         """The files that a configuration of this class, called `_name` there, reads."""
         return [Need(Path(node["weights"]), "bundled; `python -m migm.pretrain` makes it again")]
+
+    def refuse_incomplete(self) -> None:
+        """UserError if something is missing without which there will be no value."""
 
     def details(self) -> dict[str, Any]:
         """What a record says beside the value, of the images since the last reset."""
