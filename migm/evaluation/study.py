@@ -161,7 +161,7 @@ def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions
     path.parent.mkdir(parents=True, exist_ok=True)
     large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     gap = scale if len(images) > 1 else 0  # make_grid puts none around a single image
-    layout = {"count": len(images), "columns": columns, "gap": gap, "captions": list(captions)}
+    layout = {"count": len(images), "columns": columns, "gap": gap, "scale": scale, "captions": list(captions)}
     about = PngInfo()
     about.add_text("migm", json.dumps({**layout, "height": large.shape[2], "width": large.shape[3]}))
     grid = make_grid(large, nrow=columns, padding=gap).permute(1, 2, 0)

@@ -39,7 +39,8 @@ class Pictures:
                 left = column * (layout["width"] + layout["gap"]) + layout["gap"]
                 upper = row * (layout["height"] + layout["gap"]) + layout["gap"]
                 cell = grid.crop((left, upper, left + layout["width"], upper + layout["height"]))
-                self.images[label][number, 0] = encoded(cell)
+                size = (layout["width"] // layout["scale"], layout["height"] // layout["scale"])
+                self.images[label][number, 0] = encoded(cell.resize(size, Resampling.NEAREST))
                 self.captions[number, 0] = f"image {number}" + (f": {captions[number]}" if captions else "")
 
     def add_gallery(self, folder: Path, base: str) -> None:

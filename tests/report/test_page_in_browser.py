@@ -144,7 +144,7 @@ def test_images_of_the_same_seeds_stand_in_columns_and_methods_are_switched(page
     assert page.locator("#grid .line").count() == len(LABELS)
     assert page.locator("#grid .line b").all_text_contents() == LABELS
     assert page.locator("#grid img").count() == 3 * len(LABELS)
-    assert page.locator("#grid img").first.evaluate("image => [image.naturalWidth, image.complete]") == [16, True]
+    assert page.locator("#grid img").first.evaluate("image => [image.naturalWidth, image.complete]") == [8, True]
     page.click("#methods >> text=reuse 16,4")
     assert page.locator("#grid .line b").all_text_contents() == [x for x in LABELS if x != "reuse 16,4"]
 
