@@ -125,6 +125,13 @@ class PlanConfig(Common):
 
 
 @dataclass
+class AnalyseConfig(Common):
+    analysis: Any = "all"
+    analyses: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
+
+
+@dataclass
 class HumanevalConfig(Common):
     method: str | None = None
     baseline: str | None = None

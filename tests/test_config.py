@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from tiny_parts import naming
 
 from migm.config import (
+    AnalyseConfig,
     BenchConfig,
     CollectConfig,
     Common,
@@ -43,6 +44,7 @@ ROOTS: dict[str, type[Common]] = {
     "pretrain": PretrainConfig,
     "humaneval": HumanevalConfig,
     "reference": ReferenceConfig,
+    "analyse": AnalyseConfig,
 }
 ADDED = ("experiment", "sweep")  # with +, and with the package _global_
 

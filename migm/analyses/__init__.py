@@ -1,0 +1,1 @@
+"""What trajectories look like: the paper's analysis figures on any base."""
