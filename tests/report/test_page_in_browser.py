@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from browsing import chromium, opened
+from tiny_parts import ROOT
 
 from migm.evaluation.study import save_grid
 from migm.report.write import write_report
@@ -183,6 +184,14 @@ def test_another_study_replaces_everything(page):
     assert page.locator("#facts").inner_text().startswith("base other")
     assert page.locator("#pictures").is_hidden()
     assert page.locator("#chart .mark").count() == len(FD)
+
+
+def test_the_committed_example_opens(browser):
+    with opened(browser, ROOT / "experiments" / "report.html") as page:
+        assert page.locator("#chart .mark").count() == 29
+        assert page.locator("#chart .error").count() == 29
+        page.locator("#studies button").nth(1).click()
+        assert page.locator("#grid img").count() == 6 * 20
 
 
 def test_it_fits_a_phone(page):
