@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The analyses on both bundled bases. Run from the repository's root. The shortcuts are those of studies 001 and 002:
+# The analyses on both bundled bases. Run from the repository's root. The shortcuts are those of studies 001 and 006:
 # what is trained already is not trained again.
 set -euo pipefail
 here=experiments/004-analyses
