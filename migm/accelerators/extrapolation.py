@@ -84,10 +84,14 @@ class FoCa:
     Of the value one step on, P = ((1 + r)^2 F - r^2 F' + h (1 + r) S) / (1 + 2 r) from the last two
     values F', F at a distance of h / r and their slope S; then F + h / 2 (S_full + (P - F) / h). Cheap
     steps go on from each other's values, full steps from theirs and the last full one's. With steps of
-    variable length (the published formula takes r = 1) it is exact on lines.
+    variable length it is exact on lines, and, being linear in two values, therefore the same as `Taylor`
+    of order 1; `fixed_step` takes r = 1 as the published formula does, whatever the distance of the full steps.
     """
 
     history = 2
+
+    def __init__(self, fixed_step: bool = False):
+        self.fixed_step = fixed_step
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         values = np.eye(len(times))
@@ -97,7 +101,7 @@ class FoCa:
         gap = times[-1] - times[-2]
         full_slope = (now - before) / gap
         for _ in range(step - times[-1]):
-            r, slope = 1 / gap, (now - before) / gap
+            r, slope = 1.0 if self.fixed_step else 1 / gap, (now - before) / gap
             ahead = ((1 + r) ** 2 * now - r**2 * before + (1 + r) * slope) / (1 + 2 * r)
             before, now = now, now + (full_slope + ahead - now) / 2
             gap = 1

@@ -1,5 +1,6 @@
 """Forecasts of numbers (methods.md section 5, invariants 6 and 7): no base but where trajectories have to be real."""
 
+import itertools
 import math
 import re
 from types import SimpleNamespace
@@ -68,7 +69,15 @@ def test_focas_published_form_is_wrong_on_lines_where_steps_differ_in_length():
         before, now = now, now + (full_slope + ahead - now) / 2
         slope = now - before
     assert now - line(15) == pytest.approx(1.75)
+    assert forecast(FoCa(fixed_step=True), line, ANCHORS, 15) == pytest.approx(now)
     assert forecast(FoCa(), line, (8, 9), 12) == pytest.approx(line(12))  # with a gap of 1 both are the same
+
+
+def test_foca_with_steps_of_variable_length_is_taylorseer_of_order_1():
+    """What is linear in two values and exact on lines can be nothing else."""
+    for times in itertools.combinations(range(7), 2):
+        for step in range(times[-1] + 1, times[-1] + 6):
+            assert FoCa().weights(times, step) == pytest.approx(Taylor(1).weights(times, step))
 
 
 @pytest.mark.parametrize("anchors", [ANCHORS, UNEVEN, (0, 1, 2, 6)])
