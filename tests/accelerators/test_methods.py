@@ -46,7 +46,7 @@ VARIANTS = {
     "hicache": [{"policy.interval": 3, "predictor.granularity": "module"}],
     "foca": [{"policy.interval": 3, "policy.first_enhance": 1}, {"predictor.granularity": "module"}],
     "l2p": [{"num_full_steps": 5}, {"predictor.rule.max_order": 0}],
-    "teacache": [{"policy.delta": 0.15}, {"policy.delta": 0.2, "predictor.of": "features"}, {"policy.fit": None}],
+    "teacache": [{"policy.delta": 0.15}, {"policy.delta": 0.2, "predictor.of": "residual"}, {"policy.fit": None}],
     "teacache_first_block": [{"policy.delta": 0.15}, {"policy.fit": None, "policy.coefficients": [2.0, 0.0, 0.1]}],
     "shortcut": [{"num_full_steps": 1}],
     "shortcut_adaptive": [{"policy.delta": 0.15, "policy.indicator": "first_block"}],
@@ -140,3 +140,12 @@ def test_local_steps_reveal_what_their_full_step_ranked(family, changes):
 def test_both_guidance_halves_in_one_pass_equal_two(dimoo, make_dimoo, method):
     one_pass = make_dimoo(one_pass=True)
     checks.one_pass_is_two(dimoo, dimoo.accelerator(method), one_pass)
+
+
+@pytest.mark.parametrize("method", ["reuse", "teacache"])
+def test_reusing_the_residual_draws_the_same_tokens_as_reusing_the_features(family, method):
+    """Rows that are still masked, where a step draws, have the input they had."""
+    runs = [family.run(family.accelerator(method, **{"predictor.of": of})) for of in ("features", "residual")]
+    (tokens, records), (others, _) = runs
+    assert (tokens == others).all()
+    assert not all(record.is_full for record in records)

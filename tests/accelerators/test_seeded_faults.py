@@ -64,7 +64,7 @@ FAULTS = [
     Fault("l2p", "weights are the next step's", faults.next_steps_weights, REPLAY),
     Fault("l2p", "weights are in the wrong order", faults.weights_reversed, REPLAY),
     Fault("teacache", "the sum is not reset", faults.sum_not_reset, REPLAY),
-    Fault("teacache", "the residual is of no input", faults.residual_of_no_input, KEEP),
+    Fault("teacache", "the residual is of no input", faults.residual_of_no_input, KEEP, {"predictor.of": "residual"}),
     Fault("teacache", "the first image decides for all", faults.first_image_decides, BATCH),
     Fault("teacache_first_block", "full steps skip the first block", faults.first_block_skipped, FULL),
     Fault("teacache_first_block", "changes are halved", faults.change_of_half, REPLAY),
