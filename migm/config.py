@@ -64,6 +64,9 @@ class Common:
     # Accelerator -> list of N, [N, B], or {num_steps, num_full_steps, <key of the accelerator>: value}; empty: the one
     # chosen by accelerator and sampling.
     points: dict[str, list[Any]] | None = field(default_factory=dict)
+    latency: list[str] = field(
+        default_factory=list
+    )  # protocols of time and memory; empty: the evalset's batch, amortised
 
 
 @dataclass

@@ -66,7 +66,8 @@ def study(cfg: DictConfig, config: Common, base: Base) -> Study:
     """The study of a config, writing to `<output_dir>/<name>/results.jsonl`."""
     results = Results(Path(config.paths["output_dir"]) / config.name / "results.jsonl")
     metrics = [build(metric) for metric in config.metric.values()]
-    return Study(base, points(cfg, config), config.sampling, build(config.evalset), metrics, results)
+    evalset, protocols = build(config.evalset), config.latency
+    return Study(base, points(cfg, config), config.sampling, evalset, metrics, results, protocols=protocols)
 
 
 @hydra.main(config_path=conf_path(), config_name="evaluate", version_base="1.3")

@@ -1,9 +1,14 @@
-"""What generation costs: seconds by a named protocol, FLOPs by counter, FFE, and plans before anything runs.
+"""What generation costs: seconds and memory by named protocols, FLOPs by counter, FFE, and plans before anything runs.
 
-Protocol `batch{b}_amortised`: wall time of the whole sampling loop on a batch of b images,
-decoding excluded, divided by b; the points take turns, and the median over the rounds counts.
+Protocols of time, each of the whole sampling loop and with the device synchronised before and after:
+- `batch{b}_amortised`: a batch of b images, divided by b (Table 1 of the paper: b = 128);
+- `batch1_wall`: what one waits for a single image, a new one each time (Table 2).
+Decoding is excluded; with `_decode` after the name it is included. After a warm-up round the points
+take turns, and the median over the rounds counts.
 """
 
+import itertools
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import AdaptivePolicy, Always
-from migm.bases.base import Base, Inputs
+from migm.bases.base import Base
+from migm.evaluation.memory import peak_bytes
 from migm.evaluation.meter import CPU_ATTENTION, Reading, read_meter
 from migm.inputs import InputSource
 from migm.report.results import point_label
+from migm.runtime import UserError
 from migm.sampling.loop import Sampling, generate_images
 
 ADAPTIVE_IMAGES = 20  # that the cost of a policy is averaged over which decides for each image
@@ -64,18 +71,62 @@ def interleaved(
     return [statistics.median(taken) for taken in seconds]
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How time and memory of a point are taken, by its name (see the module)."""
+
+    name: str
+    batch: int
+    wall: bool  # a new image each time
+    decode: bool
+
+    @classmethod
+    def named(cls, name: str) -> "Protocol":
+        found = re.fullmatch(r"batch([1-9]\d*)_(amortised|wall)(_decode)?", name)
+        if not found or (found[2] == "wall" and found[1] != "1"):
+            raise UserError(
+                f"latency={name} is no protocol; batch<b>_amortised with any b or batch1_wall, "
+                "and either with _decode at its end to include decoding"
+            )
+        return cls(name, int(found[1]), found[2] == "wall", found[3] is not None)
+
+    def job(self, base: Base, point: Point, source: InputSource) -> Callable[[], Tensor]:
+        """What is timed: returns tokens (b, l), or images (b, 3, h, w) where decoding is included."""
+        first = itertools.count() if self.wall else itertools.repeat(0)
+
+        def run() -> Tensor:
+            images = torch.arange(self.batch) + next(first)
+            sampled = {"sampling": point.sampling, "accelerator": point.accelerator}
+            tokens = generate_images(base, source(images), images, seed=0, **sampled)
+            return base.decode(tokens) if self.decode else tokens
+
+        return run
+
+
 def latency(
-    base: Base, points: Sequence[Point], inputs: Inputs, repeats: int, bar: Progress | None = None
+    base: Base,
+    points: Sequence[Point],
+    source: InputSource,
+    protocol: Protocol,
+    repeats: int,
+    bar: Progress | None = None,
 ) -> list[float]:
-    """Seconds per image of every point, decoding excluded."""
-    images = torch.arange(len(inputs))
+    """Seconds per image of every point."""
+    jobs = [protocol.job(base, point, source) for point in points]
+    return [seconds / protocol.batch for seconds in interleaved(jobs, repeats, base.device, bar)]
 
-    def job(point: Point) -> Callable[[], Tensor]:
-        return lambda: generate_images(
-            base, inputs, images, seed=0, sampling=point.sampling, accelerator=point.accelerator
-        )
 
-    return [s / len(inputs) for s in interleaved([job(point) for point in points], repeats, base.device, bar)]
+def peaks(
+    base: Base, points: Sequence[Point], source: InputSource, protocol: Protocol, bar: Progress | None = None
+) -> list[int]:
+    """Most bytes that every point holds at once while it generates a batch, weights excluded."""
+    task = bar.add_task("memory", total=len(points)) if bar else None
+    found = []
+    for point in points:
+        found.append(peak_bytes(protocol.job(base, point, source), base.device))
+        if bar and task is not None:
+            bar.advance(task)
+    return found
 
 
 def flops(base: Base, point: Point, inputs: InputSource) -> int:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from migm.bases.base import Base, Inputs
-from migm.evaluation.cost import Point, latency, work
+from migm.evaluation.cost import Point, Protocol, latency, peaks, work
 from migm.evaluation.evalset import EvalSet
+from migm.evaluation.memory import COUNTERS
 from migm.evaluation.metrics.metric import Batch, ImageMetric, result_name
 from migm.progress import progress
 from migm.report.results import Results, file_name
@@ -38,6 +39,7 @@ class Study:
         metrics: Sequence[ImageMetric],
         results: Results,
         repeats: int = 5,
+        protocols: Sequence[str] = (),
     ):
         self.base, self.points, self.evalset, self.metrics = base, points, evalset, metrics
         self.results, self.repeats, self.console = results, repeats, Console()
@@ -45,6 +47,7 @@ class Study:
         self.evalset_hash = evalset.fingerprint()
         self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
         self.preview = results.path.parent / "images"
+        self.protocols = [Protocol.named(name) for name in protocols or [f"batch{evalset.batch_size}_amortised"]]
         for metric in metrics:
             metric.refuse_incomplete()  # this, and too few images, before anything is generated
             result_name(metric, evalset.num_images)
@@ -58,26 +61,44 @@ class Study:
         self.console.print(f"results in {self.results.path}")
 
     def measure_cost(self) -> None:
-        """Seconds of all points, taking turns, FFE and memory of caches; skipped when every point has them."""
-        batch = self.evalset.batch_size
-        metric = f"seconds_per_image/batch{batch}_amortised"
-        records = [self._record(p, metric, unit="s", higher_is_better=False, n=batch) for p in self.points]
+        """Seconds of all points, taking turns, and their memory by every protocol; FFE and memory of caches."""
+        run = time.strftime("%Y-%m-%dT%H:%M:%S")
+        for protocol in self.protocols:
+            self._measure_time(protocol, run)
+            self._measure_peaks(protocol)
         equivalents = [self._record(p, "ffe", unit="full steps", higher_is_better=False) for p in self.points]
         memory = "cache_bytes_per_image"
         caches = [self._record(p, memory, unit="bytes", higher_is_better=False) for p in self.points]
-        if all(self.results.has(record) for record in [*records, *equivalents, *caches]):
+        if all(self.results.has(record) for record in [*equivalents, *caches]):
             return
-        source = self.evalset.inputs
         with progress(self.console, "runs") as bar:
-            done = work(self.base, self.points, source, bar)
-            seconds = latency(self.base, self.points, source(torch.arange(batch)), self.repeats, bar)
-        run = time.strftime("%Y-%m-%dT%H:%M:%S")
-        for record, value in zip(records, seconds, strict=True):
-            self.results.append({**record, "value": value, "repeats": self.repeats, "run": run})
+            done = work(self.base, self.points, self.evalset.inputs, bar)
         for ffe, cache, found in zip(equivalents, caches, done, strict=True):
             more = {"ffe_steps": [round(x, 4) for x in found.ffe_steps], "rows": found.rows}
             self.results.append({**ffe, "value": found.ffe, "mean_full_steps": found.full_steps, **more})
             self.results.append({**cache, "value": found.cached})
+
+    def _measure_time(self, protocol: Protocol, run: str) -> None:
+        about = {"unit": "s", "higher_is_better": False, "n": protocol.batch}
+        records = [self._record(p, f"seconds_per_image/{protocol.name}", **about) for p in self.points]
+        if all(map(self.results.has, records)):
+            return
+        with progress(self.console, "runs") as bar:
+            seconds = latency(self.base, self.points, self.evalset.inputs, protocol, self.repeats, bar)
+        for record, value in zip(records, seconds, strict=True):
+            self.results.append({**record, "value": value, "repeats": self.repeats, "run": run})
+
+    def _measure_peaks(self, protocol: Protocol) -> None:
+        counter = COUNTERS[self.base.device.type]
+        about = {"unit": "bytes", "higher_is_better": False, "n": protocol.batch, "counter": counter}
+        records = [(p, self._record(p, f"peak_bytes/{protocol.name}", **about)) for p in self.points]
+        missing = [(p, record) for p, record in records if not self.results.has(record)]
+        if not missing:
+            return
+        with progress(self.console, "runs") as bar:
+            found = peaks(self.base, [p for p, _ in missing], self.evalset.inputs, protocol, bar)
+        for (_, record), value in zip(missing, found, strict=True):
+            self.results.append({**record, "value": float(value)})
 
     def measure_quality(self) -> None:
         """Every metric for every point and seed set that has no record yet."""

@@ -174,16 +174,24 @@ def _measure(record: dict[str, Any]) -> tuple[Any, Any]:
 
 def _point_out_versions(lines: Sequence[Line], problems: list[Problem]) -> None:
     """Devices and runs matter for times, versions of the code for all."""
-    timed = [line for line in lines if line.record["metric"].startswith("seconds_per_image/")]
+    timed = defaultdict(list)
+    for line in lines:
+        if line.record["metric"].startswith("seconds_per_image/"):
+            timed[line.record["metric"]].append(line)
     for key in VERSIONS:
-        groups = defaultdict(list)
-        for line in timed if key in ("device", "run") else lines:
-            groups[str(line.record.get(key))].append(line)
-        if len(groups) > 1:
-            what = "times compare within one alone" if key in ("device", "run") else "all count"
-            found = "; ".join(f"{value}: {located(part)}" for value, part in groups.items())
-            files = ", ".join(dict.fromkeys(str(line.path) for part in groups.values() for line in part))
-            problems.append(Problem("mixed versions", files, f"{len(groups)} values of {key}, {what}: {found}"))
+        for part in timed.values() if key in ("device", "run") else [lines]:
+            _point_out_values(key, part, problems)
+
+
+def _point_out_values(key: str, lines: Sequence[Line], problems: list[Problem]) -> None:
+    groups = defaultdict(list)
+    for line in lines:
+        groups[str(line.record.get(key))].append(line)
+    if len(groups) > 1:
+        what = "times compare within one alone" if key in ("device", "run") else "all count"
+        found = "; ".join(f"{value}: {located(part)}" for value, part in groups.items())
+        files = ", ".join(dict.fromkeys(str(line.path) for line in lines))
+        problems.append(Problem("mixed versions", files, f"{len(groups)} values of {key}, {what}: {found}"))
 
 
 def located(lines: Sequence[Line]) -> str:

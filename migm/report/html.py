@@ -8,7 +8,7 @@ from typing import Any
 
 from migm.report.pictures import Pictures
 from migm.report.plots import colours
-from migm.report.summary import Row, Summary
+from migm.report.summary import Row, Summary, further_costs
 from migm.report.tables import Table
 
 COSTS = (  # key of a row, name in full, name in tables
@@ -37,7 +37,9 @@ def study_data(
     name: str, summary: Summary, baseline: Row, fronts: Table, copies: Mapping[str, str], pictures: Pictures
 ) -> dict[str, Any]:
     """What the page shows of one study; `copies` are its table as text of each format."""
-    rows = [
+    more = further_costs(summary)
+    costs = [*COSTS, *((heading, heading, heading) for heading in more)]
+    rows: list[dict[str, Any]] = [
         {
             "label": row.label,
             "method": row.accelerator,
@@ -47,10 +49,11 @@ def study_data(
             "time": None if row.seconds is None else 1e3 * row.seconds,
             "ffe": row.ffe,
             "quality": row.quality,
+            **{heading: found[row.label] for heading, found in more.items()},
         }
         for row in summary.rows
     ]
-    measured = [cost for cost in COSTS if any(row[cost[0]] is not None for row in rows)]
+    measured = [cost for cost in costs if any(row[cost[0]] is not None for row in rows)]
     labels = [row.label for row in summary.rows if row.label in pictures.images]
     labels += [label for label in pictures.images if label not in labels]
     keys = pictures.keys(labels)

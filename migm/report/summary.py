@@ -1,6 +1,7 @@
 """Records -> one row per point: mean and standard deviation over seed sets, time, FFE, differences to a baseline."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,11 @@ from migm.runtime import UserError
 
 @dataclass
 class Row:
-    """One point; `quality` maps a metric to its values over the seed sets."""
+    """One point; `quality` maps a metric to its values over the seed sets.
+
+    `seconds` is that of the summary's protocol; `timings` and `peaks` hold seconds an image and
+    bytes of a batch by every protocol.
+    """
 
     accelerator: str
     num_steps: int
@@ -22,6 +27,8 @@ class Row:
     variant: str = ""
     full_steps: float | None = None  # measured, mean over images
     cached: float | None = None  # bytes an image
+    timings: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -59,6 +66,11 @@ class Summary:
     def metrics(self) -> list[str]:
         return list(self.higher_is_better)
 
+    def protocols(self) -> list[str]:
+        """Of time and memory: the one that is compared first."""
+        every = dict.fromkeys(name for row in self.rows for name in (*row.timings, *row.peaks))
+        return sorted(every, key=lambda name: name != self.about["time"])
+
     def baseline(self, label: str) -> Row:
         for row in self.rows:
             if row.label == label:
@@ -82,7 +94,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
         key = point(record)
         row = rows.setdefault(key, Row(*key[:3], variant=key[3]))
         if record["metric"].startswith("seconds_per_image/"):
-            row.seconds = record["value"]
+            row.timings[protocol(record)] = record["value"]
+        elif record["metric"].startswith("peak_bytes/"):
+            row.peaks[protocol(record)] = record["value"]
         elif record["metric"] == "ffe":
             row.ffe, row.full_steps = record["value"], record.get("mean_full_steps")
         elif record["metric"] == "cache_bytes_per_image":
@@ -90,15 +104,26 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
         else:
             row.quality.setdefault(record["metric"], []).append(record["value"])
             better[record["metric"]] = record["higher_is_better"]
+    timed = [r for r in records if r["metric"].startswith("seconds_per_image/")]
+    common = Counter(name for row in rows.values() for name in row.timings).most_common(1)
+    compared = common[0][0] if common else ""
+    for row in rows.values():
+        row.seconds = row.timings.get(compared)
     order = sorted(
         rows.values(),
         key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps, r.variant),
     )
-    timed = [r for r in records if r["metric"].startswith("seconds_per_image/")]
-    protocol = timed[-1]["metric"].split("/")[1] if timed else ""
-    last = (timed or records)[-1]  # quality does not depend on the device, times do
+    last = ([r for r in timed if protocol(r) == compared] or records)[
+        -1
+    ]  # quality does not depend on the device, times do
     about = {key: last.get(key, "") for key in ("base", "sampling", "device", "torch", "migm", "commit")}
-    return Summary(order, better, {**about, "time": protocol})
+    counters = {r["counter"]: None for r in records if r["metric"].startswith("peak_bytes/")}
+    return Summary(order, better, {**about, "time": compared, "memory": ", ".join(counters)})
+
+
+def protocol(record: dict[str, Any]) -> str:
+    """By which time or memory was measured."""
+    return record["metric"].split("/")[1]
 
 
 def point(record: dict[str, Any]) -> tuple[str, int, int, str]:
@@ -123,6 +148,7 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
         missing = metrics[0] if metrics else "quality metric"
         raise UserError(f"results hold no {missing} of baseline={baseline.label} yet; run migm.evaluate to its end")
     headings = ["method", "N", "B", *metrics, f"{metrics[0]} to {baseline.label}", "ms / image", "time", "FFE"]
+    more = further_costs(summary)
     cells = []
     for row in summary.rows:
         values = [_pm(row, metric) if metric in row.quality else "" for metric in metrics]
@@ -137,9 +163,29 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
                 "" if row.seconds is None else f"{1e3 * row.seconds:.2f}",
                 "" if row.seconds is None or not baseline.seconds else f"{row.seconds / baseline.seconds:.1%}",
                 "" if row.ffe is None else f"{row.ffe:.2f}",
+                *("" if value is None else f"{value:.2f}" for value in (found[row.label] for found in more.values())),
             ]
         )
-    return headings, cells
+    return [*headings, *more], cells
+
+
+def further_costs(summary: Summary) -> dict[str, dict[str, float | None]]:
+    """Heading -> label of a row -> value, of memory and of the times that are not compared, where they were measured.
+
+    Memory is in MB (10^6 bytes) and of a whole batch.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for name in summary.protocols():
+        main = name == summary.about["time"]
+        times = {row.label: row.timings.get(name) for row in summary.rows}
+        peaks = {row.label: row.peaks.get(name) for row in summary.rows}
+        if not main and any(times.values()):
+            found[f"ms / image, {name}"] = {label: value and 1e3 * value for label, value in times.items()}
+        if any(peaks.values()):
+            found["peak MB" if main else f"peak MB, {name}"] = {
+                label: value and value / 1e6 for label, value in peaks.items()
+            }
+    return found
 
 
 def _pm(row: Row, metric: str) -> str:

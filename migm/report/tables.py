@@ -8,10 +8,9 @@ from dataclasses import replace
 from io import StringIO
 
 from migm.report.pareto import front, hypervolume
-from migm.report.summary import Row, Summary, table
+from migm.report.summary import Row, Summary, further_costs, table
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, and one list of cells per row
-COSTS = {"ms / image": ("seconds", 1e3), "FFE": ("ffe", 1.0)}  # heading -> attribute of a row, and its unit
 LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"}}
 
 
@@ -89,12 +88,17 @@ def fronts(summary: Summary) -> Table:
     The hypervolume is the share of a box that they beat: from the cheapest to the dearest point of all
     methods, in log cost, and from the worst to the best value. ± is its deviation over the seed sets.
     """
+    costs = {
+        "ms / image": {r.label: r.seconds and 1e3 * r.seconds for r in summary.rows},
+        "FFE": {r.label: r.ffe for r in summary.rows},
+        **further_costs(summary),
+    }
     cells = []
     for metric in summary.metrics():
-        for heading, (attribute, factor) in COSTS.items():
-            rows = [r for r in summary.rows if metric in r.quality and getattr(r, attribute)]
+        for heading, found in costs.items():
+            rows = [r for r in summary.rows if metric in r.quality and found[r.label]]
             sign = -1 if summary.higher_is_better[metric] else 1
-            cost = [math.log(factor * getattr(r, attribute)) for r in rows]
+            cost = [math.log(found[r.label] or 0) for r in rows]
             best = {rows[i].label for i in front(cost, [sign * r.mean(metric) for r in rows])}
             for method in dict.fromkeys(r.accelerator for r in rows):
                 own = [i for i, r in enumerate(rows) if r.accelerator == method]

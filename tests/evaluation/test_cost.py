@@ -5,15 +5,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_parts import tiny
+from tiny_parts import naming, tiny
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.config import build
-from migm.evaluation.cost import Point, flops, interleaved, latency, work
+from migm.evaluation.cost import Point, Protocol, flops, interleaved, latency, peaks, work
+from migm.evaluation.memory import peak_bytes
 from migm.inputs import Classes
+from migm.runtime import UserError
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 CLASSES = Classes(10)
@@ -102,4 +104,69 @@ def test_latency_is_per_image(parts, monkeypatch):
         "migm.evaluation.cost.interleaved", lambda jobs, *_: [8.0 for job in jobs if job().shape == (4, 16)]
     )
     points = [point("vanilla", 2, 2), point("reuse", 6, 2)]
-    assert latency(base, points, torch.arange(4), 1) == [2.0, 2.0]
+    assert latency(base, points, CLASSES, Protocol.named("batch4_amortised"), 1) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("batch3_amortised", (3, 16)),
+        ("batch3_amortised_decode", (3, 3, 16, 16)),
+        ("batch1_wall", (1, 16)),
+        ("batch1_wall_decode", (1, 3, 16, 16)),
+    ],
+)
+def test_a_protocol_is_its_batch_and_whether_it_decodes(parts, name, shape):
+    base, point = parts
+    assert Protocol.named(name).job(base, point("vanilla", 2, 2), CLASSES)().shape == shape
+
+
+def test_wall_takes_a_new_image_each_time_and_amortised_the_same_batch(parts):
+    base, point = parts
+    asked = []
+
+    def source(images: torch.Tensor) -> torch.Tensor:
+        asked.append(images.tolist())
+        return CLASSES(images)
+
+    for name in ("batch1_wall", "batch2_amortised"):
+        interleaved([Protocol.named(name).job(base, point("vanilla", 1, 1), source)], 2, base.device)
+    assert asked == [[0], [1], [2], *[[0, 1]] * 3]
+
+
+@pytest.mark.parametrize("name", ["batch2_wall", "batch0_amortised", "amortised", "batch1_wall_decoded", "batch1"])
+def test_another_protocol_is_refused_naming_the_known_ones(name):
+    with pytest.raises(UserError, match=naming(f"latency={name}", "batch<b>_amortised", "batch1_wall", "_decode")):
+        Protocol.named(name)
+
+
+def test_the_peak_is_the_most_held_at_once_beyond_what_was_there():
+    held = torch.zeros(1 << 20)
+
+    def job() -> None:
+        a, b = torch.zeros(1 << 18), torch.zeros(1 << 17)  # 1.5 MiB
+        del a
+        c = torch.zeros(1 << 16)  # 0.75 MiB
+        held.add_(b[0] + c[0])
+
+    assert (3 << 19) <= peak_bytes(job, torch.device("cpu")) < (3 << 19) + 64
+    assert peak_bytes(lambda: None, torch.device("cpu")) == 0
+
+
+def test_on_a_gpu_the_peak_is_that_of_a_warm_call_less_what_was_held(monkeypatch):
+    calls = []
+    readings = {"memory_allocated": 100, "max_memory_allocated": 140, "synchronize": None}
+    for name in (*readings, "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda _, name=name: calls.append(name) or readings.get(name))
+    assert peak_bytes(lambda: calls.append("job"), torch.device("cuda")) == 40
+    first, second = (i for i, call in enumerate(calls) if call == "job")
+    assert first < calls.index("reset_peak_memory_stats") < second < calls.index("max_memory_allocated")
+
+
+def test_a_larger_batch_holds_more_and_more_steps_do_not(parts):
+    base, point = parts
+    points = [point("vanilla", 2, 2), point("vanilla", 6, 6)]
+    small, large = (peaks(base, points, CLASSES, Protocol.named(f"batch{b}_amortised")) for b in (2, 8))
+    assert 3 < large[0] / small[0] < 4.5
+    assert small[1] < 1.1 * small[0]
+    assert small == peaks(base, points, CLASSES, Protocol.named("batch2_amortised"))

@@ -13,7 +13,7 @@ from migm.config import EvaluateConfig, build, load
 from migm.evaluate import points, study
 from migm.report.results import IDENTITY, identity, read
 
-PER_POINT = 5  # seconds, FFE, memory, and two metrics of one seed set
+PER_POINT = 6  # seconds, peak memory, FFE, memory of caches, and two metrics of one seed set
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_point_has_time_ffe_and_every_metric(whole):
     records = read(whole)
     assert len(records) == 3 * PER_POINT
     found = {(r["accelerator"], r["num_steps"], r["num_full_steps"], r["metric"]) for r in records}
-    costs = ("seconds_per_image/batch10_amortised", "ffe", "cache_bytes_per_image")
+    costs = ("seconds_per_image/batch10_amortised", "peak_bytes/batch10_amortised", "ffe", "cache_bytes_per_image")
     metrics = (*costs, "fd_cifarnet_20", "class_agreement_20")
     wanted = [("vanilla", 2, 2), ("vanilla", 6, 6), ("reuse", 6, 2)]
     assert found == {(*point, metric) for point in wanted for metric in metrics}
@@ -74,6 +74,39 @@ def test_a_record_says_how_it_was_measured(whole):
         if quality:
             assert (record["n"], record["seed_set"], len(record["reference"])) == (20, 1, 12)
             assert len(record["evalset"]) == 12
+
+
+def test_further_protocols_of_time_and_memory_are_measured_beside_what_is_there(whole, assets, tmp_path):
+    path = tmp_path / "tiny_shortcut" / "results.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(whole.read_bytes())
+    measured(tmp_path, assets, "latency=[batch10_amortised,batch1_wall_decode]")
+    added = read(path)[3 * PER_POINT :]
+    kinds = ("seconds_per_image/batch1_wall_decode", "peak_bytes/batch1_wall_decode")
+    assert [r["metric"] for r in added] == [kind for kind in kinds for _ in range(3)]
+    assert {(r["n"], r.get("repeats"), r.get("counter")) for r in added} == {
+        (1, 1, None),
+        (1, None, "allocations in torch.profiler"),
+    }
+    assert len({r["run"] for r in added[:3]}) == 1
+    first = {r["metric"]: r["value"] for r in read(path) if r["metric"].startswith("peak_bytes")}
+    assert first["peak_bytes/batch10_amortised"] > 2 * first["peak_bytes/batch1_wall_decode"] > 0
+
+
+def test_results_without_peaks_get_them_and_no_new_times(whole, assets, tmp_path):
+    """What an earlier version wrote."""
+    path = tmp_path / "tiny_shortcut" / "results.jsonl"
+    path.parent.mkdir()
+    lines = [line for line in whole.read_text().splitlines(keepends=True) if '"peak_bytes/' not in line]
+    path.write_text("".join(lines))
+    measured(tmp_path, assets)
+    assert [r["metric"] for r in read(path)[len(lines) :]] == ["peak_bytes/batch10_amortised"] * 3
+
+
+def test_an_unknown_protocol_is_refused_before_anything_runs(assets, tmp_path):
+    with pytest.raises(ValueError, match=naming("latency=batch2_wall")):
+        measured(tmp_path, assets, "latency=[batch2_wall]")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_run_adds_nothing(whole, assets):
@@ -95,11 +128,16 @@ def test_after_a_kill_only_what_is_missing_is_measured(whole, assets, tmp_path, 
     again = read(path)
     assert {identity(record) for record in again} == wanted
     assert again[: len(kept)] == read(whole)[: len(kept)]
-    # Both metrics of a point come from one pass, and times are compared side by side: those may be repeated.
-    repeated = [record for record in again[len(kept) :] if identity(record) in kept]
-    costs = lost > 3 * 2  # some of the cost was lost, too
-    assert len([r for r in repeated if r["metric"].endswith("_20")]) == (lost % 2 if not costs else 0)
-    assert costs or not [r for r in repeated if not r["metric"].endswith("_20")]
+    # Both metrics of a point come from one pass; FFE and memory of caches are counted for all points, and times
+    # are taken side by side: those may be repeated.
+    repeated = [record["metric"] for record in again[len(kept) :] if identity(record) in kept]
+    counts = {
+        kind: len([name for name in repeated if name.startswith(kind)]) for kind in ("fd", "class", "ffe", "cache")
+    }
+    assert counts["fd"] + counts["class"] == (lost % 2 if lost <= 6 else 0)
+    assert counts["ffe"] + counts["cache"] == (12 - lost if 6 < lost <= 12 else 0)
+    assert len([name for name in repeated if name.startswith("seconds")]) == (18 - lost if lost > 15 else 0)
+    assert not [name for name in repeated if name.startswith("peak")]
     values = {identity(r): r["value"] for r in read(whole) if not r["metric"].startswith("seconds")}
     assert {identity(r): r["value"] for r in read(path) if not r["metric"].startswith("seconds")} == values
 

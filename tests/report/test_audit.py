@@ -136,6 +136,11 @@ def test_other_versions_of_the_code_are_named_with_the_lines_of_each(tmp_path, k
         assert words in problem.text
 
 
+def test_times_of_different_protocols_are_runs_of_their_own(tmp_path):
+    other = {**SECONDS, "metric": "seconds_per_image/batch1_wall", "run": "second"}
+    assert audit([written(tmp_path / "a.jsonl", {**RECORD, **SECONDS}, {**RECORD, **other})])[1] == []
+
+
 @pytest.mark.parametrize("key", ["device", "run"])
 def test_times_of_several_devices_or_runs_are_pointed_out(tmp_path, key):
     cost = {**RECORD, **SECONDS}

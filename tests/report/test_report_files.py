@@ -13,7 +13,10 @@ from PIL import Image
 from tiny_parts import naming
 
 from migm.evaluation.study import save_grid
+from migm.report.html import study_data
+from migm.report.pictures import Pictures
 from migm.report.summary import summarise, table
+from migm.report.tables import fronts
 from migm.report.write import write_report
 from migm.runtime import UserError
 
@@ -103,6 +106,46 @@ def test_the_table_compares_with_the_baseline():
     assert row["fd_cifarnet_1000"] == "12.00 ± 1.00"
     assert row["fd_cifarnet_1000 to vanilla 16"] == "+14.3%"
     assert (row["ms / image"], row["time"], row["FFE"]) == ("4.00", "25.0%", "4.00")
+
+
+def with_memory() -> list[dict[str, Any]]:
+    """Also the memory of the compared protocol, and times and memory of single images of two points."""
+    made = records()
+    for r in [r for r in made if r["metric"].startswith("seconds")]:
+        peak = {**r, "counter": "by hand", "value": 1e6 * r["num_full_steps"]}
+        made.append({**peak, "metric": "peak_bytes/batch10_amortised"})
+        if r["num_steps"] == 16:
+            made.append({**r, "metric": "seconds_per_image/batch1_wall", "value": 3 * r["value"], "device": "late"})
+            made.append({**peak, "metric": "peak_bytes/batch1_wall", "value": peak["value"] / 10})
+    return made
+
+
+def test_memory_and_further_times_have_columns_and_fronts_of_their_own():
+    """Compared is the protocol that most points have, whichever was measured last."""
+    summary = summarise(with_memory())
+    assert summary.about["time"] == "batch10_amortised"
+    assert (summary.about["device"], summary.about["memory"]) == ("cpu <1>", "by hand")
+    headings, cells = table(summary, summary.baseline("vanilla 16"))
+    assert headings[-4:] == ["FFE", "peak MB", "ms / image, batch1_wall", "peak MB, batch1_wall"]
+    assert [row[-3:] for row in cells] == [["4.00", "", ""], ["16.00", "48.00", "1.60"], ["4.00", "12.00", "0.40"]]
+    assert [row.seconds for row in summary.rows] == [0.004, 0.016, 0.004]
+    found = {(row[0], row[2]): row[5] for row in fronts(summary)[1] if row[1] == "fd_cifarnet_1000"}
+    assert found["shortcut", "peak MB"] == "shortcut 16,4"
+    assert found["vanilla", "ms / image, batch1_wall"] == "vanilla 16"
+
+
+def test_the_page_offers_every_cost_that_was_measured():
+    summary = summarise(with_memory())
+    data = study_data("s", summary, summary.rows[0], fronts(summary), {}, Pictures())
+    shown = ["time", "ffe", "peak MB", "ms / image, batch1_wall", "peak MB, batch1_wall"]
+    assert [cost["key"] for cost in data["costs"]] == shown
+    assert [[row[key] for key in shown] for row in data["rows"]][1] == [16.0, 16.0, 16.0, 48.0, 1.6]
+
+
+def test_without_them_there_is_no_column_of_them():
+    summary = summarise(records())
+    assert table(summary, summary.rows[0])[0][-1] == "FFE"
+    assert summary.about["memory"] == ""
 
 
 @pytest.fixture
