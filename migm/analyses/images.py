@@ -8,7 +8,7 @@ import torch
 
 from migm.analyses.drawing import save
 from migm.analyses.recording import Setting
-from migm.evaluation.cost import latency, work
+from migm.evaluation.cost import Protocol, latency, work
 from migm.evaluation.study import captioned
 from migm.runtime import UserError
 from migm.sampling.loop import generate_images
@@ -29,7 +29,8 @@ class MethodGrid:
         if not points:
             raise UserError("analysis=images needs points, the first of which the others are compared with")
         inputs = setting.inputs(images)
-        seconds = latency(base, points, inputs, self.repeats) if self.repeats else []
+        protocol = Protocol.named(f"batch{self.num_images}_amortised")
+        seconds = latency(base, points, setting.inputs, protocol, self.repeats) if self.repeats else []
         steps = [each.ffe for each in work(base, points, setting.inputs)]
         width, height = self.num_images * 0.95 + 1.9, len(points) * 0.95 + 0.35
         drawn, axes = plt.subplots(len(points), self.num_images, figsize=(width, height), squeeze=False)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
@@ -26,6 +27,7 @@ def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it complains where there is no GPU
     with profile(use_cpu=True, profile_memory=True) as profiler:
         job()
-    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    results: Any = profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(changes, initial=0))
