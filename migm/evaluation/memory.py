@@ -27,7 +27,7 @@ def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it complains where there is no GPU
     with profile(use_cpu=True, profile_memory=True) as profiler:
         job()
-    results: Any = profiler.kineto_results
-    events = [event for event in results.events() if event.name() == "[memory]"]
+    made: Any = profiler
+    events = [event for event in made.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(changes, initial=0))
