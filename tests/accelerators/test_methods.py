@@ -6,7 +6,10 @@ import method_checks as checks
 import pytest
 from families import FOLDER, METHODS, N, published
 
-LEARNED = ["shortcut", "no_cross_attention", "shortcut_adaptive", "l2p"]
+from migm.accelerators.accelerator import Accelerator
+from migm.runtime import UserError
+
+LEARNED = ["shortcut", "shortcut_interval", "no_cross_attention", "shortcut_adaptive", "l2p"]
 
 # What makes a method leave nothing out.
 OFF = {
@@ -17,7 +20,10 @@ OFF = {
     ],
     "recap": [{"num_full_steps": N}],
     "vanilla": [{}],
-    **{name: [{"policy.interval": 1}] for name in ("foca", "hicache", "newton", "taylorseer", "taylorseer_module")},
+    **{
+        name: [{"policy.interval": 1}]
+        for name in ("foca", "hicache", "newton", "shortcut_interval", "taylorseer", "taylorseer_module")
+    },
     **{name: [{"num_full_steps": N}] for name in ("l2p", "no_cross_attention", "reuse", "shortcut")},
     **{name: [{"policy.delta": 0.0}] for name in ("shortcut_adaptive", "teacache", "teacache_first_block")},
     **{
@@ -149,3 +155,13 @@ def test_reusing_the_residual_draws_the_same_tokens_as_reusing_the_features(fami
     (tokens, records), (others, _) = runs
     assert (tokens == others).all()
     assert not all(record.is_full for record in records)
+
+
+def test_combinations_that_cannot_work_are_refused_when_they_are_composed(family):
+    with pytest.raises(UserError, match=r"accelerator\.predictor\.granularity=module: .* take boundary"):
+        family.accelerator("l2p", **{"predictor.granularity": "module"})
+    policy, predictor = family.accelerator("teacache").policy, family.accelerator("recap").predictor
+    with pytest.raises(UserError, match=r"accelerator\.predictor Target ranks .* accelerator\.policy Accumulate"):
+        Accelerator(policy, predictor, "both")
+    with pytest.raises(UserError, match=r"accelerator\.predictor is missing"):
+        Accelerator(policy, None, "alone")

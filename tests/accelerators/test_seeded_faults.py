@@ -71,6 +71,7 @@ FAULTS = [
     Fault("shortcut", "every cheap step starts from the full one", faults.not_chained, REPLAY),
     Fault("shortcut", "new tokens are a position further", faults.positions_moved, REPLAY),
     Fault("no_cross_attention", "the mask ratio is the last step's", faults.late_mask_ratio, REPLAY),
+    Fault("shortcut_interval", "every cheap step starts from the full one", faults.not_chained, REPLAY),
     Fault("shortcut_adaptive", "the sum is not reset", faults.sum_not_reset, REPLAY),
 ]
 
