@@ -38,7 +38,7 @@ def opened(browser: Any, path: Path) -> Iterator[Any]:
         "request",
         lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else faults.append(request.url),
     )
-    page.set_default_timeout(5000)
+    page.set_default_timeout(30000)
     page.goto(path.as_uri())
     yield page
     context.close()

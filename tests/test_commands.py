@@ -287,13 +287,15 @@ def test_a_damaged_shard_is_refused_by_name_before_training(copied, assets, call
     assert not (copied / "tiny_shortcut" / "shortcut.safetensors").exists()
 
 
-def test_a_damaged_line_of_results_is_refused_by_number(copied, assets, call):
+def test_a_damaged_line_of_results_is_named_by_number_and_not_added_to(copied, assets, call):
     path = copied / "tiny_shortcut" / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     lines[1] = "{broken\n"
     path.write_text("".join(lines))
-    for command in ("report", "evaluate"):
-        refused(call(command, arguments(copied, assets)), "results.jsonl", "line 2")
+    refused(call("evaluate", arguments(copied, assets)), "results.jsonl", "line 2")
+    code, out, _ = call("report", arguments(copied, assets))
+    assert code == 0
+    assert "results.jsonl, line 2: not JSON; not counted" in " ".join(out.split())
     assert path.read_text() == "".join(lines)
 
 
@@ -333,5 +335,5 @@ def test_a_killed_run_started_again_ends_as_if_never_killed(trained, assets, tmp
     code, _, err = finish(process("train", whole))
     assert code == 0, err
     assert same_tensors(folder / "shortcut.safetensors", tmp_path / "whole" / "tiny_shortcut" / "shortcut.safetensors")
-    assert len({r["metric"] for r in read(folder / "results.jsonl")}) == 5
+    assert len({r["metric"] for r in read(folder / "results.jsonl")}) == 6
     assert (folder / "report" / "index.html").exists()

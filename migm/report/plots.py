@@ -23,6 +23,12 @@ MORE = [
     "#7d8f29",
     "#4f6bd8",
     "#a3574a",
+    "#12507b",
+    "#e08fb5",
+    "#6b4423",
+    "#98c1d9",
+    "#b5a100",
+    "#5d5179",
 ]  # further methods, by name
 # Whose points are named, and where the text goes: vanilla above, the shortcut below its line.
 NAMED = {
@@ -66,8 +72,8 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
         axes.errorbar(x, y, error, linestyle="", capsize=2, elinewidth=1, **look)
         # Settings other than B make a cloud, not a line: then only its own front is joined.
         line = front(x, [-v if up else v for v in y]) if any(r.variant for r in members) else range(len(x))
-        label = f"{name.replace('_', ' ')}{f' N={n}' if n else ''}"
-        axes.plot([x[i] for i in line], [y[i] for i in line], label=label, linewidth=1.2, **look)
+        group = f"{name.replace('_', ' ')}{f' N={n}' if n else ''}"
+        axes.plot([x[i] for i in line], [y[i] for i in line], label=group, linewidth=1.2, **look)
         if name in NAMED:
             for r, px, py in zip(members, x, y, strict=True):
                 text, where = f"B={r.num_full_steps}" if n else f"N={r.num_steps}", {"fontsize": 7, **NAMED[name]}
