@@ -57,6 +57,7 @@ class Common:
     data: Any
     evalset: Any
     metric: Any
+    inception: Any
     trainer: Any
     callbacks: Any
     logger: Any

@@ -1,11 +1,13 @@
 """Fixtures of all tests: a tiny random base, shortcuts for it, a short sampling."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from tiny_parts import wrap
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
 from migm.shortcuts.maskgit import MaskGITShortcut
+
+Outcome = tuple[int, str, str]  # exit code, standard output, standard error
 
 torch.set_num_threads(1)  # the models are tiny: more threads only cost time
 
@@ -130,3 +134,24 @@ def run(tiny_base: MaskGIT, make_sampling: Callable[..., Sampling]) -> Callable[
         return generate(base or tiny_base, torch.tensor(labels), sampling, accelerator, noise, watch), records
 
     return generate_tiny
+
+
+@pytest.fixture
+def call_main(monkeypatch, capfd) -> Iterator[Callable[..., Outcome]]:
+    """Run the `main` of a command inside this process, as its `python -m` would."""
+
+    def run(main: Callable[[], None], *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["migm", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return code, *capfd.readouterr()
+
+    state = torch.get_rng_state()
+    yield run
+    torch.set_rng_state(state)

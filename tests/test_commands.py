@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_parts import ROOT, feature_net, reference_for, same_tensors
@@ -66,25 +65,9 @@ def finish(started: subprocess.Popen) -> Outcome:
 
 
 @pytest.fixture
-def call(monkeypatch, capfd) -> Iterator[Callable[..., Outcome]]:
-    """Run a command inside this process, as its `python -m` would."""
-
-    def run(command: str, args: list[str]) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [f"migm.{command}", *args])
-        capfd.readouterr()
-        code = 0
-        try:
-            MAINS[command]()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            GlobalHydra.instance().clear()
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    deterministic = torch.get_rng_state()
-    yield run
-    torch.set_rng_state(deterministic)
+def call(call_main) -> Callable[..., Outcome]:
+    """Run a command inside this process."""
+    return lambda command, args: call_main(MAINS[command], *args)
 
 
 @pytest.fixture(scope="module")

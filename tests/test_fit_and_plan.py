@@ -1,9 +1,6 @@
 """The commands `fit` and `plan`, and `evaluate` without times."""
 
-import sys
-
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from tiny_parts import composed
 
 import migm.evaluate
@@ -16,23 +13,11 @@ from migm.plan import planned
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(call_main, monkeypatch, tmp_path):
     """Run a command of the tiny experiment inside this process -> exit code, output, errors."""
-
-    def run(main, *overrides):
-        shared = ["+experiment=tiny_shortcut", f"paths.output_dir={tmp_path}", "device=cpu"]
-        monkeypatch.setattr(sys, "argv", ["migm", *shared, *overrides])
-        monkeypatch.setenv("COLUMNS", "200")
-        GlobalHydra.instance().clear()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    monkeypatch.setenv("COLUMNS", "200")
+    shared = ["+experiment=tiny_shortcut", f"paths.output_dir={tmp_path}", "device=cpu"]
+    return lambda main, *overrides: call_main(main, *shared, *overrides)
 
 
 def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):

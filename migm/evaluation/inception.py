@@ -116,13 +116,13 @@ def load_inception(
 ) -> Inception:
     """The network with the weights of a file whose SHA-256 begins with `sha256`, or of random ones for tests."""
     if str(feature) not in CHILDREN:
-        raise UserError(f"metric.*.inception.feature={feature} is unknown; one of {', '.join(CHILDREN)}")
+        raise UserError(f"inception.feature={feature} is unknown; one of {', '.join(CHILDREN)}")
     net = _empty()
     if random_weights:
         for conv in (module for module in net.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # torch's default fades within 20 layers
     else:
-        key = "metric.*.inception.weights"
+        key = "inception.weights"
         path = required(weights, sha256, URL, offline, key)
         assign_strictly(net, read_tensors(path, key)[0], f"{key}={path}")
     return Inception(net, str(feature), random_weights)

@@ -1,11 +1,9 @@
 """Evaluation sets ask for what their protocol says, are known by a hash, and what they need is named."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from tiny_parts import composed
 
 import migm.needs
@@ -49,20 +47,17 @@ def test_a_set_is_known_by_what_it_asks_for_alone(tmp_path):
     assert len({*map(made, others), made(Classes(10), count=21)}) == 5
 
 
-def needed(monkeypatch, capfd, *overrides: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["migm.needs", *overrides])
-    try:
-        migm.needs.main()
-    finally:
-        GlobalHydra.instance().clear()
-    return capfd.readouterr().out
+@pytest.fixture
+def needed(call_main):
+    """What `python -m migm.needs` prints."""
+    return lambda *overrides: call_main(migm.needs.main, *overrides)[1]
 
 
-def test_what_is_missing_is_named_with_its_place_and_source(monkeypatch, capfd, tmp_path):
+def test_what_is_missing_is_named_with_its_place_and_source(needed, tmp_path):
     (tmp_path / "ImageReward.pt").write_bytes(b"")
     names = "fid_adm,fid_val50k,fid_clean,kid,clip_score,image_reward,unipercept"
     fixed = [f"paths.evaluation={tmp_path}", f"paths.output_dir={tmp_path}", f"hydra.run.dir={tmp_path}"]
-    said = needed(monkeypatch, capfd, f"metric=[{names}]", "evalset=dpg", *fixed)
+    said = needed(f"metric=[{names}]", "evalset=dpg", *fixed)
     lines = said.splitlines()
     assert f"present  {tmp_path}/ImageReward.pt  (image_reward)" in lines
     after = dict(zip(lines, [*lines[1:], ""], strict=True))
@@ -76,8 +71,8 @@ def test_what_is_missing_is_named_with_its_place_and_source(monkeypatch, capfd, 
     assert "migm.scorers.install" in after[f"missing  {tmp_path}/scorers  (unipercept)"]
 
 
-def test_the_bundled_metrics_need_nothing(monkeypatch, capfd, tmp_path):
-    said = needed(monkeypatch, capfd, f"paths.output_dir={tmp_path}", f"hydra.run.dir={tmp_path}")
+def test_the_bundled_metrics_need_nothing(needed, tmp_path):
+    said = needed(f"paths.output_dir={tmp_path}", f"hydra.run.dir={tmp_path}")
     assert said.startswith("present")
     assert "missing" not in said
 

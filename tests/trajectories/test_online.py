@@ -1,13 +1,11 @@
 """Online: images are made while a shortcut trains on them, and a resumed training sees the same ones."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from tiny_parts import naming, same_tensors, tiny
 
 import migm.collect
@@ -207,20 +205,12 @@ def test_a_resumed_online_training_equals_an_uninterrupted_one(whole, tmp_path, 
 
 
 @pytest.fixture
-def call(monkeypatch, capfd, tmp_path) -> Callable[..., tuple[int, str, str]]:
+def call(call_main, tmp_path) -> Callable[..., tuple[int, str, str]]:
     """`python -m migm.collect` on the tiny experiment, inside this process."""
 
     def run(*more: str) -> tuple[int, str, str]:
-        args = ["+experiment=tiny_shortcut", f"paths.output_dir={tmp_path}", "device=cpu", *more]
-        monkeypatch.setattr(sys, "argv", ["migm.collect", *args])
-        code = 0
-        try:
-            migm.collect.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            GlobalHydra.instance().clear()
-        out, err = capfd.readouterr()
+        shared = ["+experiment=tiny_shortcut", f"paths.output_dir={tmp_path}", "device=cpu"]
+        code, out, err = call_main(migm.collect.main, *shared, *more)
         return code, " ".join(out.split()), err
 
     return run

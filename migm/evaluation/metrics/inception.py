@@ -152,7 +152,7 @@ class InceptionScore(FeaturesMetric):
     def __init__(self, inception: Inception, protocol: str, allow_small_n: bool = False, splits: int = 10):
         super().__init__(inception, protocol, allow_small_n)
         if inception.feature != "2048":
-            raise UserError(f"metric.*.inception.feature={inception.feature}: the Inception Score needs 2048")
+            raise UserError(f"inception.feature={inception.feature}: the Inception Score needs 2048")
         self.splits = splits
 
     def compute(self) -> Tensor:
