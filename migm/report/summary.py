@@ -113,9 +113,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
         rows.values(),
         key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps, r.variant),
     )
-    last = ([r for r in timed if protocol(r) == compared] or records)[
-        -1
-    ]  # quality does not depend on the device, times do
+    last = ([r for r in timed if protocol(r) == compared] or records)[-1]  # times depend on the device, quality not
     about = {key: last.get(key, "") for key in ("base", "sampling", "device", "torch", "migm", "commit")}
     counters = {r["counter"]: None for r in records if r["metric"].startswith("peak_bytes/")}
     return Summary(order, better, {**about, "time": compared, "memory": ", ".join(counters)})
@@ -172,9 +170,11 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
 def further_costs(summary: Summary) -> dict[str, dict[str, float | None]]:
     """Heading -> label of a row -> value, of memory and of the times that are not compared, where they were measured.
 
-    Memory is in MB (10^6 bytes) and of a whole batch.
+    Memory is in MB (10^6 bytes): at its peak of a whole batch, held by caches between steps of an image.
     """
     found: dict[str, dict[str, float | None]] = {}
+    if any(row.cached is not None for row in summary.rows):
+        found["cache MB / image"] = {r.label: None if r.cached is None else r.cached / 1e6 for r in summary.rows}
     for name in summary.protocols():
         main = name == summary.about["time"]
         times = {row.label: row.timings.get(name) for row in summary.rows}
