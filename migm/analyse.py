@@ -11,6 +11,7 @@ from rich.console import Console
 from migm.analyses.recording import Setting
 from migm.config import AnalyseConfig, build, conf_path, load
 from migm.evaluate import points
+from migm.progress import progress
 from migm.runtime import UserError, command, environment, write_atomic
 
 NEED_POINTS = {"feature_error", "images"}  # the others look at vanilla runs
@@ -31,12 +32,16 @@ def run(config: AnalyseConfig, cfg: DictConfig) -> None:
     compared = points(cfg, config) if NEED_POINTS & set(names) else []
     base = build(config.base)
     setting = Setting(base, build(config.sampling), build(config.evalset["inputs"]), compared, config.seed)
-    for name in names:
-        figure = folder / f"{name}.png"
-        numbers = build(config.analyses[name]).run(setting, figure)
-        about = {"base": base.fingerprint(), "num_steps": setting.sampling.num_steps, **environment(base.device)}
-        write_atomic(folder / f"{name}.json", json.dumps({**numbers, "about": about}, indent=1) + "\n")
-        console.print(f"{name}: {figure} and {figure.with_suffix('.json').name}", soft_wrap=True)
+    about = {"base": base.fingerprint(), "num_steps": setting.sampling.num_steps, **environment(base.device)}
+    with progress(console, "analyses") as bar:
+        task = bar.add_task("", total=len(names))
+        for name in names:
+            bar.update(task, description=name)
+            figure = folder / f"{name}.png"
+            numbers = build(config.analyses[name]).run(setting, figure)
+            write_atomic(folder / f"{name}.json", json.dumps({**numbers, "about": about}, indent=1) + "\n")
+            console.print(f"{name}: {figure} and {figure.with_suffix('.json').name}", soft_wrap=True)
+            bar.advance(task)
 
 
 def chosen(config: AnalyseConfig) -> list[str]:

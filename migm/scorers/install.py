@@ -40,7 +40,7 @@ def install(folder: Path) -> Path:
     except UserError:
         pass
     venv.create(folder, clear=True, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]  # shows what it fetches, and how much is left
     same = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")]
     for line in ([*same, "-r", str(REQUIREMENTS)], ["--no-deps", UNIPERCEPT]):
         done = subprocess.run([*pip, *line], check=False)
