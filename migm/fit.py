@@ -14,11 +14,11 @@ from migm.accelerators.accumulate import Indicator, relative_change, signal
 from migm.accelerators.calibration import POLYNOMIAL_DEGREE, Calibration
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, StepRecord
-from migm.bases.layers import LayerBase
+from migm.bases.layers import LayerBase, layered
 from migm.config import FitConfig, build, conf_path, load
 from migm.inputs import InputSource
 from migm.progress import progress
-from migm.runtime import UserError, command
+from migm.runtime import command
 from migm.sampling.loop import Sampling, generate_images
 
 INDICATORS: tuple[Indicator, ...] = ("input", "first_block")
@@ -29,46 +29,38 @@ class Moves:
 
     def __init__(self, base: LayerBase, num_steps: int):
         self.base = base
-        self.features: list[list[torch.Tensor]] = []
+        self.features: list[list[torch.Tensor]] = []  # 0 at padding
         self.signals: dict[Indicator, list[list[torch.Tensor]]] = {name: [] for name in INDICATORS}
-        self.tokens: torch.Tensor | None = None
         self.gram = np.zeros((num_steps, num_steps))
         self.changes: dict[str, list[float]] = {name: [] for name in (*INDICATORS, "features")}
 
     def on_step(self, record: StepRecord) -> None:
-        before = self.tokens if self.tokens is not None else torch.full_like(record.tokens, self.base.spec.vocab_size)
-        self.tokens = record.tokens
+        before = record.tokens_before(self.base.spec.vocab_size)
         for name, seen in self.signals.items():
             seen.append([signal(self.base, b, before, record.mask_ratio, name) for b in record.branches])
-        self.features.append(list(record.features))
+        pairs = zip(record.features, record.branches, strict=True)
+        self.features.append([f if b.mask is None else f * b.mask[..., None] for f, b in pairs])
         i = record.index
         for j, other in enumerate(self.features):
-            products = [self._product(a, b) for a, b in zip(other, record.features, strict=True)]
+            products = [float((a.double() * b.double()).mean()) for a, b in zip(other, self.features[-1], strict=True)]
             self.gram[i, j] = self.gram[j, i] = sum(products)
         if i:
-            pairs = [*self.signals.items(), ("features", self.features)]
-            for name, seen in pairs:
+            for name, seen in [*self.signals.items(), ("features", self.features)]:
                 self.changes[name] += relative_change(seen[-2], seen[-1], record.branches).tolist()
         for seen in self.signals.values():
             del seen[:-1]
-
-    @staticmethod
-    def _product(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float((a.double() * b.double()).mean())
 
 
 def calibrate(
     base: Base, sampling: Sampling, source: InputSource, num_images: int, batch_size: int, seed: int
 ) -> Calibration:
     """Run vanilla sampling on the first images of `source` in the run of `seed`, and fit."""
-    if not hasattr(base, "blocks"):
-        raise UserError(f"migm.fit looks at the layers of a base, which {type(base).__name__} does not offer")
-    n = sampling.num_steps
+    own, n = layered(base, "migm.fit"), sampling.num_steps
     gram, changes = np.zeros((n, n)), {name: [] for name in (*INDICATORS, "features")}
     with progress(Console(), "images") as bar:
         task = bar.add_task("fit", total=num_images)
         for images in torch.arange(num_images).split(batch_size):
-            moves = Moves(base, n)  # type: ignore[arg-type]
+            moves = Moves(own, n)
             generate_images(
                 base,
                 source(images),

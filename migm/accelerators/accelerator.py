@@ -8,7 +8,7 @@ from torch import Tensor
 
 from migm.accelerators.refresh import AdaptivePolicy, Policy
 from migm.bases.base import Base, Branch
-from migm.bases.layers import Runner, run_blocks
+from migm.bases.layers import Runner, layered, run_blocks
 from migm.runtime import UserError
 
 
@@ -247,8 +247,8 @@ class AdaptiveRun:
 def start(predictor: Predictor, base: Base, branch: Branch, name: str) -> Forecast:
     """The predictor's forecast, refused where the base lacks what it needs."""
     forecast = predictor.start(base, branch)
-    if isinstance(forecast, LayerForecast) and not hasattr(base, "blocks"):
-        raise UserError(f"accelerator={name} works on the layers of a base, which {type(base).__name__} does not offer")
+    if isinstance(forecast, LayerForecast):
+        layered(base, f"accelerator={name}")
     return forecast
 
 

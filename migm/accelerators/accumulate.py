@@ -9,7 +9,7 @@ from torch import Tensor
 
 from migm.accelerators.calibration import Calibration
 from migm.bases.base import Base, Branch, of_images
-from migm.bases.layers import Block, LayerBase
+from migm.bases.layers import Block, LayerBase, layered
 from migm.runtime import UserError
 
 Indicator = Literal["input", "first_block"]
@@ -52,14 +52,10 @@ class Accumulate:
         return self.known
 
     def start(self, base: Base, branches: Sequence[Branch], num_steps: int) -> "_Sum":
-        if not hasattr(base, "blocks"):
-            raise UserError(
-                f"accelerator.policy.indicator={self.indicator} looks at the layers of a base, "
-                f"which {type(base).__name__} does not offer"
-            )
+        own = layered(base, f"accelerator.policy.indicator={self.indicator}")
         known = self._load(base, num_steps)
         coefficients = known.polynomials[self.indicator] if known else self.coefficients
-        return _Sum(base, branches, num_steps, self.delta, self.indicator, coefficients)  # type: ignore[arg-type]
+        return _Sum(own, branches, num_steps, self.delta, self.indicator, coefficients)
 
 
 class _Sum:

@@ -1,8 +1,8 @@
 """What some methods need to know of a base: how its features move along vanilla trajectories (`migm.fit`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,10 +83,10 @@ class LearnedWeights:
             self.known = Calibration.load(self.fit, base, self.num_steps, "accelerator.predictor.rule.fit")
         return self.known.fingerprint()
 
-    def weights(self, times: Any, step: int) -> Weights:
+    def weights(self, times: Sequence[int], step: int) -> Weights:
         assert self.known is not None, "fingerprint reads the file"
         gram = self.known.gram
         inner = gram[np.ix_(times, times)]
         # Neighbouring steps are nearly alike: a little of the diagonal keeps their weights small.
         damped = inner + self.damping * np.diag(np.diag(inner))
-        return np.linalg.solve(damped, gram[times, step])
+        return np.linalg.solve(damped, gram[times, step]).astype(np.float64)

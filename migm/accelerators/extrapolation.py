@@ -5,7 +5,7 @@ are worked out in float64 on the host, and a forecast is one weighted sum.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -130,5 +130,5 @@ def order(max_order: int) -> int:
     return max_order
 
 
-def sum_of(terms: "Sequence[Weights] | object") -> Weights:
-    return np.sum(list(terms), axis=0)  # type: ignore[call-overload]
+def sum_of(terms: Iterable[Weights]) -> Weights:
+    return np.sum(list(terms), axis=0)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from migm.analyses.drawing import panels, save
-from migm.analyses.layers import tokens_before
 from migm.analyses.recording import Setting
 from migm.bases.base import Base, StepRecord, image_rows
 from migm.evaluation.cost import Point
@@ -63,7 +62,7 @@ class _Errors:
         if record.is_full:
             self.errors.append(0.0)
             return
-        before = tokens_before(record, self.base)
+        before = record.tokens_before(self.base.spec.vocab_size)
         masked = before == self.base.spec.vocab_size
         wrong, whole = 0.0, 0.0
         for branch, features in zip(record.branches, record.features, strict=True):

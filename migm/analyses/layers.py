@@ -1,19 +1,17 @@
 """Appendix A: how much the features of consecutive steps agree after each layer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting, cosine
-from migm.bases.base import Base, StepRecord, image_rows
-from migm.runtime import UserError
+from migm.bases.base import Base, Branch, StepRecord, image_rows
+from migm.bases.layers import layered
 from migm.sampling.loop import generate_images
 
 
@@ -71,31 +69,18 @@ class _Layers:
         self.masked: list[Tensor] = []  # (b, l) before the step
 
     def on_step(self, record: StepRecord) -> None:
-        before, branch = tokens_before(record, self.base), record.branches[0]
-        with watched(self.base) as outputs:
-            self.base.features(before, branch, record.mask_ratio)
+        before, branch = record.tokens_before(self.base.spec.vocab_size), record.branches[0]
+        outputs = layer_outputs(self.base, before, branch, record.mask_ratio)
         rows = [image_rows(x, branch)[: len(before)].float().cpu() for x in outputs]
         self.layers.append(torch.stack(rows))
         self.masked.append((before == self.base.spec.vocab_size).cpu())
 
 
-def tokens_before(record: StepRecord, base: Base) -> Tensor:
-    """The tokens (b, l) that a step started from."""
-    return record.tokens.scatter(1, record.new_positions, base.spec.vocab_size)
-
-
-@contextmanager
-def watched(base: Base) -> Iterator[list[Tensor]]:
-    """A list that fills with the input of the first layer and the output of every one, (copies * b, t, c) each."""
-    network, outputs = getattr(base, "transformer", None), []
-    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)] if isinstance(network, nn.Module) else []
-    layers = next((m for m in lists if len(m) == base.spec.num_layers), None)
-    if layers is None:
-        raise UserError(f"analysis=layers looks at a list of layers, which {type(base).__name__} does not have")
-    first = layers[0].register_forward_pre_hook(lambda _, given: outputs.append(given[0]))
-    handles = [first, *(layer.register_forward_hook(lambda _, __, out: outputs.append(out)) for layer in layers)]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+def layer_outputs(base: Base, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> list[Tensor]:
+    """The input of the first layer and the output of every one, (copies * b, t, c) each."""
+    own = layered(base, "analysis=layers")
+    x, ctx = own.prepare(tokens, branch, mask_ratio)
+    outputs = [x]
+    for block in own.blocks:
+        outputs.append(block(outputs[-1], ctx))
+    return outputs

@@ -143,3 +143,7 @@ class StepRecord:
     tokens: Tensor  # (b, l) after the step
     new_positions: Tensor  # (b, k) revealed by this step, ascending
     mask_ratio: Tensor  # (b,) before the step
+
+    def tokens_before(self, mask: int) -> Tensor:
+        """The tokens (b, l) that the step started from; `mask` is the base's id of it."""
+        return self.tokens.scatter(1, self.new_positions, mask)

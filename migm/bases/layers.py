@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from migm.bases.base import Base, Branch
+from migm.runtime import UserError
 
 
 class Context(Protocol):
@@ -56,6 +57,13 @@ class LayerBase(Base, Protocol):
         ...
 
     def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor: ...
+
+
+def layered(base: Base, who: str) -> LayerBase:
+    """The base as one that offers its layers; else UserError says that `who` needs them."""
+    if not hasattr(base, "blocks"):
+        raise UserError(f"{who} works on the layers of a base, which {type(base).__name__} does not offer")
+    return base  # type: ignore[return-value]
 
 
 def run_blocks(blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:

@@ -13,7 +13,7 @@ from forecast_formulas import FORMULAS
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.calibration import Calibration, LearnedWeights
 from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
-from migm.accelerators.predictors.forecast import Forecast, History
+from migm.accelerators.predictors.forecast import Forecast, histories
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.refresh import Always
 from migm.fit import calibrate
@@ -27,7 +27,7 @@ RULES = {"taylor": Taylor, "newton": Newton, "hermite": Hermite}
 
 def forecast(rule, path, anchors, step):
     """What the rule makes of the path's values at the anchors, by way of the predictor's own history."""
-    history = History(rule)
+    history = histories(rule)()
     for time in anchors:
         history.update(time, torch.tensor([path(time)], dtype=torch.float64))
     return float(history.predict(step))

@@ -7,7 +7,7 @@ from method_checks import ROUNDING, close, one_layer, same_rows, take_rows
 
 from migm.accelerators.accelerator import full_step
 from migm.accelerators.extrapolation import Taylor
-from migm.accelerators.predictors.forecast import History
+from migm.accelerators.predictors.forecast import histories
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.runners import Deltas, KeyValues, VVerify, put, take
 from migm.bases.layers import run_blocks
@@ -65,7 +65,7 @@ def filled(family, images, branch):
 RUNNERS = {
     "composition": lambda: composed,
     "key values": lambda: KeyValues().run,
-    "deltas": lambda: Deltas(lambda: History(Taylor(1))).run(0),
+    "deltas": lambda: Deltas(histories(Taylor(1))).run(0),
     "v verify": lambda: VVerify().run,
 }
 
@@ -211,7 +211,7 @@ def test_of_rows_that_did_not_change_those_left_alone_for_longest_are_computed(f
 
 
 def test_order_0_of_every_module_repeats_the_full_pass_and_adds_up_to_it(family, images, branch):
-    base, deltas = family.base, Deltas(lambda: History(Taylor(0)))
+    base, deltas = family.base, Deltas(histories(Taylor(0)))
     features = base.features(images[0], branch, HALF, runner=deltas.run(0))
     assert len(deltas.layers) == len(base.blocks)
     x, _ = base.prepare(images[0], branch, HALF)

@@ -16,7 +16,7 @@ from migm.analyse import run as analyse
 from migm.analyses.feature_error import FeatureError
 from migm.analyses.forks import principal, spread
 from migm.analyses.images import MethodGrid
-from migm.analyses.layers import LayerSimilarity, tokens_before, watched
+from migm.analyses.layers import LayerSimilarity, layer_outputs
 from migm.analyses.lipschitz import distances
 from migm.analyses.recording import Setting, Trajectories
 from migm.analyses.trajectories import embedded
@@ -135,14 +135,10 @@ def test_layers_are_those_of_the_base_and_masked_rows_start_alike(tiny_base, mak
 def test_the_last_layer_s_output_makes_the_features(tiny_base):
     tokens = torch.randint(0, 24, (2, 16))
     branch = tiny_base.encode(torch.tensor([1, 2]), guided=False)[0]
-    with watched(tiny_base) as outputs:
-        features = tiny_base.features(tokens, branch, torch.ones(2))
-    assert torch.equal(tiny_base.transformer.last_layer(outputs[-1]), features)
+    outputs = layer_outputs(tiny_base, tokens, branch, torch.ones(2))
+    assert torch.equal(tiny_base.finalize(outputs[-1]), tiny_base.features(tokens, branch, torch.ones(2)))
+    assert torch.equal(outputs[0], tiny_base.prepare(tokens, branch, torch.ones(2))[0])
     assert len(outputs) == 3
-    with watched(tiny_base) as outputs:
-        pass
-    tiny_base.features(tokens, branch, torch.ones(2))
-    assert outputs == []  # nothing stays hooked
 
 
 def test_the_text_base_has_layers_and_errors_of_both_branches(make_sampling, make_accelerator, tmp_path):
@@ -158,9 +154,10 @@ def test_the_text_base_has_layers_and_errors_of_both_branches(make_sampling, mak
 
 def test_tokens_before_a_step_are_those_after_the_one_before(tiny_base, run, make_accelerator):
     _, records = run(make_accelerator("vanilla"))
-    assert (tokens_before(records[0], tiny_base) == tiny_base.spec.vocab_size).all()
+    mask = tiny_base.spec.vocab_size
+    assert (records[0].tokens_before(mask) == mask).all()
     for earlier, later in pairwise(records):
-        assert torch.equal(tokens_before(later, tiny_base), earlier.tokens)
+        assert torch.equal(later.tokens_before(mask), earlier.tokens)
 
 
 def test_t_sne_keeps_far_clouds_apart():

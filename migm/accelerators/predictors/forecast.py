@@ -1,6 +1,8 @@
 """Forecasters of the feature path: cheap steps are extrapolated from the last full ones."""
 
+import functools
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -45,29 +47,35 @@ class Forecast:
 
 
 class History:
-    """The last values of full steps, and the rule's weighted sum of them."""
+    """The last values of full steps, and their sum with the `weights` that a rule gives for (steps, step)."""
 
-    def __init__(self, rule: Extrapolation):
-        self.rule = rule
-        self.steps: deque[int] = deque(maxlen=rule.history)
-        self.values: deque[Tensor] = deque(maxlen=rule.history)
+    def __init__(self, length: int, weights: Callable[[tuple[int, ...], int], list[float]]):
+        self.weights = weights
+        self.steps: deque[int] = deque(maxlen=length)
+        self.values: deque[Tensor] = deque(maxlen=length)
 
     def update(self, step: int, value: Tensor) -> None:
         self.steps.append(step)
         self.values.append(value)
 
     def predict(self, step: int) -> Tensor:
-        weights = self.rule.weights(list(self.steps), step)
-        used = [(w, value) for w, value in zip(weights.tolist(), self.values, strict=True) if w]
+        weights = self.weights(tuple(self.steps), step)
+        used = [(w, value) for w, value in zip(weights, self.values, strict=True) if w]
         total = torch.zeros_like(self.values[-1]) if not used else used[0][1] * used[0][0]
         for w, value in used[1:]:
             total = total.add(value, alpha=w)
         return total
 
 
+def histories(rule: Extrapolation) -> Callable[[], History]:
+    """Makes histories of one generation, which share what they ask the rule: it is the same for all modules."""
+    weights = functools.cache(lambda steps, step: rule.weights(steps, step).tolist())
+    return lambda: History(rule.history, weights)
+
+
 class _Boundary:
     def __init__(self, rule: Extrapolation):
-        self.history = History(rule)
+        self.history = histories(rule)()
 
     def update(self, step: int, features: Tensor) -> None:
         self.history.update(step, features)
@@ -79,7 +87,7 @@ class _Boundary:
 class _Modules:
     def __init__(self, rule: Extrapolation, base: LayerBase, branch: Branch):
         self.base, self.branch = base, branch
-        self.deltas = Deltas(lambda: History(rule))
+        self.deltas = Deltas(histories(rule))
 
     def runner(self, step: int) -> Runner:
         return self.deltas.run(step)

@@ -34,17 +34,20 @@ class _Local:
     def __init__(self, base: LayerBase, branch: Branch, recompute_condition: bool):
         self.base, self.branch, self.recompute_condition = base, branch, recompute_condition
         self.store = KeyValues()
+        self.others: Tensor | None = None  # (copies * b, p) rows beside the image, if they are computed anew
 
     def runner(self, step: int) -> Runner:
         return self.store.run
 
     def update(self, step: int, features: Tensor) -> None:
         self.features = features
+        if self.recompute_condition and self.others is None:
+            self.others = other_rows(self.branch, features.shape[1])
 
     def target(self, positions: Tensor) -> None:
         self.rows = self.branch.rows.gather(1, positions.repeat(self.branch.copies, 1))
-        if self.recompute_condition:
-            self.rows = torch.cat([self.rows, other_rows(self.branch, self.features.shape[1])], 1)
+        if self.others is not None:
+            self.rows = torch.cat([self.rows, self.others], 1)
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
         # The targets' own keys and values are written over in every local step before they are read.
