@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The rows of Table 2 that are vanilla, few steps, ML-Cache and shortcut, on a CUDA device; every line goes on where it stopped.
+# The rows of Table 2 but Di[M]O, on a CUDA device; every line goes on where it stopped.
 # Lumina-DiMOO and the authors' shortcut are fetched from Hugging Face once (17 GB + 0.9 GB). Run from the repository's root.
 set -euo pipefail
 experiment="+experiment=dimoo_shortcut"

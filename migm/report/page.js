@@ -96,7 +96,7 @@ function draw() {
     parts.push(`<circle class="mark${chosen}" data-label="${safe(p.row.label)}" cx=${px} cy=${y.place(p.y)} r=${chosen ? 8 : 6} fill="${colour}" />`);
   }
   for (const p of best) {  /* beside the front, where nothing is */
-    parts.push(`<text class=name x=${x.place(p.x) - 8} y=${y.place(p.y) + (up ? -8 : 15)} text-anchor=end>${safe(p.row.label.replace(p.row.method + " ", ""))}</text>`);
+    parts.push(`<text class=name x=${x.place(p.x) - 8} y=${y.place(p.y) + (up ? -8 : 15)} text-anchor=end>${safe(p.row.label.replace(p.row.method, "").replace(p.row.variant, "").trim())}</text>`);
   }
   $("chart").innerHTML = `<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${safe(metric)} against ${safe(label)}">${parts.join("")}</svg>`;
   for (const mark of $("chart").querySelectorAll(".mark")) {
@@ -153,7 +153,7 @@ function columns() {
   }));
   const speed = { heading: `speed-up on ${base.label}`, key: r => r.time && base.time / r.time, look: () => "",
     text: r => r.time && base.time ? (base.time / r.time).toFixed(2) + "\u00d7" : "" };
-  return [{ heading: "method", key: r => r.method, text: r => r.method, look: () => "" },
+  return [{ heading: "method", key: r => r.method, text: r => `${r.method} ${r.variant}`.trim(), look: () => "" },
     { heading: "N", key: r => r.n, text: r => String(r.n), look: () => "" },
     { heading: "B", key: r => r.b, text: r => String(r.b), look: () => "" }, ...quality, ...share, speed];
 }

@@ -190,8 +190,15 @@ def test_the_committed_example_opens(browser):
     with opened(browser, ROOT / "experiments" / "report.html") as page:
         assert page.locator("#chart .mark").count() == 29
         assert page.locator("#chart .error").count() == 29
-        page.locator("#studies button").nth(1).click()
-        assert page.locator("#grid img").count() == 6 * 20
+        page.locator("#studies button").nth(1).click()  # points of one method that differ in their settings
+        assert page.locator("#chart .mark").count() == 41
+        assert page.locator("#grid img").count() == 8 * 20
+        methods = column(page, 1)
+        assert len(set(zip(methods, column(page, 2), column(page, 3), strict=True))) == 41
+        assert "foca interval=4 first_enhance=2 fixed_step=True" in methods
+        assert not [name for name in page.locator("#chart .name").all_text_contents() if "=" in name]
+        page.locator("#studies button").nth(2).click()
+        assert page.locator("#grid img").count() == 5 * 20
 
 
 def test_it_fits_a_phone(page):
