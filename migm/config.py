@@ -6,6 +6,7 @@ instantiates.
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -36,7 +37,13 @@ def asset_path() -> str:
     return str(Path(__file__).parent / "assets")
 
 
+def wandb_offline() -> bool:
+    """Whether W&B would have no key to send anything with."""
+    return not os.environ.get("WANDB_API_KEY")
+
+
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
+OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from migm.config import Common, EvaluateConfig, build, conf_path, load, variant
 from migm.evaluation.cost import Point
 from migm.evaluation.study import Study
 from migm.report.results import Results
+from migm.report.wandb import tracker
 from migm.runtime import UserError, command
 
 
@@ -75,7 +77,11 @@ def study(cfg: DictConfig, config: Common, base: Base) -> Study:
 def main(cfg: DictConfig) -> None:
     """Load the config, build, measure what is missing."""
     config = load(cfg, EvaluateConfig)
-    study(cfg, config, build(config.base)).run(cost=config.cost)
+    logged = tracker(config.logger, asdict(config))
+    measured = study(cfg, config, build(config.base))
+    measured.run(cost=config.cost)
+    if logged:
+        logged.log_points(measured.measured(), measured.preview)
 
 
 if __name__ == "__main__":

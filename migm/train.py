@@ -3,6 +3,7 @@
 Every part goes on where it stopped when the same command is started again.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,6 +21,7 @@ from migm.collect import announce_online, collect, header, trajectory_sampling
 from migm.config import TrainConfig, build, conf_path, load
 from migm.evaluate import study
 from migm.inputs import InputSource
+from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
@@ -51,6 +54,7 @@ class Training:
         self.max_steps = config.trainer["max_steps"]
         parts = {"callbacks": list(build(config.callbacks).values()), "logger": list(build(config.logger).values())}
         own = {"precision": pick_precision(config.trainer.get("precision", "auto"), base.device), **parts}
+        self.resolved = asdict(config)
         self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
 
     def run(self, data: TrajectoryData) -> float:
@@ -70,10 +74,16 @@ class Training:
         resumed = self.resume if self.resume.exists() else None
         if resumed:
             self.console.print(f"resuming from {self.resume}, step {self.state['global_step']}")
+        followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
+        for logger in followed:  # under a name of its own: Lightning logs the module's `config` and `base`
+            logger.log_hyperparams({"resolved": self.resolved})
         try:
             self.trainer.fit(self.module, data, ckpt_path=resumed, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
+        finally:
+            for logger in followed:  # the next job of a sweep, and the evaluation, are runs of their own
+                logger.experiment.finish()
         self.trainer.save_checkpoint(self.resume)
 
 
@@ -144,10 +154,13 @@ def main(cfg: DictConfig) -> float:
     if measured and rank_zero_only.rank == 0:
         console.rule("evaluate")
         measured.run()
+        logged = tracker(config.logger, training.resolved)
+        if logged:
+            logged.log_points(measured.measured(), measured.preview)
         if not measured.metrics:
             console.print("no report: metric=\\[none] measures no quality")
             return error
-        write_report([measured.results.path], training.folder / "report")
+        write_report([measured.results.path], training.folder / "report", logged=logged)
     return error
 
 

@@ -20,7 +20,7 @@ from migm.evaluation.evalset import EvalSet
 from migm.evaluation.memory import COUNTERS
 from migm.evaluation.metrics.metric import Batch, ImageMetric, result_name
 from migm.progress import progress
-from migm.report.results import Results, file_name
+from migm.report.results import Results, file_name, identity
 from migm.runtime import environment
 from migm.sampling.loop import generate_images
 
@@ -99,6 +99,19 @@ class Study:
             found = peaks(self.base, [p for p, _ in missing], self.evalset.inputs, protocol, bar)
         for (_, record), value in zip(missing, found, strict=True):
             self.results.append({**record, "value": float(value)})
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The records of its own points, without what else the results hold; of one measured twice the latest."""
+        costs = [f"{kind}/{p.name}" for p in self.protocols for kind in ("seconds_per_image", "peak_bytes")]
+        wanted = {
+            identity(record)
+            for point in self.points
+            for record in (
+                *(self._record(point, metric) for metric in (*costs, "ffe", "cache_bytes_per_image")),
+                *(r for seed_set in self.evalset.seed_sets for r in self._quality_records(point, seed_set)),
+            )
+        }
+        return list({identity(r): r for r in self.results.records if identity(r) in wanted}.values())
 
     def measure_quality(self) -> None:
         """Every metric for every point and seed set that has no record yet."""

@@ -1,9 +1,12 @@
 """`python -m migm.report`: tables, figures and one HTML page from results files."""
 
+from dataclasses import asdict
+
 import hydra
 from omegaconf import DictConfig
 
 from migm.config import ReportConfig, conf_path, load
+from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import command
 
@@ -13,7 +16,8 @@ from migm.runtime import command
 def main(cfg: DictConfig) -> None:
     """Read `results`, write `folder`."""
     config = load(cfg, ReportConfig)
-    write_report(config.results, config.folder, config.baseline, config.images)
+    logged = tracker(config.logger, asdict(config))
+    write_report(config.results, config.folder, config.baseline, config.images, logged)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,24 @@ from migm.report.plots import draw_all
 from migm.report.results import file_name
 from migm.report.summary import Row, Summary, summarise, table
 from migm.report.tables import best_two, comma_separated, deltas, fronts, latex, markdown
+from migm.report.wandb import Tracker
 from migm.runtime import UserError, write_atomic
 
 SHOWN = 8  # problems on the console; all are in the page and in problems.txt
 
 
 def write_report(
-    results: Sequence[str | Path], folder: str | Path, baseline: str = "", images: Sequence[str | Path] = ()
+    results: Sequence[str | Path],
+    folder: str | Path,
+    baseline: str = "",
+    images: Sequence[str | Path] = (),
+    logged: Tracker | None = None,
 ) -> Path:
     """Report on results files into `folder`, one sub-folder a study where they hold several -> the HTML page.
 
     `baseline` is the label of the row to compare with, by default vanilla with the most steps. `images`
     are folders of `migm.generate folder=` to compare; by default the previews beside the results.
+    `logged` keeps the studies in W&B too, and writes their dashboard beside the page.
     """
     folder, console = Path(folder), Console()
     console.width = max(console.width, 120)  # one line a row, also where there is no terminal
@@ -44,6 +50,10 @@ def write_report(
         pictures = _pictures(study, summary, images)
         shown.append(_write_study(study.name, summary, row, own, pictures))
         _print(console, study.name, *table(summary, row))
+        if logged:
+            logged.log_report(study.name, summary, row, own)
+    if logged:
+        logged.write_dashboard([summary for _, summary, _ in planned], folder / "dashboard.json")
     write_atomic(folder / "problems.txt", "".join(f"{problem}\n" for problem in problems))
     html = folder / "index.html"
     write_atomic(html, page("migm: quality and cost", shown, [str(problem) for problem in problems]))
