@@ -25,7 +25,8 @@ def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it complains where there is no GPU
-    with profile(use_cpu=True, profile_memory=True) as profiler:
+    profiler = profile(use_cpu=True, profile_memory=True)
+    with profiler:
         job()
     made: Any = profiler
     events = [event for event in made.kineto_results.events() if event.name() == "[memory]"]
