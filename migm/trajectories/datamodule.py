@@ -22,15 +22,15 @@ from migm.trajectories.record import record
 from migm.trajectories.store import Store
 
 Storage = Literal["features", "tokens", "online"]
-DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 
 
 class TrajectoryData(L.LightningDataModule):
     """Pairs for training from `num_images` images but the last `num_val_images`, which validate.
 
     By `storage` "features" and "tokens" the images are those of the store in `folder` (`migm.collect` fills it
-    with images of what `inputs` asks for, `shard_images` a shard). The former holds features in `dtype`, bfloat16
-    or int8 with a scale for each row. The latter leaves them to the base, two passes for every pair and epoch.
+    with images of what `inputs` asks for, `shard_images` a shard). The former holds features in `dtype`, bfloat16,
+    float32, or int8 with a scale for each row. The latter leaves them to the base, two passes for every pair and epoch.
     `verify` reads every shard once and compares its SHA-256.
 
     By "online" nothing is stored. The base (`attach`) generates `shard_images` new images of the training images'

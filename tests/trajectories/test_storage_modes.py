@@ -1,10 +1,12 @@
 """Features, tokens and online: one reader, the same pairs, whatever is kept and wherever it is."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_parts import collected, contents, naming, text_base, tiny
 
 import migm.collect
@@ -137,7 +139,7 @@ def test_a_row_of_zeros_stays_one():
 )
 def test_a_store_of_another_mode_is_refused(stores, held, asked, key):
     with pytest.raises(UserError, match=naming("data.folder", key)):
-        collected(config_for(stores[held][0], asked))
+        collected(config_for(stores[held][0], asked, f"data.folder={stores[held][1].folder}"))
 
 
 @pytest.mark.parametrize(
@@ -169,9 +171,9 @@ def test_sizes_are_readable(size, words):
     assert readable(size) == words
 
 
-def train(output: Path, *overrides: str) -> float:
-    """One training as `migm.train` does it, of 12 steps; returns the validation error."""
-    config = tiny(output, "trainer.max_steps=12", "lr_schedule.warmup_steps=2", *overrides)
+def train(output: Path, *overrides: str, steps: int = 12) -> float:
+    """One training as `migm.train` does it; returns the validation error."""
+    config = tiny(output, f"trainer.max_steps={steps}", "lr_schedule.warmup_steps=2", *overrides)
     base = build(config.base)
     return Training(config, base).run(build(config.data))
 
@@ -182,3 +184,33 @@ def test_training_on_tokens_is_training_on_features(stores, tmp_path):
         errors[name] = train(tmp_path / name, f"data.folder={stores[name][1].folder}", f"data.storage={name}")
     assert errors["tokens"] == pytest.approx(errors["features"], rel=0.02)
     assert errors["tokens"] != errors["features"]  # bfloat16 against the base's own precision
+
+
+def rounds_by_batch_size() -> bool:
+    """Whether this CPU's matrix products of a row depend on how many rows there are."""
+    rows, matrix = torch.randn(400, 48), torch.randn(48, 192)
+    whole = rows @ matrix
+    return any(not torch.equal(rows[:n] @ matrix, whole[:n]) for n in (1, 17, 34, 136))
+
+
+def test_in_float32_tokens_give_the_features_bit_for_bit_and_the_same_weights(tmp_path):
+    exact = ["base.dtype=float32", "data.dtype=float32"]
+    modes = {name: [*exact, f"data.storage={name}"] for name in ("features", "tokens")}
+    kept, made = (collected(config_for(tmp_path, *more)) for more in modes.values())
+    assert contents(kept)["features"].dtype == torch.float32
+    base = build(config_for(tmp_path, *exact).base)
+    stored, computed = PairDataset(kept), PairDataset(made)
+    every = torch.randperm(len(stored), generator=torch.Generator().manual_seed(0))
+    same = torch.equal if not rounds_by_batch_size() else partial(torch.allclose, rtol=1e-6, atol=1e-6)
+    for some in every.split(8):
+        a, b = stored.__getitems__(some.tolist()), with_features(computed.__getitems__(some.tolist()), base)
+        assert same(a.features, b.features)
+        assert same(a.target, b.target)
+        assert all(torch.equal(x, y) for x, y in zip(a[2:-1], b[2:-1], strict=True))
+    errors = [
+        train(tmp_path / name, f"paths.output_dir={tmp_path}", f"name={name}", *more, steps=50)
+        for name, more in modes.items()
+    ]
+    first, second = (load_file(tmp_path / name / "shortcut.safetensors") for name in modes)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+    assert all(same(first[name], second[name]) for name in first)
