@@ -94,7 +94,7 @@ def test_one_command_collects_trains_evaluates_and_reports(trained):
     output, (code, out, err) = trained
     assert code == 0, err
     folder = output / "tiny_shortcut"
-    assert (output / "trajectories" / "16x48_n6" / "manifest.jsonl").exists()
+    assert (output / "trajectories" / "16x48_n6_features_bfloat16_seed0" / "manifest.jsonl").exists()
     for name in ("shortcut.safetensors", "checkpoints/resume.ckpt", "config.yaml", "report/index.html"):
         assert (folder / name).stat().st_size > 0, name
     records = read(folder / "results.jsonl")
@@ -107,7 +107,7 @@ def test_one_command_collects_trains_evaluates_and_reports(trained):
 
 
 def _stored(output: Path) -> Path:
-    return output / "trajectories" / "16x48_n6"
+    return output / "trajectories" / "16x48_n6_features_bfloat16_seed0"
 
 
 def test_a_second_start_changes_no_result(trained, assets, call):
@@ -231,7 +231,7 @@ NO_POINTS = ["~points.vanilla", "~points.reuse", "~points.shortcut"]
             ["accelerator.predictor.weights=none.safetensors"],
         ),
         ("generate", ["seed=1"], ["accelerator.predictor.weights", "shortcut.safetensors", "trained for base"]),
-        ("collect", ["seed=1"], ["data.folder", "base="]),
+        ("collect", ["base.dtype=float32"], ["data.folder", "base="]),
         ("report", ["results=[none.jsonl]"], ["results=none.jsonl"]),
         ("report", ["baseline=vanilla 99"], ["baseline=vanilla 99", "vanilla 6"]),
     ],

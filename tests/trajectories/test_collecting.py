@@ -162,6 +162,6 @@ def test_the_number_of_full_steps_does_not_shape_trajectories(whole, tmp_path):
     ],
 )
 def test_a_store_of_another_run_is_refused_naming_what_differs(whole, tmp_path, override, key):
-    _copy(whole, tmp_path)
+    folder = _copy(whole, tmp_path)  # by its name, since the default one carries the seed
     with pytest.raises(UserError, match=naming("data.folder", f"{key}=")):
-        collected(config_for(tmp_path, override))
+        collected(config_for(tmp_path, override, f"data.folder={folder}"))
