@@ -15,12 +15,11 @@ from typing import Any, TypeVar, cast
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from migm.runtime import UserError, world_size
+from migm.runtime import UserError, in_sweep, world_size
 
 Root = TypeVar("Root", bound="Common")
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -42,8 +41,16 @@ def wandb_offline() -> bool:
     return not os.environ.get("WANDB_API_KEY")
 
 
+def choice(group: str, *, _root_: DictConfig) -> str:
+    """What was chosen with + of a group such as `experiment`; `migm` where nothing was."""
+    own = OmegaConf.select(_root_, "hydra.runtime.choices")  # while a sweep is planned; a job's config lacks it
+    choices = own or (HydraConfig.get().runtime.choices if HydraConfig.initialized() else {})
+    return choices.get(group) or "migm"
+
+
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
+OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
 
 
 @dataclass
@@ -51,6 +58,7 @@ class Common:
     """Keys of every command."""
 
     name: str
+    group: str
     seed: int
     num_threads: int | None
     device: str
@@ -86,7 +94,8 @@ class CollectConfig(Common):
 @dataclass
 class TrainConfig(Common):
     collect: bool = True  # fill the trajectory store first
-    evaluate: bool = True  # measure `points` afterwards and write the report
+    evaluate: bool = True  # measure `points` afterwards
+    report: bool = True  # and write the report
 
 
 @dataclass
@@ -258,7 +267,7 @@ def _nearest(word: str, options: set[str]) -> str:
 
 def _refuse_split_sweep(plain: dict[str, Any]) -> None:
     """Lightning's launcher would let every rank run a sweep of its own, with other parameters (DESIGN 5.12)."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not in_sweep():
         return
     devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
     launched = world_size() > 1

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from torch import Tensor
 
 # Lightning's names, the short ones included.
@@ -25,7 +27,10 @@ class UserError(ValueError):
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
-    """End a command with one line and a non-zero exit code on errors that a user can put right."""
+    """End a command with one line and a non-zero exit code on errors that a user can put right.
+
+    A trial of a sweep raises instead: `migm.sweep` says the line, and the others go on.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -35,7 +40,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except (ValueError, FileNotFoundError, PermissionError) as error:
-            if os.environ.get("MIGM_TRACEBACK"):
+            if os.environ.get("MIGM_TRACEBACK") or in_sweep():
                 raise
             print(f"error: {' '.join(str(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
             sys.exit(2)
@@ -44,6 +49,11 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(130)
 
     return wrapped
+
+
+def in_sweep() -> bool:
+    """Whether this is a trial of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -3,6 +3,7 @@
 Every part goes on where it stopped when the same command is started again.
 """
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +26,7 @@ from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
+from migm.sweep import Recorder
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.store import Store
@@ -52,6 +54,7 @@ class Training:
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
         self.max_steps = config.trainer["max_steps"]
+        self.seconds: float | None = None  # of all steps, at the rate of those made here
         parts = {"callbacks": list(build(config.callbacks).values()), "logger": list(build(config.logger).values())}
         own = {"precision": pick_precision(config.trainer.get("precision", "auto"), base.device), **parts}
         self.resolved = asdict(config)
@@ -77,6 +80,7 @@ class Training:
         followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
         for logger in followed:  # under a name of its own: Lightning logs the module's `config` and `base`
             logger.log_hyperparams({"resolved": self.resolved})
+        start = time.perf_counter()
         try:
             self.trainer.fit(self.module, data, ckpt_path=resumed, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
@@ -84,6 +88,8 @@ class Training:
         finally:
             for logger in followed:  # the next job of a sweep, and the evaluation, are runs of their own
                 logger.experiment.finish()
+        made = self.trainer.global_step - self.state["global_step"]
+        self.seconds = (time.perf_counter() - start) * self.max_steps / max(made, 1)
         self.trainer.save_checkpoint(self.resume)
 
 
@@ -135,6 +141,9 @@ def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]
 def main(cfg: DictConfig) -> float:
     """Collect, train, evaluate and report, as the config asks."""
     config = load(cfg, TrainConfig)
+    recorder = Recorder(config)
+    if done := recorder.finished():
+        return done.feature_mse
     base, data, console = build(config.base), build(config.data), Console()
     sampling, training = build(config.sampling), Training(config, base)
     measured = study(cfg, config, base) if config.evaluate else None
@@ -151,6 +160,8 @@ def main(cfg: DictConfig) -> float:
         Store(data.folder, header(base, sampling, data, config.seed, described))
     console.rule("train")
     error = training.run(data)
+    if rank_zero_only.rank == 0:
+        recorder.trained(training.module.shortcut, error, training.seconds, base.device)
     if measured and rank_zero_only.rank == 0:
         console.rule("evaluate")
         measured.run()
@@ -159,8 +170,10 @@ def main(cfg: DictConfig) -> float:
             logged.log_points(measured.measured(), measured.preview)
         if not measured.metrics:
             console.print("no report: metric=\\[none] measures no quality")
-            return error
-        write_report([measured.results.path], training.folder / "report", logged=logged)
+        elif config.report:
+            write_report([measured.results.path], training.folder / "report", logged=logged)
+    if rank_zero_only.rank == 0:
+        recorder.end()
     return error
 
 

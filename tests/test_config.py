@@ -30,6 +30,7 @@ from migm.config import (
     variant,
 )
 from migm.runtime import UserError
+from migm.sweep import grid
 
 CONF = Path(conf_path())
 ROOTS: dict[str, type[Common]] = {
@@ -46,7 +47,7 @@ ROOTS: dict[str, type[Common]] = {
     "reference": ReferenceConfig,
     "analyse": AnalyseConfig,
 }
-ADDED = ("experiment", "sweep")  # with +, and with the package _global_
+ADDED = ("experiment", "sweep", "storage")  # with +, and with a package of their own
 
 
 def options() -> list[str]:
@@ -124,17 +125,27 @@ def test_the_sampling_follows_the_base(base):
 @pytest.mark.parametrize("sweep", names("sweep"))
 def test_sweeps_compose_with_the_main_experiment(sweep):
     own = OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml").hydra.sweeper.params
-    command = "train" if any(key.startswith("shortcut") for key in own) else "evaluate"
+    command = "evaluate" if sweep == "n_by_b" else "train"
     chosen = ["+experiment=cifar10_shortcut", f"+sweep={sweep}"]
     cfg = compose(command, chosen, return_hydra_config=True)
     assert cfg.hydra.mode.name == "MULTIRUN"
     assert cfg.hydra.sweeper.params == own
-    trials = [compose(command, [*chosen, *(f"{k}={v.split(',')[i]}" for k, v in own.items())]) for i in (0, -1)]
-    configs = [load(trial, ROOTS[command]) for trial in trials]
-    for key, values in own.items():
-        assert OmegaConf.select(trials[1], key) == int(values.split(",")[-1])
+    names = set()
+    for over in grid(cfg):
+        trial = compose(command, [*over, "hydra.mode=MULTIRUN"], return_hydra_config=True)
+        choices = trial.hydra.runtime.choices
+        names.add(trial.name)
+        assert choices.sweep == sweep
+        for key in own:
+            group = key.removeprefix("+")
+            given = next(text.partition("=")[2] for text in over if text.partition("=")[0] == key)
+            assert str(choices.get(group) or OmegaConf.select(trial, group)).lower() == given.lower()
     if command == "train":  # weights differ, so folders must
-        assert configs[0].name != configs[1].name
+        assert len(names) == len(grid(cfg))
+        assert all(name.startswith(f"cifar10_shortcut/{sweep}/") for name in names)
+        config = load(compose(command, chosen), TrainConfig)  # without a job the choices are not known
+        assert config.points is None
+        assert config.name.startswith("migm/migm/")
 
 
 def test_inference_sweeps_measure_the_swept_point():
