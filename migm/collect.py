@@ -50,17 +50,22 @@ def trajectory_sampling(sampling_config: dict[str, Any]) -> dict[str, Any]:
 
 def collect(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> Store:
     """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone."""
-    store = Store(data.folder, header(base, sampling, data, seed, sampling_config))
+    store = data.store(header(base, sampling, data, seed, sampling_config))
     missing, console = data.num_images - len(store), Console()
     if missing <= 0:
         console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
         return store
+    if store.remote:
+        raise UserError(
+            f"data.folder={data.folder} holds {len(store)} of data.num_images={data.num_images} trajectories and is "
+            "read only; collect into a folder and publish it (migm.collect publish_to=...)"
+        )
     if world_size() > 1:
         raise UserError(f"{missing} trajectories are missing in {data.folder}: run migm.collect in one process first")
     size, seconds = probe(base, sampling, data, missing)
     duration = timedelta(seconds=round(seconds))
     console.print(f"collecting {missing} trajectories: {readable(size)} into {data.folder}, about {duration}")
-    refuse_full_disk(data.folder, size)
+    refuse_full_disk(store.folder, size)
     vanilla = Accelerator(Always())
     with progress(console, "images") as bar:
         task = bar.add_task("collect", total=missing)
@@ -125,12 +130,14 @@ def main(cfg: DictConfig) -> None:
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
     described = trajectory_sampling(config.sampling)
     if data.storage == "online":
-        if config.import_from or config.export_to:
-            raise UserError("data.storage=online has no store; for import_from and export_to choose features or tokens")
+        if config.import_from or config.export_to or config.publish_to:
+            raise UserError(
+                "data.storage=online has no store; for import_from, export_to and publish_to choose features or tokens"
+            )
         announce_online(base, sampling, data)
         return
     if config.import_from:
-        store = Store(data.folder, header(base, sampling, data, config.seed, described))
+        store = data.store(header(base, sampling, data, config.seed, described))
         follow("import", import_tars(config.import_from, store, base, data.shard_images, data.kept))
         Console().print(f"{len(store)} trajectories in {data.folder}")
     else:
@@ -138,6 +145,11 @@ def main(cfg: DictConfig) -> None:
     if config.export_to:
         follow("export", export_tars(store, config.export_to, base), total=len(store))
         Console().print(f"{len(store)} trajectories in {config.export_to}")
+    if config.publish_to:
+        from migm.trajectories.remote import publish  # see TrajectoryData.store
+
+        follow("publish", publish(store, config.publish_to), total=len(store))
+        Console().print(f"{len(store)} trajectories in {config.publish_to}")
 
 
 def follow(what: str, counts: Iterator[int], total: int | None = None) -> None:

@@ -89,6 +89,7 @@ class Common:
 class CollectConfig(Common):
     import_from: str | None = None  # a folder of the released code's tars to read instead of generating
     export_to: str | None = None  # a folder to write the store to, in the same layout
+    publish_to: str | None = None  # a URL to copy the store to
 
 
 @dataclass

@@ -10,12 +10,17 @@ from migm.runtime import UserError, write_atomic
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All objects of a file; a last line cut off by a kill is ignored, other damage refused by number."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    return parse_lines(path.read_text(encoding="utf-8"), path)
+
+
+def parse_lines(text: str, origin: object) -> list[dict[str, Any]]:
+    """The same of a file's `text`, which errors say is `origin`."""
+    lines = text.split("\n")
     cut_off = lines.pop()  # empty when the file ends as it should
     objects = []
     for number, line in enumerate([*lines, cut_off] if _parses(cut_off) else lines, 1):
         if not _parses(line):
-            raise UserError(f"{path}, line {number} is not a JSON object; restore the file or delete it")
+            raise UserError(f"{origin}, line {number} is not a JSON object; restore the file or delete it")
         objects.append(json.loads(line))
     return objects
 

@@ -29,7 +29,6 @@ from migm.shortcuts.checkpoint import save_shortcut
 from migm.sweep import Recorder
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
-from migm.trajectories.store import Store
 
 
 class Training:
@@ -157,7 +156,7 @@ def main(cfg: DictConfig) -> float:
         console.rule("collect")
         collect(base, sampling, data, config.seed, described)
     else:
-        Store(data.folder, header(base, sampling, data, config.seed, described))
+        data.store(header(base, sampling, data, config.seed, described))
     console.rule("train")
     error = training.run(data)
     if rank_zero_only.rank == 0:

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -31,7 +31,8 @@ class TrajectoryData(L.LightningDataModule):
     By `storage` "features" and "tokens" the images are those of the store in `folder` (`migm.collect` fills it
     with images of what `inputs` asks for, `shard_images` a shard). The former holds features in `dtype`, bfloat16,
     float32, or int8 with a scale for each row. The latter leaves them to the base, two passes for every pair and epoch.
-    `verify` reads every shard once and compares its SHA-256.
+    `verify` reads every shard once and compares its SHA-256. A `folder` that is a URL is read through `cache`,
+    which holds `cache_bytes` of it at most.
 
     By "online" nothing is stored. The base (`attach`) generates `shard_images` new images of the training images'
     inputs, trains on their features, in memory in `dtype`, `reuse` times, and goes on to the next; an epoch takes
@@ -53,6 +54,8 @@ class TrajectoryData(L.LightningDataModule):
         storage: Storage = "features",
         dtype: str = "bfloat16",
         reuse: int = 1,
+        cache: str | Path = "cache",
+        cache_bytes: int = 100_000_000_000,
     ):
         super().__init__()
         if not 0 < num_val_images < num_images:
@@ -71,7 +74,8 @@ class TrajectoryData(L.LightningDataModule):
             raise UserError(
                 f"data.num_workers={num_workers}: the base runs in this process by data.storage=online; set 0"
             )
-        self.folder, self.inputs = Path(folder), inputs
+        self.folder, self.inputs = folder, inputs
+        self.cache, self.cache_bytes = cache, cache_bytes
         self.num_images, self.num_val_images = num_images, num_val_images
         self.batch_size, self.shard_images, self.collect_batch_size = batch_size, shard_images, collect_batch_size
         self.num_workers, self.seed, self.verify = num_workers, seed, verify
@@ -83,6 +87,18 @@ class TrajectoryData(L.LightningDataModule):
     def kept(self) -> torch.dtype | None:
         """In what features are stored; None: they are not."""
         return self.dtype if self.storage == "features" else None
+
+    def store(self, header: dict[str, Any] | None = None) -> Store:
+        """The store in `folder`; one at a URL is refused where `cache_bytes` cannot hold what is read together."""
+        if "://" not in str(self.folder):
+            return Store(self.folder, header)
+        from migm.trajectories.remote import Remote  # its locks are not to be had on every system
+
+        remote = Remote(str(self.folder), self.cache, self.cache_bytes)
+        store = Store(self.folder, header, remote)
+        # A batch may lie across two windows, and a validating one across two shards.
+        remote.need(store.shards, 2 * PairDataset.window + 2)
+        return store
 
     def attach(self, base: Base, sampling: Sampling, seed: int) -> None:
         """What storage "online" generates images with; `seed` is that of their noise."""
@@ -101,7 +117,7 @@ class TrajectoryData(L.LightningDataModule):
             val = torch.arange(self.first_val, self.num_images)
             self.val = self.val or PairDataset(InMemory(self.record(images=val, dtype=None)))
             return
-        store = Store(self.folder)
+        store = self.store()
         store.verify(contents=self.verify)
         if len(store) < self.num_images:
             raise UserError(
@@ -109,6 +125,7 @@ class TrajectoryData(L.LightningDataModule):
             )
         self.train = PairDataset(store, 0, self.first_val)
         self.val = PairDataset(store, self.first_val, self.num_images)
+        self.val.window = 1  # read in order
 
     def train_dataloader(self) -> StatefulLoader | OnlineLoader:
         rank, world_size = self._rank()

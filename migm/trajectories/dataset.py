@@ -50,7 +50,7 @@ class PairDataset:
     """All pairs of the images `first`...`last` of a store, read in batches.
 
     Pair index = ((image * copies) + half) * (n - 1) + s. Shuffling goes shard by shard within
-    windows, so that a batch reads from few files.
+    windows, so that a batch reads from few files, and a window's shards stay open between batches.
     """
 
     window = 16  # shards shuffled together
@@ -101,9 +101,13 @@ class PairDataset:
         return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, width)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
-        if number not in self._open:
-            self._open[number] = self.store.open(number)
-        return self._open[number]
+        shard = self._open.pop(number, None)
+        if shard is None:
+            if len(self._open) >= self.window:
+                del self._open[next(iter(self._open))]  # the one whose last use is the longest ago
+            shard = self.store.open(number)
+        self._open[number] = shard
+        return shard
 
 
 def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: Tensor, first: Tensor) -> Tensor:

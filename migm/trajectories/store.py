@@ -8,7 +8,7 @@ share: schema, base fingerprint, storage mode, sampling, seed, dtype, shapes.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,17 +19,24 @@ from migm.jsonl import append_line, read_lines
 from migm.runtime import UserError, file_hash
 from migm.trajectories.record import Trajectories
 
+if TYPE_CHECKING:
+    from migm.trajectories.remote import Remote
+
 SCHEMA = "migm-traj/1"
 MANIFEST = "manifest.jsonl"
 
 
 class Store:
-    """A folder of shards. `header` is what a new store is for, or what an old one has to match."""
+    """A folder of shards. `header` is what a new store is for, or what an old one has to match.
 
-    def __init__(self, folder: str | Path, header: dict[str, Any] | None = None):
-        self.folder = Path(folder)
+    With `remote` the folder is that of its URL, and read only.
+    """
+
+    def __init__(self, folder: str | Path, header: dict[str, Any] | None = None, remote: "Remote | None" = None):
+        self.folder, self.name, self.remote = Path(folder), str(folder), remote
         self.manifest = self.folder / MANIFEST
-        lines = read_lines(self.manifest) if self.manifest.exists() else []
+        here = read_lines(self.manifest) if not remote and self.manifest.exists() else []
+        lines = remote.place.lines(MANIFEST) if remote else here
         if lines:
             self.header, self.shards = self._checked(lines, header)
         elif header is None:
@@ -45,6 +52,8 @@ class Store:
 
     def append(self, trajectories: Trajectories) -> None:
         """Write one shard and list it."""
+        if self.remote:
+            raise UserError(f"data.folder={self.name} is read only; collect into a folder and publish it (publish_to)")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.shards and not (self.manifest.exists() and read_lines(self.manifest)):
             append_line(self.manifest, self.header)
@@ -65,45 +74,54 @@ class Store:
 
     def open(self, index: int) -> dict[str, Tensor]:
         """Tensors of one shard, memory-mapped: only the rows that are read come from disk."""
-        path = self.folder / self.shards[index]["file"]
-        try:
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"data.folder: shard {path} cannot be read ({error}); delete it and collect again"
-            ) from error
+        shard = self.shards[index]
+        return self.remote.open(shard, _read) if self.remote else _read(self.folder / shard["file"])
 
     def verify(self, contents: bool = True) -> None:
         """Refuse missing, truncated or (with `contents`) changed shards, naming the file."""
+        if self.remote:
+            self.remote.verify(self.shards, contents)
+            return
         for shard in self.shards:
-            path = self.folder / shard["file"]
-            size = path.stat().st_size if path.exists() else 0
-            if size != shard["bytes"]:
-                state = f"has {size} of {shard['bytes']} bytes" if path.exists() else "is missing"
-                raise UserError(f"data.folder: shard {path} {state}; delete {self.folder} and collect again")
-            if contents and file_hash(path) != shard["sha256"]:
-                raise UserError(
-                    f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
-                )
+            self.check(shard, contents)
+
+    def check(self, shard: dict[str, Any], contents: bool = True) -> None:
+        """The same of one shard of a folder."""
+        path = self.folder / shard["file"]
+        size = path.stat().st_size if path.exists() else 0
+        if size != shard["bytes"]:
+            state = f"has {size} of {shard['bytes']} bytes" if path.exists() else "is missing"
+            raise UserError(f"data.folder: shard {path} {state}; delete {self.folder} and collect again")
+        if contents and file_hash(path) != shard["sha256"]:
+            raise UserError(
+                f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
+            )
 
     def _checked(
         self, lines: list[dict[str, Any]], wanted: dict[str, Any] | None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         header, *shards = lines
         if header.get("schema") != SCHEMA:
-            raise UserError(f"{self.manifest} has schema {header.get('schema')}, this version reads {SCHEMA}")
+            raise UserError(f"{self.name}/{MANIFEST} has schema {header.get('schema')}, this version reads {SCHEMA}")
         for number, shard in enumerate(shards, 2):
             if {"file", "count", "bytes", "sha256"} - set(shard):
-                raise UserError(f"{self.manifest}, line {number} describes no shard of {SCHEMA}")
+                raise UserError(f"{self.name}/{MANIFEST}, line {number} describes no shard of {SCHEMA}")
         for key, value in (wanted or {}).items():
             found = header.get(key)
             if found != json.loads(json.dumps(value)):
                 raise UserError(
-                    f"data.folder={self.folder} was collected with {key}={found}, but this run has {key}={value}; "
+                    f"data.folder={self.name} was collected with {key}={found}, but this run has {key}={value}; "
                     "choose another data.folder or delete this one"
                 )
         return header, shards
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"data.folder: shard {path} cannot be read ({error}); delete it and collect again") from error
 
 
 def estimate_bytes(images: int, copies: int, num_steps: int, rows: int, channels: int, dtype: torch.dtype) -> int:

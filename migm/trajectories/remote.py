@@ -1,0 +1,237 @@
+"""Stores elsewhere: any file system that fsspec knows (s3://, hf://, file://, ...), behind a bounded folder of shards.
+
+Credentials and endpoints come from the environment, as the file system reads it (AWS_ENDPOINT_URL, HF_TOKEN, ...).
+"""
+
+import fcntl
+import json
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from torch import Tensor
+
+from migm.jsonl import parse_lines
+from migm.runtime import UserError, file_hash, world_size
+
+if TYPE_CHECKING:
+    from migm.trajectories.store import Store
+
+Shard = dict[str, Any]  # a line of the manifest
+Tensors = dict[str, Tensor]
+
+
+def is_url(folder: str | Path) -> bool:
+    """Whether a folder is reached through fsspec; a plain path is read where it is."""
+    return "://" in str(folder)
+
+
+class Place:
+    """The files of a folder at `url`; what goes wrong is said in one line with `key`."""
+
+    def __init__(self, url: str, key: str):
+        self.url, self.key = url.rstrip("/"), key
+        self._reach()  # an unknown protocol and a missing package end the run here
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a JSON-lines file as it is now; none where there is no such file."""
+        system, root = self._reach()
+        with self._errors():
+            try:
+                text = cast(bytes, system.cat_file(f"{root}/{name}")).decode()
+            except FileNotFoundError:
+                return []
+        return parse_lines(text, f"{self.url}/{name}")
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        system, root = self._reach()
+        with self._errors():
+            system.invalidate_cache()
+            found = cast(dict[str, Any], system.find(root, detail=True))
+        return {name.rpartition("/")[2]: entry["size"] for name, entry in found.items()}
+
+    def get(self, name: str, local: Path) -> None:
+        system, root = self._reach()
+        with self._errors():
+            system.get_file(f"{root}/{name}", str(local))
+
+    def put(self, local: Path) -> None:
+        """Upload a file under its own name."""
+        system, root = self._reach()
+        with self._errors():
+            if isinstance(system, LocalFileSystem):
+                system.makedirs(root, exist_ok=True)  # elsewhere it would make a bucket of a wrong name
+            system.put_file(str(local), f"{root}/{local.name}")
+
+    def write(self, name: str, text: str) -> None:
+        system, root = self._reach()
+        with self._errors():
+            system.pipe_file(f"{root}/{name}", text.encode())
+
+    def _reach(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """File system and path; asked for anew each time, since a forked process needs its own (fsspec keeps it)."""
+        try:
+            return fsspec.url_to_fs(self.url)
+        except ImportError as error:
+            raise UserError(f"{self.key}={self.url}: {error}; for s3:// that is pip install -e .[remote]") from error
+        except ValueError as error:
+            raise UserError(f"{self.key}={self.url}: {error}") from error
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """One line of whatever a file system raises; each has exceptions of its own."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(f"{self.key}={self.url} failed ({type(error).__name__}: {error})") from error
+
+
+class Remote:
+    """Shards of the store at `url`, kept below `cache` in at most `limit` bytes.
+
+    The cache may be shared by any number of processes of a machine and by several stores: a shard's name
+    there is its hash. One process downloads at a time, under a temporary name, and what arrives is compared
+    with the manifest. Room is made by the shards whose last opening is the longest ago. One that a process
+    has open is locked and stays, even if the cache is then beyond its limit until it is closed.
+    """
+
+    def __init__(self, url: str, cache: str | Path, limit: int):
+        self.place, self.cache, self.limit = Place(url, "data.folder"), Path(cache), limit
+
+    def verify(self, shards: Sequence[Shard], contents: bool) -> None:
+        """Refuse shards of another size than listed; of those in the cache, drop what is damaged.
+
+        The rest is compared with its hash when it arrives.
+        """
+        sizes = self.place.sizes()
+        for shard in shards:
+            name, size = shard["file"], sizes.get(shard["file"])
+            if size != shard["bytes"]:
+                state = "is missing" if size is None else f"has {size} of {shard['bytes']} bytes"
+                raise UserError(f"data.folder: shard {self.place.url}/{name} {state}; publish the store again")
+            path = self._path(shard)
+            if contents and path.exists() and file_hash(path) != shard["sha256"]:
+                warnings.warn(f"{path} is damaged; {self.place.url}/{name} will be fetched again", stacklevel=2)
+                self._drop(path)
+
+    def need(self, shards: Sequence[Shard], count: int) -> None:
+        """Refuse a cache that cannot hold `count` shards at once."""
+        most = sum(sorted((shard["bytes"] for shard in shards), reverse=True)[:count])
+        if self.limit < most:
+            raise UserError(
+                f"data.cache_bytes={self.limit} is too little for {self.place.url}: {min(count, len(shards))} shards that "
+                f"are read at the same time take {most} bytes; raise it, or collect with fewer data.shard_images"
+            )
+
+    def open(self, shard: Shard, read: Callable[[Path], Tensors]) -> Tensors:
+        """What `read` makes of the local copy, which stays in the cache as long as the features are in use."""
+        path, lock = self._held(shard)
+        try:
+            tensors = read(path)
+        except BaseException:
+            os.close(lock)
+            raise
+        weakref.finalize(tensors["features"], os.close, lock)
+        return tensors
+
+    def _held(self, shard: Shard) -> tuple[Path, int]:
+        """A shard's local copy and the open lock that keeps it."""
+        path = self._path(shard)
+        while True:
+            try:
+                lock = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                self._download(shard)
+                continue
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if os.fstat(lock).st_size != shard["bytes"]:
+                self._drop(path)
+            elif path.exists():  # not evicted between opening and locking
+                os.utime(path)
+                return path, lock
+            os.close(lock)
+
+    def _download(self, shard: Shard) -> None:
+        path, name = self._path(shard), f"{self.place.url}/{shard['file']}"
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if path.exists():
+                return  # another process was faster
+            for left in self.cache.glob("*.tmp"):  # by a kill: this process alone downloads now
+                left.unlink()
+            self._make_room(shard["bytes"])
+            temporary = path.with_suffix(".tmp")
+            self.place.get(shard["file"], temporary)
+            size, digest = temporary.stat().st_size, file_hash(temporary)
+            if (size, digest) != (shard["bytes"], shard["sha256"]):
+                temporary.unlink()
+                wrong = "its SHA-256 differs" if size == shard["bytes"] else f"{size} of {shard['bytes']} bytes"
+                raise UserError(f"data.folder: shard {name} arrived damaged ({wrong}); publish the store again")
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+
+    def _make_room(self, size: int) -> None:
+        """Remove shards that nobody has open, the longest unopened first, until `size` bytes fit."""
+        files = sorted(
+            ((path.stat(), path) for path in self.cache.glob("*.safetensors")), key=lambda x: x[0].st_mtime_ns
+        )
+        used = sum(stat.st_size for stat, _ in files)
+        for stat, path in files:
+            if used + size <= self.limit:
+                return
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                used -= stat.st_size
+            except BlockingIOError:
+                pass  # open somewhere
+            finally:
+                os.close(lock)
+
+    def _path(self, shard: Shard) -> Path:
+        return self.cache / f"{shard['sha256']}.safetensors"
+
+    def _drop(self, path: Path) -> None:
+        with self._alone():
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with (self.cache / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def publish(store: "Store", url: str) -> Iterator[int]:
+    """Copy a local store to `url`, which is read only there; yields how many images a shard brought.
+
+    The manifest follows every shard it lists, so that what is there is a store at any moment. Started again,
+    shards that it lists and that have their size are not sent again; a store of other trajectories is refused.
+    """
+    if world_size() > 1:
+        raise UserError(f"publish_to: {world_size()} processes were started; use one")
+    if store.remote or not is_url(url):
+        raise UserError(
+            f"publish_to={url}: data.folder={store.name} goes from a folder to a URL such as s3://bucket/prefix"
+        )
+    place, manifest, wanted = Place(url, "publish_to"), store.manifest.name, [store.header, *store.shards]
+    there, sizes = place.lines(manifest), place.sizes()
+    if there != wanted[: len(there)]:
+        raise UserError(f"publish_to={url} holds other trajectories; choose another")
+    for number, shard in enumerate(store.shards, 1):
+        listed = number < len(there)
+        if not listed or sizes.get(shard["file"]) != shard["bytes"]:
+            store.check(shard)
+            place.put(store.folder / shard["file"])
+        if not listed:
+            place.write(manifest, "".join(json.dumps(line) + "\n" for line in wanted[: number + 1]))
+        yield shard["count"]
