@@ -63,7 +63,7 @@ class LuminaDiMOO:
         self.dtype = pick_dtype(dtype, self.device, "base.dtype")
         self.transformer = self._transformer(transformer, None if random_weights else weights)
         if not random_weights:
-            load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights")
+            load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
         own = pick_dtype(tokenizer_dtype or "float32", self.device, "base.tokenizer_dtype")
         self.tokenizer = tokenizer.to(self.device, own).eval().requires_grad_(False)
         grid = (height // stride, width // stride)

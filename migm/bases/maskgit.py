@@ -42,8 +42,8 @@ class MaskGIT:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device, "base.dtype")
         if not random_weights:
-            load_strictly(transformer, weights, "base.weights")
-            load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights")
+            load_strictly(transformer, weights, "base.weights", mapped=True)
+            load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
         self.transformer = transformer.to(self.device, self.dtype).eval().requires_grad_(False)
         # A float64 base (tests) keeps its tokenizer in float32: ids do not depend on it.
         like_base = torch.float32 if self.dtype == torch.float64 else self.dtype

@@ -19,20 +19,24 @@ PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 NESTS = ("model_state_dict", "state_dict")  # where published checkpoints keep the weights
 
 
-def load_strictly(module: nn.Module, path: str | Path | None, key: str) -> None:
+def load_strictly(module: nn.Module, path: str | Path | None, key: str, mapped: bool = False) -> None:
     """Load a file whose tensors are exactly those of `module`; anything else is refused by name.
 
     The names of a published (pickled) checkpoint go through `module.from_published` where there
-    is one.
+    is one. `mapped` weights stay pages of the file, in its dtype, that all processes of a machine share until
+    they are moved or converted: for frozen weights.
     """
     tensors = read_tensors(path, key)[0]
     if is_published(path) and hasattr(module, "from_published"):
         tensors = module.from_published(tensors)  # type: ignore[operator]
-    assign_strictly(module, tensors, f"{key}={path}")
+    assign_strictly(module, tensors, f"{key}={path}", mapped)
 
 
-def assign_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Copy `tensors` into `module` if names and shapes are the same; `origin` begins the refusal."""
+def assign_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, mapped: bool = False) -> None:
+    """Copy `tensors` into `module`, or with `mapped` give them to it, if names and shapes are the same.
+
+    `origin` begins the refusal.
+    """
     wanted = module.state_dict()
     problems = [f"lacks {name}" for name in wanted if name not in tensors]
     problems += [f"has {name}, which this model has not" for name in tensors if name not in wanted]
@@ -44,7 +48,7 @@ def assign_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: st
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{origin} does not fit the configured model: {'; '.join(problems[:3])}{more}")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=mapped)
 
 
 def read_tensors(path: str | Path | None, key: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
