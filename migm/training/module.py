@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -47,14 +48,29 @@ class ShortcutModule(L.LightningModule):
     def training_step(self, batch: Pairs, _: int) -> Tensor:
         batch = with_features(batch, self.frozen.base)
         loss, log = self.objective(self.shortcut, self.frozen.base, batch, self.global_step)
+        log, share = self._of_all(log)
         self.log("train/feature_mse", log.pop("feature_mse"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
-        return loss
+        return loss * share
 
     def validation_step(self, batch: Pairs, _: int) -> None:
         log = self.objective(self.shortcut, self.frozen.base, with_features(batch, self.frozen.base))[1]
-        size = len(batch.steps)
-        self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=size, sync_dist=True)
+        rows = int(log.pop("rows"))  # a mean over the rows of all batches, however they are cut and spread
+        self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=rows, sync_dist=True)
+
+    def _of_all(self, log: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Means over the rows of all processes, and how much this one's loss counts.
+
+        DDP averages gradients over processes as if all had judged as many rows; so weighted, the average is the
+        gradient of the mean over all rows, which one process with all their batches would have.
+        """
+        rows, processes = log.pop("rows"), self.trainer.world_size
+        if processes == 1:
+            return log, 1.0
+        sums = torch.stack([rows, *(value * rows for value in log.values())])
+        every, *totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        every = every.clamp(min=1)
+        return dict(zip(log, (total / every for total in totals), strict=True)), rows * processes / every
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.shortcut.named_parameters())

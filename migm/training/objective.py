@@ -26,7 +26,8 @@ class FeatureLoss:
     `teacher_student` is KL(teacher || student), the released code's, `student_teacher` the one
     in the paper's appendix. With a `rollout`, the shortcut is judged after several steps of its own.
 
-    Returns the loss and what to log: the same errors of `reuse`, which predicts no change, and a cosine.
+    Returns the loss and what to log: the same errors of `reuse`, which predicts no change, and a cosine, all
+    means over the judged rows; and the number of these, `rows`.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class FeatureLoss:
         with torch.no_grad():
             reuse = masked_mse(before, target, judged)
             cosine = masked_cosine(predicted, target, judged)
-        log = {"feature_mse": mse.detach(), "reuse_mse": reuse, "feature_cosine": cosine}
+        log = {"feature_mse": mse.detach(), "reuse_mse": reuse, "feature_cosine": cosine, "rows": judged.sum().float()}
         if self.kl_weight:
             kl = self.divergence(base, predicted, target, judged)
             loss = loss + self.kl_weight * self.kl_temperature**2 * kl

@@ -31,8 +31,8 @@ class TrajectoryData(L.LightningDataModule):
     By `storage` "features" and "tokens" the images are those of the store in `folder` (`migm.collect` fills it
     with images of what `inputs` asks for, `shard_images` a shard). The former holds features in `dtype`, bfloat16,
     float32, or int8 with a scale for each row. The latter leaves them to the base, two passes for every pair and epoch.
-    `verify` reads every shard once and compares its SHA-256. A `folder` that is a URL is read through `cache`,
-    which holds `cache_bytes` of it at most.
+    `verify` reads every shard once, in one process of a machine, and compares its SHA-256. A `folder` that is a URL
+    is read through `cache`, which holds `cache_bytes` of it at most.
 
     By "online" nothing is stored. The base (`attach`) generates `shard_images` new images of the training images'
     inputs, trains on their features, in memory in `dtype`, `reuse` times, and goes on to the next; an epoch takes
@@ -111,6 +111,12 @@ class TrajectoryData(L.LightningDataModule):
         beyond = (images - self.num_images) % self.first_val
         return self.inputs(beyond.where(images >= self.num_images, images))
 
+    def prepare_data(self) -> None:
+        """Lightning calls this in one process of a machine, while the others wait, and again to validate."""
+        if self.verify and self.storage != "online":
+            Store(self.folder).verify()
+            self.verify = False
+
     def setup(self, stage: str | None = None) -> None:
         if self.storage == "online":
             # Once, though Lightning sets up for training and for validating.
@@ -118,7 +124,7 @@ class TrajectoryData(L.LightningDataModule):
             self.val = self.val or PairDataset(InMemory(self.record(images=val, dtype=None)))
             return
         store = self.store()
-        store.verify(contents=self.verify)
+        store.verify(contents=False)
         if len(store) < self.num_images:
             raise UserError(
                 f"data.num_images={self.num_images}, but {self.folder} holds {len(store)}; run migm.collect"
