@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base
 from migm.config import CollectConfig, build, conf_path, load
+from migm.distributed import first_console, from_first, join, processes, rank, wait
 from migm.progress import progress
-from migm.runtime import UserError, command, world_size
+from migm.runtime import UserError, command
 from migm.sampling.loop import Sampling
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.record import record
 from migm.trajectories.store import Store, estimate_bytes, estimate_token_bytes
 from migm.trajectories.tars import export_tars, import_tars
+from migm.trajectories.unlisted import Planned, Unlisted
 
 UNITS = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB"}
 
@@ -49,38 +51,79 @@ def trajectory_sampling(sampling_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def collect(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> Store:
-    """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone."""
-    store = data.store(header(base, sampling, data, seed, sampling_config))
-    missing, console = data.num_images - len(store), Console()
-    if missing <= 0:
-        console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
-        return store
+    """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone.
+
+    The processes of a run share the shards; what is stored is the same whatever their number.
+    """
+    described, console = header(base, sampling, data, seed, sampling_config), first_console()
+    store = data.store(described)
     if store.remote:
+        return complete(store, data, console)
+    unlisted = Unlisted(store, data.num_images, data.shard_images)
+    # Only rank 0 looks, so that all processes go by the same plan.
+    missing = from_first(unlisted.missing() if rank() == 0 else [])
+    if not missing:
+        console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
+    else:
+        if rank() == 0:
+            announce(base, sampling, data, sum(shard.last - shard.first for shard in missing), console)
+            store.begin()
+        wait()
+        make(missing[rank() :: processes()], unlisted, base, sampling, data, seed, console)
+    wait()
+    if rank() == 0:
+        unlisted.list_noted()
+    wait()
+    return Store(data.folder, described)
+
+
+def complete(store: Store, data: TrajectoryData, console: Console) -> Store:
+    """A store at a URL, which has to hold everything: nothing is collected there."""
+    if len(store) < data.num_images:
         raise UserError(
             f"data.folder={data.folder} holds {len(store)} of data.num_images={data.num_images} trajectories and is "
             "read only; collect into a folder and publish it (migm.collect publish_to=...)"
         )
-    if world_size() > 1:
-        raise UserError(f"{missing} trajectories are missing in {data.folder}: run migm.collect in one process first")
-    size, seconds = probe(base, sampling, data, missing)
-    duration = timedelta(seconds=round(seconds))
-    console.print(f"collecting {missing} trajectories: {readable(size)} into {data.folder}, about {duration}")
-    refuse_full_disk(store.folder, size)
+    console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
+    return store
+
+
+def announce(base: Base, sampling: Sampling, data: TrajectoryData, images: int, console: Console) -> None:
+    """Say what so many trajectories will take, and refuse it where the disk is too small."""
+    size, seconds = probe(base, sampling, data, images)
+    duration = timedelta(seconds=round(seconds / processes()))
+    shared = f" in {processes()} processes" if processes() > 1 else ""
+    console.print(f"collecting {images} trajectories: {readable(size)} into {data.folder}, about {duration}{shared}")
+    refuse_full_disk(Path(data.folder), size)
+
+
+def make(
+    shards: Sequence[Planned],
+    unlisted: Unlisted,
+    base: Base,
+    sampling: Sampling,
+    data: TrajectoryData,
+    seed: int,
+    console: Console,
+) -> None:
+    """Write and note the shards of this process; rank 0 lists those of all meanwhile."""
     vanilla = Accelerator(Always())
     with progress(console, "images") as bar:
-        task = bar.add_task("collect", total=missing)
-        for start in range(len(store), data.num_images, data.shard_images):
-            images = torch.arange(start, min(start + data.shard_images, data.num_images))
+        task = bar.add_task("collect", total=unlisted.lacking)
+        for shard in shards:
+            images = torch.arange(shard.first, shard.last)
             how = (data.inputs, data.collect_batch_size, data.kept)
-            store.append(record(base, sampling, vanilla, images, seed, *how))
-            bar.advance(task, len(images))
-    return store
+            made = record(base, sampling, vanilla, images, seed, *how)
+            unlisted.note(shard, unlisted.store.write(shard.number, made))
+            if rank() == 0:
+                unlisted.list_noted()
+                bar.update(task, completed=unlisted.written())
 
 
 def announce_online(base: Base, sampling: Sampling, data: TrajectoryData) -> None:
     """Say what storage "online" will take, which has nothing to collect."""
     size, seconds = probe(base, sampling, data, data.shard_images)
-    Console().print(
+    first_console().print(
         f"data.storage=online: nothing to collect; {data.shard_images} images at a time are generated while training, "
         f"{readable(size)} of memory and about {timedelta(seconds=round(seconds))} each time"
     )
@@ -128,6 +171,7 @@ def main(cfg: DictConfig) -> None:
     """Load the config, build, collect."""
     config = load(cfg, CollectConfig)
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
+    join(base.device)
     described = trajectory_sampling(config.sampling)
     if data.storage == "online":
         if config.import_from or config.export_to or config.publish_to:

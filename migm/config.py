@@ -19,7 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from migm.runtime import UserError, in_sweep, world_size
+from migm.runtime import UserError, in_sweep, launched
 
 Root = TypeVar("Root", bound="Common")
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -271,9 +271,8 @@ def _refuse_split_sweep(plain: dict[str, Any]) -> None:
     if not in_sweep():
         return
     devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
-    launched = world_size() > 1
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
-    if (nodes > 1 or not single) and not launched:
+    if (nodes > 1 or not single) and launched()[1] == 1:
         raise UserError(
             f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
             "trial by torchrun or submitit, or sweep with trainer.devices=1"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from migm.bases.base import Base
 from migm.config import Common, EvaluateConfig, build, conf_path, load, variant
+from migm.distributed import join, rank
 from migm.evaluation.cost import Point
 from migm.evaluation.study import Study
 from migm.report.results import Results
@@ -77,8 +78,10 @@ def study(cfg: DictConfig, config: Common, base: Base) -> Study:
 def main(cfg: DictConfig) -> None:
     """Load the config, build, measure what is missing."""
     config = load(cfg, EvaluateConfig)
-    logged = tracker(config.logger, asdict(config))
-    measured = study(cfg, config, build(config.base))
+    base = build(config.base)
+    join(base.device)
+    logged = tracker(config.logger, asdict(config)) if rank() == 0 else None
+    measured = study(cfg, config, base)
     measured.run(cost=config.cost)
     if logged:
         logged.log_points(measured.measured(), measured.preview)

@@ -42,7 +42,9 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, FileNotFoundError, PermissionError) as error:
             if os.environ.get("MIGM_TRACEBACK") or in_sweep():
                 raise
-            print(f"error: {' '.join(str(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
+            rank, count = launched()
+            whose = f"rank {rank}: " if count > 1 else ""
+            print(f"error: {whose}{' '.join(str(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
@@ -57,19 +59,32 @@ def in_sweep() -> bool:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; of several GPUs the one of this process (LOCAL_RANK)."""
+    """`auto` is CUDA where there is one, else the CPU; of several GPUs the one of this process."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name} is unknown; one of auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no CUDA device here; choose device=cpu or device=auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())  # srun may show each its own one alone
 
 
-def world_size() -> int:
-    """How many processes an outside launcher (torchrun, SLURM) started for this run."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+def launched() -> tuple[int, int]:
+    """Rank and number of the processes that a launcher (torchrun, submitit, srun) started for this run.
+
+    Those that Lightning starts while fitting do not count: before that there was one.
+    """
+    launchers = ("RANK", "WORLD_SIZE"), ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS")
+    for rank, count in (*launchers, ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and count in os.environ:
+            return int(os.environ[rank]), int(os.environ[count])
+    return 0, 1
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    names = ("LOCAL_RANK", "SUBMITIT_LOCAL_LOCALID", "SLURM_LOCALID")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def pick_dtype(name: str, device: torch.device, key: str) -> torch.dtype:

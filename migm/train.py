@@ -15,16 +15,16 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from migm.bases.base import Base
 from migm.collect import announce_online, collect, header, trajectory_sampling
 from migm.config import TrainConfig, build, conf_path, load
+from migm.distributed import first_console, join, rank
 from migm.evaluate import study
 from migm.inputs import InputSource
 from migm.report.wandb import tracker
 from migm.report.write import write_report
-from migm.runtime import UserError, command, pick_precision, write_atomic
+from migm.runtime import UserError, command, launched, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
 from migm.sweep import Recorder
 from migm.training.module import ShortcutModule
@@ -35,7 +35,7 @@ class Training:
     """One training of a shortcut; made before anything runs, so that a bad config ends it at once."""
 
     def __init__(self, config: TrainConfig, base: Base):
-        self.base, self.console = base, Console()
+        self.base, self.console = base, first_console()
         self.folder = Path(config.paths["output_dir"]) / config.name
         self.weights, self.resume = self.folder / "shortcut.safetensors", self.folder / "checkpoints" / "resume.ckpt"
         plain = training_config(config)
@@ -58,6 +58,7 @@ class Training:
         own = {"precision": pick_precision(config.trainer.get("precision", "auto"), base.device), **parts}
         self.resolved = asdict(config)
         self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
+        refuse_other_number(self.trainer, config.trainer["devices"], config.trainer["num_nodes"])
 
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
@@ -69,7 +70,10 @@ class Training:
         if self.trainer.is_global_zero and not (self.weights.exists() and self.state["global_step"] >= self.max_steps):
             save_shortcut(self.module.shortcut, self.base.fingerprint(), self.weights)
             self.console.print(f"shortcut in {self.weights}, time of every part in {self.folder / 'fit-profile.txt'}")
-        checker = L.Trainer(accelerator="cpu" if self.base.device.type == "cpu" else "auto", devices=1, **QUIET)
+        # The processes that trained, each with its share of the pairs; without the loggers, whose runs are over.
+        trained, device = self.trainer, "cpu" if self.base.device.type == "cpu" else "auto"
+        several = {"num_nodes": trained.num_nodes, "strategy": "ddp" if trained.world_size > 1 else "auto"}
+        checker = L.Trainer(accelerator=device, devices=trained.num_devices, **several, **QUIET)
         return float(checker.validate(self.module, data, verbose=False)[0]["val/feature_mse"])
 
     def _fit(self, data: TrajectoryData) -> None:
@@ -92,6 +96,17 @@ class Training:
         self.trainer.save_checkpoint(self.resume)
 
 
+def refuse_other_number(trainer: L.Trainer, devices: Any, num_nodes: int) -> None:
+    """UserError where a launcher started other processes than `trainer` wants: each would train by itself."""
+    started = launched()[1]
+    if started > 1 and trainer.world_size != started:
+        raise UserError(
+            f"{started} processes were started, but trainer.devices={devices} and trainer.num_nodes={num_nodes} make "
+            f"{trainer.world_size}; set them to the processes of a machine and the number of machines, and "
+            "trainer.strategy=ddp"
+        )
+
+
 def embeddings(base: Base, inputs: InputSource) -> torch.Tensor:
     """The base's input embeddings of every token of the vocabulary (1, v, c)."""
     every = torch.arange(base.spec.vocab_size, device=base.device)[None]
@@ -105,6 +120,7 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "enable_checkpointing": False,
+    "use_distributed_sampler": False,
 }
 
 
@@ -143,7 +159,9 @@ def main(cfg: DictConfig) -> float:
     recorder = Recorder(config)
     if done := recorder.finished():
         return done.feature_mse
-    base, data, console = build(config.base), build(config.data), Console()
+    base, data = build(config.base), build(config.data)
+    join(base.device)
+    console = first_console()
     sampling, training = build(config.sampling), Training(config, base)
     measured = study(cfg, config, base) if config.evaluate else None
     if rank_zero_only.rank == 0:
@@ -159,11 +177,12 @@ def main(cfg: DictConfig) -> float:
         data.store(header(base, sampling, data, config.seed, described))
     console.rule("train")
     error = training.run(data)
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         recorder.trained(training.module.shortcut, error, training.seconds, base.device)
-    if measured and rank_zero_only.rank == 0:
+    if measured:
         console.rule("evaluate")
         measured.run()
+    if measured and rank() == 0:
         logged = tracker(config.logger, training.resolved)
         if logged:
             logged.log_points(measured.measured(), measured.preview)

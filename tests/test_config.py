@@ -280,6 +280,7 @@ def test_a_multirun_on_one_device_is_fine(multirun, override):
 
 def test_an_outside_launcher_may_run_trials_on_several_devices(multirun, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     load(compose("train", ["trainer.devices=2"]), TrainConfig)
 
 

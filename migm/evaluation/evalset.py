@@ -43,7 +43,13 @@ class EvalSet:
             digest.update(json.dumps(shown).strip("[]").encode() + b", ")
         return digest.hexdigest()[:12]
 
-    def batches(self) -> Iterator[tuple[Tensor, Inputs]]:
-        """Image numbers (b,) and their labels (b,) or b prompts."""
-        for images in torch.arange(self.num_images).split(self.batch_size):
+    def batches(self, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, Inputs]]:
+        """Image numbers (b,) and their labels (b,) or b prompts, of all batches or of `first`...`last` - 1."""
+        for images in torch.arange(self.num_images).split(self.batch_size)[first:last]:
             yield images, self.inputs(images)
+
+    def share(self, rank: int, processes: int) -> range:
+        """Numbers of the batches that one of several processes measures: consecutive, the first ranks having most."""
+        size, more = divmod(-(-self.num_images // self.batch_size), processes)
+        first = rank * size + min(rank, more)
+        return range(first, first + size + (rank < more))

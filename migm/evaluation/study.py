@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from rich.console import Console
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from migm.bases.base import Base, Inputs
+from migm.distributed import first_console, from_first, processes, rank, to_first, wait
 from migm.evaluation.cost import Point, Protocol, latency, peaks, work
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.memory import COUNTERS
 from migm.evaluation.metrics.metric import Batch, ImageMetric, result_name
+from migm.evaluation.unfinished import Part, Unfinished
 from migm.progress import progress
 from migm.report.results import Results, file_name, identity
 from migm.runtime import environment
@@ -28,7 +29,11 @@ PREVIEW = 20  # images of each point that are kept to look at
 
 
 class Study:
-    """Fills `results` with what is missing of `points`; running it again goes on where it stopped."""
+    """Fills `results` with what is missing of `points`; running it again goes on where it stopped.
+
+    The processes of a run share the images of each point. Rank 0 alone takes times, decides what is missing, and
+    writes.
+    """
 
     def __init__(
         self,
@@ -42,11 +47,11 @@ class Study:
         protocols: Sequence[str] = (),
     ):
         self.base, self.points, self.evalset, self.metrics = base, points, evalset, metrics
-        self.results, self.repeats, self.console = results, repeats, Console()
+        self.results, self.repeats = results, repeats
         without = {k: v for k, v in sampling_config.items() if k not in ("num_steps", "num_full_steps")}
         self.evalset_hash = evalset.fingerprint()
         self.sampling = hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()[:12]
-        self.preview = results.path.parent / "images"
+        self.preview, self.console = results.path.parent / "images", first_console()
         self.protocols = [Protocol.named(name) for name in protocols or [f"batch{evalset.batch_size}_amortised"]]
         for metric in metrics:
             metric.refuse_incomplete()  # this, and too few images, before anything is generated
@@ -55,8 +60,10 @@ class Study:
 
     def run(self, cost: bool = True) -> None:
         """Everything that is missing; `cost` False leaves out time, FFE and memory."""
-        if cost:
+        self.console = first_console()
+        if cost and rank() == 0:
             self.measure_cost()
+        wait()
         self.measure_quality()
         self.console.print(f"results in {self.results.path}")
 
@@ -115,40 +122,74 @@ class Study:
 
     def measure_quality(self) -> None:
         """Every metric for every point and seed set that has no record yet."""
-        tasks = [
-            (point, seed_set)
-            for seed_set in self.evalset.seed_sets
-            for point in self.points
-            if not all(self.results.has(r) for r in self._quality_records(point, seed_set))
-        ]
+        tasks = from_first(
+            [
+                (i, seed_set)
+                for seed_set in self.evalset.seed_sets
+                for i, point in enumerate(self.points)
+                if not all(self.results.has(r) for r in self._quality_records(point, seed_set))
+            ]
+        )
+        self.unfinished = Unfinished(self.results.path.parent / f"unfinished-{rank()}.pt")
         with progress(self.console, "images") as bar:
             task = bar.add_task("", total=len(tasks) * self.evalset.num_images)
-            for point, seed_set in tasks:
-                bar.update(task, description=f"{point.label}, seed set {seed_set}")
-                self._measure(point, seed_set, lambda n: bar.advance(task, n))
+            for done, (i, seed_set) in enumerate(tasks, 1):
+                bar.update(task, description=f"{self.points[i].label}, seed set {seed_set}")
+                self._measure(self.points[i], seed_set, lambda n: bar.advance(task, n * processes()))
+                bar.update(task, completed=done * self.evalset.num_images)
+        if rank() == 0:
+            for left in self.results.path.parent.glob("unfinished-*.pt"):  # by more processes than there are now
+                left.unlink()
 
     def _measure(self, point: Point, seed_set: int, advance: Any) -> None:
+        records = self._quality_records(point, seed_set)
+        parts = to_first(self._part(point, seed_set, records, advance))
+        if parts:
+            self._write(parts, seed_set, records, point.label)
+        wait()  # what is kept of the point goes when its records are there
+        self.unfinished.clear()
+
+    def _part(self, point: Point, seed_set: int, records: Sequence[dict[str, Any]], advance: Any) -> Part:
+        """Let the metrics see this process's share of a point's images, or what was left of it."""
+        share = self.evalset.share(rank(), processes())
+        key = json.dumps([self.evalset_hash, self.evalset.batch_size, [*share], *map(identity, records)])
+        part = self.unfinished.load(key) or Part(share.start)
         for metric in self.metrics:
             metric.reset()
-        start, preview, captions = time.perf_counter(), [], []
-        for images, inputs in self.evalset.batches():
+        for metric, state in zip(self.metrics, part.states, strict=False):
+            metric.put_before(state)
+        start, before = time.perf_counter(), part.seconds
+        for images, inputs in self.evalset.batches(part.next, share.stop):
             tokens = generate_images(
                 self.base, inputs, images, seed_set, sampling=point.sampling, accelerator=point.accelerator
             )
             batch = Batch(self.base.decode(tokens), inputs)
             for metric in self.metrics:
                 metric.update(batch)
-            if sum(map(len, preview)) < PREVIEW:
-                preview.append(batch.images.cpu())
-                captions += captioned(inputs)
+            if sum(map(len, part.preview)) < PREVIEW:
+                part.preview.append(batch.images.cpu())
+                part.captions += captioned(inputs)
+            part.next, part.seconds = part.next + 1, before + time.perf_counter() - start
+            if part.next < share.stop:
+                self.unfinished.save_when_due(key, part, self.metrics)
             advance(len(inputs))
-        seconds = time.perf_counter() - start
-        for metric, record in zip(self.metrics, self._quality_records(point, seed_set), strict=True):
+        if processes() > 1:
+            part.states = [metric.state() for metric in self.metrics]
+        return part
+
+    def _write(self, parts: Sequence[Part], seed_set: int, records: Sequence[dict[str, Any]], label: str) -> None:
+        """The records of a point whose images the metrics of several processes saw, and its preview."""
+        for i, metric in enumerate(self.metrics if len(parts) > 1 else ()):
+            metric.reset()
+            for part in reversed(parts):
+                metric.put_before(part.states[i])
+        for metric, record in zip(self.metrics, records, strict=True):
             value = {"value": float(metric.compute()), **metric.details()}
-            self.results.append({**record, **value, "seconds": round(seconds, 1)})
+            self.results.append({**record, **value, "seconds": round(parts[0].seconds, 1)})
         if seed_set == self.evalset.seed_sets[0]:
-            path = self.preview / f"{file_name(point.label)}.png"
-            save_grid(torch.cat(preview)[:PREVIEW], path, 10, captions=captions[:PREVIEW])
+            preview = torch.cat([images for part in parts for images in part.preview])[:PREVIEW]
+            captions = [caption for part in parts for caption in part.captions][:PREVIEW]
+            save_grid(preview, self.preview / f"{file_name(label)}.png", 10, captions=captions)
 
     def _quality_records(self, point: Point, seed_set: int) -> list[dict[str, Any]]:
         n, evalset = self.evalset.num_images, self.evalset_hash

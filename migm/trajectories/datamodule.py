@@ -114,7 +114,7 @@ class TrajectoryData(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Lightning calls this in one process of a machine, while the others wait, and again to validate."""
         if self.verify and self.storage != "online":
-            Store(self.folder).verify()
+            self.store().verify()
             self.verify = False
 
     def setup(self, stage: str | None = None) -> None:

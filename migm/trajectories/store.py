@@ -51,15 +51,25 @@ class Store:
         return sum(shard["count"] for shard in self.shards)
 
     def append(self, trajectories: Trajectories) -> None:
-        """Write one shard and list it."""
+        """Write the next shard and list it."""
+        self.begin()
+        self.add(self.write(len(self.shards), trajectories))
+
+    def begin(self) -> None:
+        """Write the manifest's first line, where there is none yet."""
         if self.remote:
             raise UserError(f"data.folder={self.name} is read only; collect into a folder and publish it (publish_to)")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.shards and not (self.manifest.exists() and read_lines(self.manifest)):
             append_line(self.manifest, self.header)
-        name = f"{len(self.shards):06d}.safetensors"
+
+    def write(self, number: int, trajectories: Trajectories) -> dict[str, Any]:
+        """Write shard `number` whole, under its final name -> its line of the manifest, where it is not listed yet."""
+        name = f"{number:06d}.safetensors"
         final, temporary = self.folder / name, self.folder / f"{name}.tmp"
-        save_file(trajectories.tensors(), temporary, {"schema": SCHEMA, "base": str(self.header["base"])})
+        # One entry: safetensors writes several in an order that changes, and shards are the same byte for byte.
+        about = json.dumps({"schema": SCHEMA, "base": self.header["base"]})
+        save_file(trajectories.tensors(), temporary, {"migm": about})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         entry = {
@@ -69,6 +79,10 @@ class Store:
             "sha256": file_hash(temporary),
         }
         os.replace(temporary, final)
+        return entry
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Make a written shard, the next in order, part of the store."""
         append_line(self.manifest, entry)
         self.shards.append(entry)
 

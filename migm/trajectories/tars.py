@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from migm.bases.base import Base
-from migm.runtime import UserError, world_size
+from migm.runtime import UserError, launched
 from migm.trajectories.record import Trajectories, packed, padded
 from migm.trajectories.replay import stored_features
 from migm.trajectories.store import Store
@@ -62,8 +62,8 @@ def layout_of(base: Base, store: Store, key: str) -> Layout:
         raise UserError(f"{key}: there is no released code whose tars {type(base).__name__} could share")
     if store.header["copies"] != len(KINDS):
         raise UserError(f"{key}: tars hold both guidance halves; choose a sampling.guidance")
-    if world_size() > 1:
-        raise UserError(f"{key}: {world_size()} processes were started; use one")
+    if launched()[1] > 1:
+        raise UserError(f"{key}: {launched()[1]} processes were started; use one")
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)(base)
 

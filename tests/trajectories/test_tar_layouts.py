@@ -202,6 +202,7 @@ def test_one_guidance_half_is_refused(base, tars, tmp_path):
 
 def test_several_processes_are_refused(made, base, tars, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
     refused(tars, base, tmp_path, "import_from", "4 processes")
     with pytest.raises(UserError, match=naming("export_to", "4 processes")):
         list(export_tars(stored(base, tmp_path / "made", made), tmp_path / "x", base))

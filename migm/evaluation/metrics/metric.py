@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torchmetrics
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from migm.bases.base import Inputs
@@ -59,6 +60,10 @@ class ImageMetric(Protocol):
     min_images: int
     allow_small_n: bool
 
+    def state(self) -> dict[str, Any]: ...
+
+    def put_before(self, state: dict[str, Any]) -> None: ...
+
     def update(self, batch: Batch) -> None: ...
 
     def compute(self) -> Tensor: ...
@@ -95,7 +100,17 @@ class QualityMetric(torchmetrics.Metric):
     allow_small_n = False
 
     def __init__(self) -> None:
-        super().__init__(sync_on_compute=False)  # one process measures; others may be gone by then
+        super().__init__(sync_on_compute=False)  # the study merges what several processes saw
+
+    def state(self) -> dict[str, Any]:
+        """All it has seen, on the CPU: sums, and lists of tensors in the order of the images."""
+        return apply_to_collection(self.metric_state, Tensor, lambda tensor: tensor.detach().cpu())
+
+    def put_before(self, state: dict[str, Any]) -> None:
+        """Count in what `state` saw, images that precede those seen here."""
+        single = {name: value.to(self.device) for name, value in state.items() if isinstance(value, Tensor)}
+        self.merge_state({**state, **single})  # torchmetrics puts what comes in first
+        self._update_count = max(self._update_count, 1)  # else it warns that nothing was seen
 
     @staticmethod
     def needs(_name: str, node: dict[str, Any]) -> list[Need]:

@@ -1,0 +1,68 @@
+"""What a process has measured of a point that is not done, kept so that a stop loses little of it."""
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from migm.evaluation.metrics.metric import ImageMetric
+
+EVERY = 60.0  # seconds between two saves, or more: they take at most 5% of the time
+DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass
+class Part:
+    """A process's share of a point: the metrics' states after batches up to `next`, and the first images."""
+
+    next: int
+    states: list[dict[str, Any]] = field(default_factory=list)
+    preview: list[Tensor] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Unfinished:
+    """One file, `path`: SHA-256 of what follows, then a `Part` and what it is of."""
+
+    def __init__(self, path: Path, every: float = EVERY):
+        self.path, self.every = path, every
+        self.due = time.monotonic() + every
+
+    def load(self, key: str) -> Part | None:
+        """What was kept of `key`; nothing where the file is of another one, or damaged."""
+        if not self.path.exists():
+            return None
+        content = self.path.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            return None
+        kept = torch.load(io.BytesIO(content[DIGEST:]), weights_only=True)
+        return Part(**kept["part"]) if kept["key"] == key else None
+
+    def save_when_due(self, key: str, part: Part, metrics: Sequence[ImageMetric]) -> None:
+        """Replace what is kept, once in a while, by `part` and the metrics' states."""
+        start = time.monotonic()
+        if start < self.due:
+            return
+        part.states = [metric.state() for metric in metrics]
+        buffer = io.BytesIO()
+        torch.save({"key": key, "part": asdict(part)}, buffer)
+        content = buffer.getvalue()
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        os.replace(temporary, self.path)
+        end = time.monotonic()
+        self.due = end + max(self.every, 20 * (end - start))
+
+    def clear(self) -> None:
+        """Forget a point that is done."""
+        self.path.unlink(missing_ok=True)
+        self.due = time.monotonic() + self.every

@@ -1,0 +1,69 @@
+"""Shards made by several processes: written in any order, listed in their own.
+
+A process that has written a shard notes its manifest entry beside it, `NNNNNN.json`. Rank 0 of this start, or of
+any later one, turns the notes that are next in order into lines of the manifest, so that a kill loses at most the
+shards being written, and the finished store is what one process would have made.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from migm.runtime import write_atomic
+from migm.trajectories.store import Store
+
+
+class Planned(NamedTuple):
+    """A shard to be: its number in the store, and its images `first`...`last` - 1."""
+
+    number: int
+    first: int
+    last: int
+
+
+class Unlisted:
+    """The shards that `store` lacks to hold `num_images`, and which of them are written but not listed."""
+
+    def __init__(self, store: Store, num_images: int, shard_images: int):
+        self.store = store
+        starts = range(len(store), num_images, shard_images)
+        numbers = range(len(store.shards), len(store.shards) + len(starts))
+        ends = (min(start + shard_images, num_images) for start in starts)
+        self.planned = [Planned(*shard) for shard in zip(numbers, starts, ends, strict=True)]
+        self.lacking = max(num_images - len(store), 0)
+
+    def note(self, shard: Planned, entry: dict[str, Any]) -> None:
+        """Say that a shard lies there whole."""
+        write_atomic(self._path(shard.number), json.dumps({"first": shard.first, **entry}))
+
+    def missing(self) -> list[Planned]:
+        """What nobody has written, once what is noted is listed; for the start, when nobody writes."""
+        notes = set(self.store.folder.glob("[0-9]*.json"))
+        if self.store.manifest.exists():  # else nothing tells what they are of
+            self.list_noted()
+            notes -= {self._path(shard.number) for shard in self.planned if self._noted(shard)}
+        for path in notes:
+            path.unlink(missing_ok=True)  # of another plan, or listed just before a kill
+        return [shard for shard in self.planned if not self._path(shard.number).exists()]
+
+    def list_noted(self) -> None:
+        """List the written shards that are next in order."""
+        while self.planned and (entry := self._noted(self.planned[0])):
+            self.store.add(entry)
+            self._path(self.planned.pop(0).number).unlink()
+
+    def written(self) -> int:
+        """How many of the images that were missing are there by now."""
+        return self.lacking - sum(shard.last - shard.first for shard in self.planned if not self._noted(shard))
+
+    def _noted(self, shard: Planned) -> dict[str, Any] | None:
+        try:
+            entry = json.loads(self._path(shard.number).read_text(encoding="utf-8"))
+            size = (self.store.folder / entry["file"]).stat().st_size
+            told = (entry.pop("first"), entry["count"], entry["bytes"])
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or a power failure cut it off
+            return None
+        return entry if told == (shard.first, shard.last - shard.first, size) else None
+
+    def _path(self, number: int) -> Path:
+        return self.store.folder / f"{number:06d}.json"
