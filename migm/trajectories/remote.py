@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from migm.jsonl import parse_lines
-from migm.runtime import UserError, file_hash, world_size
+from migm.runtime import UserError, file_hash, launched
 
 if TYPE_CHECKING:
     from migm.trajectories.store import Store
@@ -126,8 +126,8 @@ class Remote:
         most = sum(sorted((shard["bytes"] for shard in shards), reverse=True)[:count])
         if self.limit < most:
             raise UserError(
-                f"data.cache_bytes={self.limit} is too little for {self.place.url}: {min(count, len(shards))} shards that "
-                f"are read at the same time take {most} bytes; raise it, or collect with fewer data.shard_images"
+                f"data.cache_bytes={self.limit} is too little for {self.place.url}: {min(count, len(shards))} shards "
+                f"that are read at the same time take {most} bytes; raise it, or collect with fewer data.shard_images"
             )
 
     def open(self, shard: Shard, read: Callable[[Path], Tensors]) -> Tensors:
@@ -217,8 +217,8 @@ def publish(store: "Store", url: str) -> Iterator[int]:
     The manifest follows every shard it lists, so that what is there is a store at any moment. Started again,
     shards that it lists and that have their size are not sent again; a store of other trajectories is refused.
     """
-    if world_size() > 1:
-        raise UserError(f"publish_to: {world_size()} processes were started; use one")
+    if (count := launched()[1]) > 1:
+        raise UserError(f"publish_to: {count} processes were started; use one")
     if store.remote or not is_url(url):
         raise UserError(
             f"publish_to={url}: data.folder={store.name} goes from a folder to a URL such as s3://bucket/prefix"
