@@ -133,6 +133,13 @@ class BenchConfig(Common):
 
 
 @dataclass
+class AblationsConfig(Common):
+    sweeps: list[str] = field(default_factory=list)
+    reference: str = ""
+    folder: str = ""
+
+
+@dataclass
 class FitConfig(Common):
     num_images: int = 64
     batch_size: int = 32
@@ -267,13 +274,24 @@ def _nearest(word: str, options: set[str]) -> str:
 
 
 def _refuse_split_sweep(plain: dict[str, Any]) -> None:
-    """Lightning's launcher would let every rank run a sweep of its own, with other parameters (DESIGN 5.12)."""
+    """Ranks of one trial must agree on its parameters, so a launcher has to start them for it (DESIGN 5.12).
+
+    Lightning would start the whole sweep again in every rank; under torchrun every rank runs a sweep of its
+    own, which agree only where the sweeper's choices are a grid.
+    """
     if not in_sweep():
         return
+    hydra = HydraConfig.get()
     devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
     if (nodes > 1 or not single) and launched()[1] == 1:
         raise UserError(
             f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
             "trial by torchrun or submitit, or sweep with trainer.devices=1"
+        )
+    submitted = "submitit" in hydra.launcher._target_
+    if launched and not submitted and not hydra.sweeper._target_.endswith(".BasicSweeper"):
+        raise UserError(
+            f"{world_size()} processes that each run the sweeper {hydra.sweeper._target_.rpartition('.')[2]}: they "
+            "would choose different parameters; start one, with +launcher=submitit_slurm for the trials"
         )

@@ -16,6 +16,7 @@ from migm.distributed import join, rank
 from migm.evaluation.cost import Point
 from migm.evaluation.study import Study
 from migm.report.results import Results
+from migm.report.summary import summarise
 from migm.report.wandb import tracker
 from migm.runtime import UserError, command
 
@@ -73,10 +74,23 @@ def study(cfg: DictConfig, config: Common, base: Base) -> Study:
     return Study(base, points(cfg, config), config.sampling, evalset, metrics, results, protocols=protocols)
 
 
+def objectives(study: Study) -> tuple[float, float] | None:
+    """Seconds an image and the first metric, negated where higher is better: what a sweeper minimises.
+
+    None unless there is one point with both.
+    """
+    if len(study.points) != 1 or not study.metrics:
+        return None
+    summary = summarise(study.measured())
+    row, metric = summary.rows[0], summary.metrics()[0]
+    value = row.mean(metric) * (-1 if summary.higher_is_better[metric] else 1)
+    return None if row.seconds is None else (row.seconds, value)
+
+
 @hydra.main(config_path=conf_path(), config_name="evaluate", version_base="1.3")
 @command
-def main(cfg: DictConfig) -> None:
-    """Load the config, build, measure what is missing."""
+def main(cfg: DictConfig) -> tuple[float, float] | None:
+    """Load the config, build, measure what is missing; what is returned is for sweepers."""
     config = load(cfg, EvaluateConfig)
     base = build(config.base)
     join(base.device)
@@ -85,6 +99,7 @@ def main(cfg: DictConfig) -> None:
     measured.run(cost=config.cost)
     if logged:
         logged.log_points(measured.measured(), measured.preview)
+    return objectives(measured)
 
 
 if __name__ == "__main__":

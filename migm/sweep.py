@@ -7,12 +7,15 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +23,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -82,6 +86,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Say how many trials there are, how many have ended, and as far as known what the others take."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # a sweeper may keep its own state there
         self.training, self.keys = config_name == "train", list(swept(config))
         if config.hydra.sweeper._target_ == GRID:
             self.planned = [compose(config_name, trial, return_hydra_config=True) for trial in grid(config)]
@@ -153,24 +158,20 @@ def overrides(given: Any) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def swept(config: DictConfig) -> dict[str, list[str]]:
-    """Key without + -> `key=value` of every value, of what a multirun's config sweeps over, in order."""
+def swept(config: DictConfig) -> dict[str, Override]:
+    """Key without + -> override, of what a multirun's config sweeps over, in order."""
     own: dict[str, Any] = dict(config.hydra.sweeper.get("params") or {})
     given = [*(f"{key}={value}" for key, value in own.items()), *config.hydra.overrides.task]
     last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(given)}
-    swept_over = {key: override for key, override in last.items() if override.is_sweep_override() or key in _keys(own)}
-    return {key: _each(override) for key, override in swept_over.items()}
+    chosen = {str(key).lstrip("+") for key in own}
+    return {key: override for key, override in last.items() if override.is_sweep_override() or key in chosen}
 
 
 def grid(config: DictConfig) -> list[list[str]]:
     """Overrides of every trial of Hydra's own sweeper."""
     over = swept(config)
     fixed = [text for text in config.hydra.overrides.task if text.lstrip("+~").partition("=")[0] not in over]
-    return [[*fixed, *trial] for trial in itertools.product(*over.values())]
-
-
-def _keys(own: Any) -> set[str]:
-    return {str(key).lstrip("+") for key in own}
+    return [[*fixed, *trial] for trial in itertools.product(*map(_each, over.values()))]
 
 
 def _each(override: Override) -> list[str]:
@@ -178,6 +179,17 @@ def _each(override: Override) -> list[str]:
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     return [f"{key}={override.get_value_element_as_str()}"]
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let trials that run side by side fill a store in turn: the second finds nothing to do."""
+    if not in_sweep() or rank_zero_only.rank != 0:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        yield
 
 
 def _bytes(folder: Path) -> int:

@@ -26,7 +26,7 @@ from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, launched, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
-from migm.sweep import Recorder
+from migm.sweep import Recorder, one_at_a_time
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
 
@@ -172,7 +172,8 @@ def main(cfg: DictConfig) -> float:
         announce_online(base, sampling, data)
     elif config.collect:
         console.rule("collect")
-        collect(base, sampling, data, config.seed, described)
+        with one_at_a_time(data.folder):
+            collect(base, sampling, data, config.seed, described)
     else:
         data.store(header(base, sampling, data, config.seed, described))
     console.rule("train")

@@ -7,10 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from tiny_parts import naming
 
 from migm.config import (
+    AblationsConfig,
     AnalyseConfig,
     BenchConfig,
     CollectConfig,
@@ -37,6 +38,7 @@ ROOTS: dict[str, type[Common]] = {
     "collect": CollectConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "ablations": AblationsConfig,
     "fit": FitConfig,
     "plan": PlanConfig,
     "report": ReportConfig,
@@ -47,7 +49,7 @@ ROOTS: dict[str, type[Common]] = {
     "reference": ReferenceConfig,
     "analyse": AnalyseConfig,
 }
-ADDED = ("experiment", "sweep", "storage")  # with +, and with a package of their own
+ADDED = ("experiment", "sweep", "storage", "launcher")  # with +, and with a package of their own
 
 
 def options() -> list[str]:
@@ -122,7 +124,7 @@ def test_the_sampling_follows_the_base(base):
     assert cfg.shortcut.channels == (sizes.channels if "channels" in sizes else sizes.d_model)
 
 
-@pytest.mark.parametrize("sweep", names("sweep"))
+@pytest.mark.parametrize("sweep", [name for name in names("sweep") if name != "pareto"])
 def test_sweeps_compose_with_the_main_experiment(sweep):
     own = OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml").hydra.sweeper.params
     command = "evaluate" if sweep == "n_by_b" else "train"
@@ -146,6 +148,21 @@ def test_sweeps_compose_with_the_main_experiment(sweep):
         config = load(compose(command, chosen), TrainConfig)  # without a job the choices are not known
         assert config.points is None
         assert config.name.startswith("migm/migm/")
+
+
+@pytest.mark.parametrize("launcher", names("launcher"))
+def test_launchers_compose_with_a_sweep(launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    chosen = ["+experiment=cifar10_shortcut", "+sweep=ablation_rd", f"+launcher={launcher}"]
+    assert launcher.split("_")[0] in compose("train", chosen, return_hydra_config=True).hydra.launcher._target_
+
+
+def test_the_pareto_sweep_composes():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    cfg = compose("evaluate", ["+experiment=cifar10_shortcut", "+sweep=pareto"], return_hydra_config=True)
+    assert cfg.hydra.sweeper.direction == ["minimize", "minimize"]
+    assert cfg.hydra.sweeper.storage == "sqlite:///outputs/cifar10_shortcut/pareto.db"
+    assert load(compose("evaluate", ["+experiment=cifar10_shortcut", "+sweep=pareto"]), EvaluateConfig).points is None
 
 
 def test_inference_sweeps_measure_the_swept_point():
@@ -298,3 +315,24 @@ def test_a_constructors_refusal_comes_out_as_itself(override, key):
     config = load(compose("train", ["base=tiny", override]), TrainConfig)
     with pytest.raises(ValueError, match=key):
         build(config.sampling)
+
+
+def test_ranks_that_each_run_a_sweeper_of_their_own_need_a_grid(multirun, monkeypatch):
+    """Optuna's ranks would disagree; trials that submitit started do not run the sweeper."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    hydra = HydraConfig.get()
+    with open_dict(hydra):
+        hydra.sweeper._target_ = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+        with pytest.raises(UserError, match=naming("2 processes", "OptunaSweeper", "submitit")):
+            load(compose("train", ["trainer.devices=2"]), TrainConfig)
+        hydra.launcher._target_ = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+        load(compose("train", ["trainer.devices=2"]), TrainConfig)
+
+
+def test_other_launchers_start_no_ranks(multirun):
+    hydra = HydraConfig.get()
+    for name in ("hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "hydra_submitit_launcher.x.LocalLauncher"):
+        with open_dict(hydra):
+            hydra.launcher._target_ = f"hydra_plugins.{name}"
+        with pytest.raises(UserError, match=naming("trainer.devices=2", "multirun")):
+            load(compose("train", ["trainer.devices=2"]), TrainConfig)

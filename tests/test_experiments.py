@@ -8,6 +8,8 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_config import ROOTS
 from tiny_parts import ROOT
 
@@ -56,4 +58,13 @@ def test_every_command_of_a_study_is_accepted(commands, script):
             assert flag == "-m"
             assert importlib.util.find_spec(module), module
             command = module.removeprefix("migm.")
-            load(compose(command, arguments), ROOTS[command])
+            for trial in trials(arguments):
+                load(compose(command, trial), ROOTS[command])
+
+
+def trials(arguments):
+    """The arguments of every trial of a multirun, or those of the one run."""
+    if "-m" not in arguments:
+        return [arguments]
+    parsed = OverridesParser.create().parse_overrides([text for text in arguments if text != "-m"])
+    return BasicSweeper.split_arguments(parsed, None)[0]

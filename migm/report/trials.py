@@ -64,6 +64,9 @@ class Group:
     trials: list[Trial] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
+    def seeds(self) -> list[str]:
+        return [trial.overrides.get("seed", "") for trial in self.trials]
+
     def quality(self, metric: str) -> list[float]:
         """A mean over seed sets for each trial."""
         return [row.mean(metric) for row in self.rows if metric in row.quality]
@@ -73,11 +76,11 @@ class Group:
         return [value for row in self.rows if (value := getattr(row, name)) is not None]
 
 
-def grouped(sweep: Path, keys: Sequence[str]) -> list[Group]:
-    """The finished trials of a sweep's folder by the values of `keys`, in their order."""
+def grouped(sweep: Path, keys: Sequence[str] = ()) -> list[Group]:
+    """The finished trials of a sweep's folder by the values of `keys`, in their order; without keys by their names."""
     groups: dict[tuple[Any, ...], Group] = {}
     for folder, trial in finished_trials(sweep).items():
-        values = tuple(trial.overrides.get(key, "") for key in keys)
+        values = tuple(trial.overrides.get(key, "") for key in keys) or (folder.name.rpartition("_seed")[0],)
         results = folder / "results.jsonl"
         rows = summarise(read(results)).rows if results.exists() else []
         for row in rows or [None]:

@@ -76,7 +76,8 @@ class Tracker:
     def _log(self, job: str, name: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)  # W&B would write elsewhere
         kept = {key: self.settings[key] for key in KEPT if self.settings.get(key) is not None}
-        digest = hashlib.sha256("|".join([str(kept.get("group")), job, name]).encode()).hexdigest()[:16]
+        owner = self.settings.get("name") or kept.get("group")  # trials of a sweep share the group
+        digest = hashlib.sha256("|".join([str(owner), job, name]).encode()).hexdigest()[:16]
         with self.wandb.init(
             **kept,
             name=name,

@@ -108,6 +108,14 @@ def test_a_point_logged_again_replaces_its_run(logged, tmp_path):
     assert again["run_id"] == logged["shortcut 16,4"]["run_id"]
 
 
+def test_trials_of_a_sweep_share_a_group_but_no_run(logged, tmp_path):
+    trial = {**settings(tmp_path), "name": "g/r1_d2_seed0"}
+    Tracker(trial, {}).log_points([r for r in records() if r["accelerator"] == "shortcut"], tmp_path)
+    (run,) = offline_runs(tmp_path)
+    assert run["run_group"] == logged["shortcut 16,4"]["run_group"]
+    assert run["run_id"] != logged["shortcut 16,4"]["run_id"]
+
+
 def made_dashboard() -> Any:
     return dashboard.workspace("", "p", "g", ["fd_1000"], cost_keys(summarise(records())))
 

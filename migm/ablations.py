@@ -1,0 +1,23 @@
+"""`python -m migm.ablations`: the trials of several sweeps in one table and as figures."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from migm.config import AblationsConfig, conf_path, load
+from migm.report.ablations import write_ablations
+from migm.runtime import command
+
+
+@hydra.main(config_path=conf_path(), config_name="ablations", version_base="1.3")
+@command
+def main(cfg: DictConfig) -> None:
+    """Read what `migm.train` left of the sweeps, write tables and figures."""
+    config = load(cfg, AblationsConfig)
+    experiment = Path(config.paths["output_dir"]) / config.name
+    write_ablations(experiment, config.sweeps, config.reference, Path(config.folder))
+
+
+if __name__ == "__main__":
+    main()
