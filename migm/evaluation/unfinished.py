@@ -14,7 +14,8 @@ from torch import Tensor
 
 from migm.evaluation.metrics.metric import ImageMetric
 
-EVERY = 60.0  # seconds between two saves, or more: they take at most 5% of the time
+EVERY = 60.0  # seconds between two saves, or more:
+COST = 0.05  # of the time is the most they take
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -32,9 +33,8 @@ class Part:
 class Unfinished:
     """One file, `path`: SHA-256 of what follows, then a `Part` and what it is of."""
 
-    def __init__(self, path: Path, every: float = EVERY):
-        self.path, self.every = path, every
-        self.due = time.monotonic() + every
+    def __init__(self, path: Path):
+        self.path, self.due = path, time.monotonic() + EVERY
 
     def load(self, key: str) -> Part | None:
         """What was kept of `key`; nothing where the file is of another one, or damaged."""
@@ -60,9 +60,9 @@ class Unfinished:
         temporary.write_bytes(hashlib.sha256(content).digest() + content)
         os.replace(temporary, self.path)
         end = time.monotonic()
-        self.due = end + max(self.every, 20 * (end - start))
+        self.due = end + max(EVERY, (end - start) / COST)
 
     def clear(self) -> None:
         """Forget a point that is done."""
         self.path.unlink(missing_ok=True)
-        self.due = time.monotonic() + self.every
+        self.due = time.monotonic() + EVERY
