@@ -281,17 +281,17 @@ def _refuse_split_sweep(plain: dict[str, Any]) -> None:
     """
     if not in_sweep():
         return
-    hydra = HydraConfig.get()
+    hydra, processes = HydraConfig.get(), launched()[1]
     devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
-    if (nodes > 1 or not single) and launched()[1] == 1:
+    if (nodes > 1 or not single) and processes == 1:
         raise UserError(
             f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
             "trial by torchrun or submitit, or sweep with trainer.devices=1"
         )
     submitted = "submitit" in hydra.launcher._target_
-    if launched and not submitted and not hydra.sweeper._target_.endswith(".BasicSweeper"):
+    if processes > 1 and not submitted and not hydra.sweeper._target_.endswith(".BasicSweeper"):
         raise UserError(
-            f"{world_size()} processes that each run the sweeper {hydra.sweeper._target_.rpartition('.')[2]}: they "
+            f"{processes} processes that each run the sweeper {hydra.sweeper._target_.rpartition('.')[2]}: they "
             "would choose different parameters; start one, with +launcher=submitit_slurm for the trials"
         )
