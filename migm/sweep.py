@@ -137,7 +137,7 @@ class Sweep(Callback):
         for path in failed:
             print(f"failed: {path.read_text(encoding='utf-8').splitlines()[0]}", file=sys.stderr)
         if failed:
-            print(f"{len(failed)} trials failed; the same command runs them again", file=sys.stderr)
+            print(f"failed trials: {len(failed)}; started again, a grid runs them once more", file=sys.stderr)
             sys.exit(1)
 
 
