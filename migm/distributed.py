@@ -100,7 +100,7 @@ def _set_address() -> None:
     os.environ.setdefault("LOCAL_RANK", str(local_rank()))
     if "SUBMITIT_LOCAL_NTASKS" in os.environ:  # its job is the process that started all tasks
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ["SUBMITIT_JOB_ID"]) % 20_000))
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ["SUBMITIT_LOCAL_JOB_ID"]) % 20_000))
 
 
 def _leave() -> None:
