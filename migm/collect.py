@@ -1,6 +1,5 @@
 """`python -m migm.collect`: run the vanilla base and store its trajectories, or carry those of the released code."""
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -20,13 +19,12 @@ from migm.distributed import first_console, from_first, join, processes, rank, w
 from migm.progress import progress
 from migm.runtime import UserError, command
 from migm.sampling.loop import Sampling
+from migm.space import readable, refuse_full_disk, refuse_full_memory
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.record import record
 from migm.trajectories.store import Store, estimate_bytes, estimate_token_bytes
 from migm.trajectories.tars import export_tars, import_tars
 from migm.trajectories.unlisted import Planned, Unlisted
-
-UNITS = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB"}
 
 
 def header(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> dict[str, Any]:
@@ -59,6 +57,7 @@ def collect(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sam
     store = data.store(described)
     if store.remote:
         return complete(store, data, console)
+    store.verify(contents=False)  # nothing is added to what cannot be used
     unlisted = Unlisted(store, data.num_images, data.shard_images)
     # Only rank 0 looks, so that all processes go by the same plan.
     missing = from_first(unlisted.missing() if rank() == 0 else [])
@@ -94,7 +93,9 @@ def announce(base: Base, sampling: Sampling, data: TrajectoryData, images: int, 
     duration = timedelta(seconds=round(seconds / processes()))
     shared = f" in {processes()} processes" if processes() > 1 else ""
     console.print(f"collecting {images} trajectories: {readable(size)} into {data.folder}, about {duration}{shared}")
-    refuse_full_disk(Path(data.folder), size)
+    choices = "lower data.num_images or choose another data.folder or data.storage"
+    refuse_full_disk(Path(data.folder), size, f"data.num_images={data.num_images}: the store", choices)
+    refuse_full_shard(data, size // images)
 
 
 def make(
@@ -123,9 +124,18 @@ def make(
 def announce_online(base: Base, sampling: Sampling, data: TrajectoryData) -> None:
     """Say what storage "online" will take, which has nothing to collect."""
     size, seconds = probe(base, sampling, data, data.shard_images)
+    refuse_full_shard(data, size // data.shard_images)
     first_console().print(
         f"data.storage=online: nothing to collect; {data.shard_images} images at a time are generated while training, "
         f"{readable(size)} of memory and about {timedelta(seconds=round(seconds))} each time"
+    )
+
+
+def refuse_full_shard(data: TrajectoryData, image: int) -> None:
+    """Stop before anything is generated when memory cannot hold a shard, twice while its batches are joined."""
+    what = f"data.shard_images={data.shard_images}: a shard of features"
+    refuse_full_memory(
+        2 * min(data.shard_images, data.num_images) * image, what, "lower it, or choose data.storage=tokens"
     )
 
 
@@ -146,23 +156,6 @@ def probe(base: Base, sampling: Sampling, data: TrajectoryData, images: int) -> 
     else:
         size = estimate_bytes(images, copies, sampling.num_steps, rows, base.spec.channels, data.dtype)
     return size, seconds * images * sampling.num_steps
-
-
-def readable(size: int) -> str:
-    """Bytes in the largest unit that leaves at least one of it."""
-    unit = next((unit for unit in UNITS if size >= unit), None)
-    return f"{size / unit:.2f} {UNITS[unit]}" if unit else f"{size} bytes"
-
-
-def refuse_full_disk(folder: Path, size: int) -> None:
-    """Stop before anything is written when the disk cannot hold it."""
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if size > 0.95 * free:
-        raise UserError(
-            f"data.num_images: the trajectories need {size / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; "
-            "lower data.num_images or choose another data.folder or data.storage"
-        )
 
 
 @hydra.main(config_path=conf_path(), config_name="collect", version_base="1.3")

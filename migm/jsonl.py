@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from migm.runtime import UserError, write_atomic
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All objects of a file; a last line cut off by a kill is ignored, other damage refused by number."""
-    return parse_lines(path.read_text(encoding="utf-8"), path)
+    return parse_lines(_text(path), path)
 
 
 def parse_lines(text: str, origin: object) -> list[dict[str, Any]]:
@@ -25,21 +26,38 @@ def parse_lines(text: str, origin: object) -> list[dict[str, Any]]:
     return objects
 
 
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add one object and sync; what a kill left of a line is removed first."""
+def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Add objects in one write and sync; what a kill left of a line is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = _text(path) if path.exists() else ""
     if text and not text.endswith("\n"):
         whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
         write_atomic(path, whole + (cut_off + "\n" if _parses(cut_off) else ""))
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         file.flush()
         os.fsync(file.fileno())
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add one object, as `append_lines`."""
+    append_lines(path, [entry])
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        end = data.rfind(b"\n") + 1
+        if error.start >= end:  # a last line cut off inside a character
+            return data[:end].decode() + "\ufffd"
+        number = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {number} is not UTF-8; restore the file or delete it") from error
 
 
 def _parses(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -1,14 +1,17 @@
 """What a run depends on besides its config: device, precision, versions; and errors for people."""
 
+import errno
 import functools
 import hashlib
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,14 @@ class UserError(ValueError):
     """Something the user can put right; shown as one line, without a traceback."""
 
 
+class Stopped(Exception):
+    """A run that was ended from outside and saved what it had; `code` is the command's exit code."""
+
+    def __init__(self, why: str, code: int):
+        super().__init__(why)
+        self.code = code
+
+
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
     """End a command with one line and a non-zero exit code on errors that a user can put right.
 
@@ -39,13 +50,18 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
             return main(*args, **kwargs)
-        except (ValueError, FileNotFoundError, PermissionError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("MIGM_TRACEBACK") or in_sweep():
                 raise
             rank, count = launched()
             whose = f"rank {rank}: " if count > 1 else ""
-            print(f"error: {whose}{' '.join(str(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = f"{error}; make room, and the same command goes on from here" if full else str(error)
+            print(f"error: {whose}{' '.join(what.split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
             sys.exit(2)
+        except Stopped as stop:
+            print(f"stopped: {stop}; the same command goes on from here", file=sys.stderr)
+            sys.exit(stop.code)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
             sys.exit(130)
@@ -130,12 +146,31 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` at once, synced, when the block ends, and is gone if it fails.
+
+    It lies in a folder of its own beside `path`: what a kill leaves there, also under names that a
+    library chose, the next try removes.
+    """
+    folder = path.with_name(path.name + ".tmp")
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.unlink(missing_ok=True)  # an earlier version wrote a file of this name
+    folder.mkdir(parents=True)
+    try:
+        yield folder / path.name
+        with (folder / path.name).open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` at once, so that a kill leaves either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @functools.cache

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from migm.accelerators.extrapolation import Weights, order
 from migm.bases.base import Base
-from migm.runtime import UserError, tensors_hash
+from migm.runtime import UserError, replacing, tensors_hash
+from migm.sealed import check_seal, sealed, write_tensors
 
 POLYNOMIAL_DEGREE = 4  # TeaCache's
 
@@ -35,8 +35,8 @@ class Calibration:
         """Write a safetensors file."""
         tensors = {"gram": torch.from_numpy(self.gram)}
         tensors |= {f"polynomial.{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.polynomials.items()}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, {"format": "migm-fit/1", "base": self.base})
+        with replacing(Path(path)) as temporary:
+            write_tensors(tensors, temporary, sealed(tensors, {"format": "migm-fit/1", "base": self.base}))
 
     @classmethod
     def load(cls, path: str | Path, base: Base, num_steps: int | None, key: str) -> "Calibration":
@@ -51,6 +51,7 @@ class Calibration:
             raise UserError(f"{key}={path} is not a file of migm.fit ({error})") from error
         if about.get("format") != "migm-fit/1":
             raise UserError(f"{key}={path} is not a file of migm.fit")
+        check_seal(tensors, about, {"format", "base"}, f"{key}={path}")
         if about["base"] != base.fingerprint():
             raise UserError(f"{key}={path} was fitted for base {about['base']}, this one is {base.fingerprint()}")
         n = len(tensors["gram"])

@@ -1,18 +1,17 @@
 """A trained shortcut as one self-describing safetensors file."""
 
 import json
-import os
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from migm.bases.weights import assign_strictly, is_published, read_tensors
-from migm.runtime import UserError, tensors_hash
+from migm.runtime import UserError, replacing, tensors_hash
+from migm.sealed import check_seal, sealed, write_tensors
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
 
@@ -28,12 +27,11 @@ NETWORKS: dict[str, type[Network]] = {
 
 def save_shortcut(shortcut: Network, base_fingerprint: str, path: Path) -> None:
     """Write weights, class, constructor arguments and the base they were trained for, replacing `path` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shortcut.state_dict().items()}
     config, kind = json.dumps(shortcut.config), type(shortcut).__name__
-    save_file(tensors, temporary, {"format": FORMAT, "kind": kind, "config": config, "base": base_fingerprint})
-    os.replace(temporary, path)
+    about = {"format": FORMAT, "kind": kind, "config": config, "base": base_fingerprint}
+    with replacing(path) as temporary:
+        write_tensors(tensors, temporary, sealed(tensors, about))
 
 
 def load_shortcut(path: str | Path | None, base_fingerprint: str, key: str, **given: Any) -> tuple[Network, str]:
@@ -50,6 +48,7 @@ def load_shortcut(path: str | Path | None, base_fingerprint: str, key: str, **gi
         config.update((name, given[name]) for name in signature(network).parameters if name in given)
     else:
         network, config = described(metadata, base_fingerprint, origin)
+        check_seal(tensors, metadata, {"format", "kind", "config", "base"}, origin)
     with torch.device("meta"):  # initial values of a large network would take seconds
         shortcut = network(**config)
     for name, value in given.items():

@@ -6,17 +6,16 @@ share: schema, base fingerprint, storage mode, sampling, seed, dtype, shapes.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from migm.jsonl import append_line, read_lines
-from migm.runtime import UserError, file_hash
+from migm.runtime import UserError, file_hash, replacing
+from migm.sealed import write_tensors
 from migm.trajectories.record import Trajectories
 
 if TYPE_CHECKING:
@@ -59,26 +58,16 @@ class Store:
         """Write the manifest's first line, where there is none yet."""
         if self.remote:
             raise UserError(f"data.folder={self.name} is read only; collect into a folder and publish it (publish_to)")
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self.shards and not (self.manifest.exists() and read_lines(self.manifest)):
             append_line(self.manifest, self.header)
 
     def write(self, number: int, trajectories: Trajectories) -> dict[str, Any]:
         """Write shard `number` whole, under its final name -> its line of the manifest, where it is not listed yet."""
         name = f"{number:06d}.safetensors"
-        final, temporary = self.folder / name, self.folder / f"{name}.tmp"
-        # One entry: safetensors writes several in an order that changes, and shards are the same byte for byte.
-        about = json.dumps({"schema": SCHEMA, "base": self.header["base"]})
-        save_file(trajectories.tensors(), temporary, {"migm": about})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        entry = {
-            "file": name,
-            "count": len(trajectories.images),
-            "bytes": temporary.stat().st_size,
-            "sha256": file_hash(temporary),
-        }
-        os.replace(temporary, final)
+        entry = {"file": name, "count": len(trajectories.images)}
+        with replacing(self.folder / name) as temporary:
+            write_tensors(trajectories.tensors(), temporary, {"schema": SCHEMA, "base": str(self.header["base"])})
+            entry.update(bytes=temporary.stat().st_size, sha256=file_hash(temporary))
         return entry
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -92,7 +81,7 @@ class Store:
         return self.remote.open(shard, _read) if self.remote else _read(self.folder / shard["file"])
 
     def verify(self, contents: bool = True) -> None:
-        """Refuse missing, truncated or (with `contents`) changed shards, naming the file."""
+        """Refuse missing, truncated, otherwise counted or (with `contents`) changed shards, naming the file."""
         if self.remote:
             self.remote.verify(self.shards, contents)
             return
@@ -110,6 +99,21 @@ class Store:
             raise UserError(
                 f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
             )
+        if (held := self._images(path)) != shard["count"]:
+            raise UserError(
+                f"data.folder: shard {path} holds {held} images, {self.manifest} says {shard['count']}; "
+                f"delete {self.folder} and collect again"
+            )
+
+    def _images(self, path: Path) -> int:
+        """How many images a shard holds, by its header alone."""
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_slice("images").get_shape()[0]
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"data.folder: shard {path} cannot be read ({error}); delete {self.folder} and collect again"
+            ) from error
 
     def _checked(
         self, lines: list[dict[str, Any]], wanted: dict[str, Any] | None
@@ -117,9 +121,9 @@ class Store:
         header, *shards = lines
         if header.get("schema") != SCHEMA:
             raise UserError(f"{self.name}/{MANIFEST} has schema {header.get('schema')}, this version reads {SCHEMA}")
-        for number, shard in enumerate(shards, 2):
-            if {"file", "count", "bytes", "sha256"} - set(shard):
-                raise UserError(f"{self.name}/{MANIFEST}, line {number} describes no shard of {SCHEMA}")
+        for number, shard in enumerate(shards):
+            if not _describes_shard(shard, number):
+                raise UserError(f"{self.name}/{MANIFEST}, line {number + 2} describes no shard of {SCHEMA}")
         for key, value in (wanted or {}).items():
             found = header.get(key)
             if found != json.loads(json.dumps(value)):
@@ -136,6 +140,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"data.folder: shard {path} cannot be read ({error}); delete it and collect again") from error
+
+
+def _describes_shard(line: dict[str, Any], number: int) -> bool:
+    """Whether a line of the manifest is that of shard `number`, with values of the right kind."""
+    counts = [line.get("count"), line.get("bytes")]
+    whole = all(type(count) is int and count > 0 for count in counts)
+    return whole and line.get("file") == f"{number:06d}.safetensors" and isinstance(line.get("sha256"), str)
 
 
 def estimate_bytes(images: int, copies: int, num_steps: int, rows: int, channels: int, dtype: torch.dtype) -> int:

@@ -11,10 +11,11 @@ from tiny_parts import naming, same_tensors, tiny
 import migm.collect
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.collect import announce_online, readable
+from migm.collect import announce_online
 from migm.config import build
 from migm.inputs import Classes
 from migm.runtime import UserError
+from migm.space import readable
 from migm.train import Training
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData

@@ -12,9 +12,9 @@ from tiny_parts import collected, contents, naming, text_base, tiny
 import migm.collect
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.collect import readable
 from migm.config import CollectConfig, build
 from migm.runtime import UserError
+from migm.space import readable
 from migm.train import Training
 from migm.trajectories.dataset import InMemory, PairDataset
 from migm.trajectories.record import packed, record, unpacked
@@ -154,7 +154,7 @@ def test_a_store_of_another_mode_is_refused(stores, held, asked, key):
 def test_the_size_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch, overrides, size):
     said = []
 
-    def full(folder, number):
+    def full(folder, number, *_):
         said.append(" ".join(capsys.readouterr().out.split()))
         assert number == size
         raise UserError("stop here")
