@@ -4,6 +4,7 @@ Every part goes on where it stopped when the same command is started again.
 """
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,7 +27,9 @@ from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, launched, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
+from migm.space import refuse_full_disk, refuse_full_memory
 from migm.sweep import Recorder, one_at_a_time
+from migm.training.checkpoints import Checkpoints, newest
 from migm.training.module import ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
 
@@ -40,8 +43,9 @@ class Training:
         self.weights, self.resume = self.folder / "shortcut.safetensors", self.folder / "checkpoints" / "resume.ckpt"
         plain = training_config(config)
         self.state: dict[str, Any] = {"global_step": 0}
-        if self.resume.exists():
-            self.state = check_resume(self.resume, plain, base.fingerprint())
+        self.found, self.damaged = newest(self.resume)
+        if self.found:
+            self.state = check_resume(self.found, plain, base.fingerprint())
         torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
         shortcut, objective = build(config.shortcut), build(config.objective)
         if shortcut.config["channels"] != base.spec.channels:
@@ -62,12 +66,14 @@ class Training:
 
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
+        for path in self.damaged:
+            self.console.print(f"[yellow]{path} is damaged (SHA-256 differs): an older checkpoint is used[/yellow]")
         if self.state["global_step"] < self.max_steps:
             self._fit(data)
         else:  # a run that ended: its checkpoint holds the averaged weights
-            self.console.print(f"trained already: {self.resume}")
+            self.console.print(f"trained already: {self.found}")
             self.module.load_state_dict(self.state["state_dict"])
-        if self.trainer.is_global_zero and not (self.weights.exists() and self.state["global_step"] >= self.max_steps):
+        if self.trainer.is_global_zero:  # also when trained already: what lies there may be older, or damaged
             save_shortcut(self.module.shortcut, self.base.fingerprint(), self.weights)
             self.console.print(f"shortcut in {self.weights}, time of every part in {self.folder / 'fit-profile.txt'}")
         # The processes that trained, each with its share of the pairs; without the loggers, whose runs are over.
@@ -76,16 +82,28 @@ class Training:
         checker = L.Trainer(accelerator=device, devices=trained.num_devices, **several, **QUIET)
         return float(checker.validate(self.module, data, verbose=False)[0]["val/feature_mse"])
 
+    def refuse_without_room(self) -> None:
+        """Stop before long work when weights, gradients, average, moments and checkpoints will not fit."""
+        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        what, remedy = "shortcut: its training", "free some, or choose a smaller one"
+        on_cpu = self.base.device.type == "cpu"
+        refuse_full_memory((9 if on_cpu else 4) * weights, what, remedy)  # 4 for the copy that becomes a checkpoint
+        kept = sum(getattr(c, "keep", 0) + 1 for c in self.trainer.checkpoint_callbacks)
+        refuse_full_disk(self.folder, 4 * weights * kept, what, f"{remedy}, or another paths.output_dir")
+
     def _fit(self, data: TrajectoryData) -> None:
-        resumed = self.resume if self.resume.exists() else None
-        if resumed:
-            self.console.print(f"resuming from {self.resume}, step {self.state['global_step']}")
+        if self.found:
+            self.console.print(f"resuming from {self.found}, step {self.state['global_step']}")
         followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
         for logger in followed:  # under a name of its own: Lightning logs the module's `config` and `base`
             logger.log_hyperparams({"resolved": self.resolved})
         start = time.perf_counter()
         try:
-            self.trainer.fit(self.module, data, ckpt_path=resumed, weights_only=True)
+            with ExitStack() as stack:
+                for callback in self.trainer.checkpoint_callbacks:
+                    if isinstance(callback, Checkpoints):
+                        stack.enter_context(callback.listening())
+                self.trainer.fit(self.module, data, ckpt_path=self.found, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         finally:
@@ -163,6 +181,7 @@ def main(cfg: DictConfig) -> float:
     join(base.device)
     console = first_console()
     sampling, training = build(config.sampling), Training(config, base)
+    training.refuse_without_room()
     measured = study(cfg, config, base) if config.evaluate else None
     if rank_zero_only.rank == 0:
         write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

@@ -43,7 +43,12 @@ class ShortcutModule(L.LightningModule):
         super().__init__()
         self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), objective
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.seed = config.get("seed", 0)
         self.save_hyperparameters({"config": config, "base": base.fingerprint()})
+
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        # What dropout draws depends on seed, step and rank alone, so that a resumed training draws the same.
+        torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Pairs, _: int) -> Tensor:
         batch = with_features(batch, self.frozen.base)

@@ -1,0 +1,70 @@
+"""A guard against losses and gradients that are not finite."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from migm.runtime import UserError
+from migm.trajectories.dataset import Pairs
+
+
+class FiniteGuard(L.Callback):
+    """Looks at loss and gradients before the optimizer's step; where one is not finite, names the batch and stops.
+
+    By `non_finite` "skip" that step changes no weight instead, on all ranks alike; their number so far is
+    `skipped` and logged as `train/skipped_steps`. Gradients of precision 16-mixed are left to its scaler.
+    """
+
+    def __init__(self, non_finite: Literal["stop", "skip"] = "stop"):
+        if non_finite not in ("stop", "skip"):
+            raise UserError(f"callbacks.guard.non_finite={non_finite} is unknown; one of stop, skip")
+        self.non_finite, self.skipped = non_finite, 0
+        self.seen: list[tuple[Pairs, Tensor]] = []  # since the last step: batches and their losses
+        self.batch: Any = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Pairs, batch_idx: int
+    ) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self.seen.append((self.batch, loss.detach()))
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        seen, self.seen = self.seen, []
+        losses = torch.stack([loss.float() for _, loss in seen])
+        largest = losses.abs().max()
+        if trainer.scaler is None:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            largest = largest.maximum(get_total_norm(gradients, float("inf")))
+        if trainer.strategy.reduce_boolean_decision(bool(largest.isfinite())):
+            return
+        what = f"the loss is {losses.sum():g}" if not losses.isfinite().all() else "a gradient is not finite"
+        where = f"training step {trainer.global_step}: {what} on {'; '.join(named(batch) for batch, _ in seen)}"
+        if self.non_finite == "stop":
+            raise UserError(f"{where}; callbacks.guard.non_finite=skip leaves such batches out")
+        for parameter in pl_module.parameters():
+            parameter.grad = None  # which optimizers leave alone, moments and weight decay included
+        self.skipped += 1
+        pl_module.log("train/skipped_steps", float(self.skipped))
+        Console(stderr=True).print(f"left out: {where}", soft_wrap=True, highlight=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+
+def named(batch: Pairs) -> str:
+    """The pairs of a batch by image and step; of those only the ones whose stored features are at fault, if any are."""
+    pairs = [f"{image} step {step}" for image, step in zip(batch.images.tolist(), batch.steps.tolist(), strict=True)]
+    finite = batch.features.isfinite().flatten(1).all(1) & batch.target.isfinite().flatten(1).all(1)
+    bad = [pair for pair, good in zip(pairs, finite.tolist(), strict=True) if not good]
+    return f"image {', image '.join(bad or pairs)}" + " (stored features that are not finite)" * bool(bad)
