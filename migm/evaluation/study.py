@@ -22,7 +22,7 @@ from migm.evaluation.metrics.metric import Batch, ImageMetric, result_name
 from migm.evaluation.unfinished import Part, Unfinished
 from migm.progress import progress
 from migm.report.results import Results, file_name, identity
-from migm.runtime import environment
+from migm.runtime import environment, replacing
 from migm.sampling.loop import generate_images
 
 PREVIEW = 20  # images of each point that are kept to look at
@@ -82,8 +82,8 @@ class Study:
             done = work(self.base, self.points, self.evalset.inputs, bar)
         for ffe, cache, found in zip(equivalents, caches, done, strict=True):
             more = {"ffe_steps": [round(x, 4) for x in found.ffe_steps], "rows": found.rows}
-            self.results.append({**ffe, "value": found.ffe, "mean_full_steps": found.full_steps, **more})
-            self.results.append({**cache, "value": found.cached})
+            self._add({**ffe, "value": found.ffe, "mean_full_steps": found.full_steps, **more})
+            self._add({**cache, "value": found.cached})
 
     def _measure_time(self, protocol: Protocol, run: str) -> None:
         about = {"unit": "s", "higher_is_better": False, "n": protocol.batch}
@@ -92,8 +92,9 @@ class Study:
             return
         with progress(self.console, "runs") as bar:
             seconds = latency(self.base, self.points, self.evalset.inputs, protocol, self.repeats, bar)
-        for record, value in zip(records, seconds, strict=True):
-            self.results.append({**record, "value": value, "repeats": self.repeats, "run": run})
+        # At once: times compare within a run alone, so that a kill must not leave a part of it.
+        taken = zip(records, seconds, strict=True)
+        self.results.extend([{**record, "value": s, "repeats": self.repeats, "run": run} for record, s in taken])
 
     def _measure_peaks(self, protocol: Protocol) -> None:
         counter = COUNTERS[self.base.device.type]
@@ -178,18 +179,23 @@ class Study:
         return part
 
     def _write(self, parts: Sequence[Part], seed_set: int, records: Sequence[dict[str, Any]], label: str) -> None:
-        """The records of a point whose images the metrics of several processes saw, and its preview."""
+        """The preview and records of a point whose images the metrics of several processes saw."""
         for i, metric in enumerate(self.metrics if len(parts) > 1 else ()):
             metric.reset()
             for part in reversed(parts):
                 metric.put_before(part.states[i])
-        for metric, record in zip(self.metrics, records, strict=True):
-            value = {"value": float(metric.compute()), **metric.details()}
-            self.results.append({**record, **value, "seconds": round(parts[0].seconds, 1)})
         if seed_set == self.evalset.seed_sets[0]:
             preview = torch.cat([images for part in parts for images in part.preview])[:PREVIEW]
             captions = [caption for part in parts for caption in part.captions][:PREVIEW]
             save_grid(preview, self.preview / f"{file_name(label)}.png", 10, captions=captions)
+        for metric, record in zip(self.metrics, records, strict=True):
+            value = {"value": float(metric.compute()), **metric.details()}
+            self._add({**record, **value, "seconds": round(parts[0].seconds, 1)})
+
+    def _add(self, record: dict[str, Any]) -> None:
+        """Append it unless it is there: of a point that a kill stopped half-way, a part may be."""
+        if not self.results.has(record):
+            self.results.append(record)
 
     def _quality_records(self, point: Point, seed_set: int) -> list[dict[str, Any]]:
         n, evalset = self.evalset.num_images, self.evalset_hash
@@ -233,11 +239,11 @@ def captioned(inputs: Inputs) -> list[str]:
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions: Sequence[str] = ()) -> None:
     """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` says where they are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     gap = scale if len(images) > 1 else 0  # make_grid puts none around a single image
     layout = {"count": len(images), "columns": columns, "gap": gap, "scale": scale, "captions": list(captions)}
     about = PngInfo()
     about.add_text("migm", json.dumps({**layout, "height": large.shape[2], "width": large.shape[3]}))
     grid = make_grid(large, nrow=columns, padding=gap).permute(1, 2, 0)
-    Image.fromarray(grid.cpu().numpy()).save(path, pnginfo=about)
+    with replacing(path) as temporary:
+        Image.fromarray(grid.cpu().numpy()).save(temporary, pnginfo=about)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from migm.evaluation.metrics.metric import ImageMetric
+from migm.runtime import replacing
 
 EVERY = 60.0  # seconds between two saves, or more:
 COST = 0.05  # of the time is the most they take
@@ -55,10 +55,8 @@ class Unfinished:
         buffer = io.BytesIO()
         torch.save({"key": key, "part": asdict(part)}, buffer)
         content = buffer.getvalue()
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
         end = time.monotonic()
         self.due = end + max(EVERY, (end - start) / COST)
 
