@@ -22,6 +22,19 @@ from omegaconf.errors import OmegaConfBaseException
 from migm.runtime import UserError, in_sweep, launched
 
 Root = TypeVar("Root", bound="Common")
+COMPONENTS = (
+    "base",
+    "sampling",
+    "shortcut",
+    "accelerator",
+    "objective",
+    "optimizer",
+    "lr_schedule",
+    "data",
+    "evalset",
+    "trainer",
+)
+WANTED: dict[type, str] = {str: "a path", dict: "a group of keys with a _target_", int: "a whole number above 0"}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -199,6 +212,7 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    _refuse_emptied_groups(plain)
     for key, node in _targets(plain, ""):
         _check_target(key, node)
     _refuse_split_sweep(plain)
@@ -208,6 +222,19 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
             raise UserError(f"num_threads={plain['num_threads']} must be at least 1, or null")
         torch.set_num_threads(plain["num_threads"])
     return root(**plain)
+
+
+def _refuse_emptied_groups(plain: dict[str, Any]) -> None:
+    """What commands look into must be there, whatever an override made of it."""
+    for key in (*COMPONENTS, "metric", "callbacks", "logger", "paths"):
+        if not isinstance(plain[key], dict) or (key in COMPONENTS and "_target_" not in plain[key]):
+            raise UserError(f"{key}={plain[key]} is no group of keys; choose one of its files by {key}=<name>")
+    for path in ("paths.output_dir", "data.inputs", "evalset.inputs", "trainer.max_steps"):
+        group, key = path.split(".")
+        wanted = {"output_dir": str, "inputs": dict, "max_steps": int}[key]
+        value = plain[group].get(key)
+        if not isinstance(value, wanted) or isinstance(value, bool) or value == "" or (wanted is int and value < 1):
+            raise UserError(f"{path}={value} must be {WANTED[wanted]}")
 
 
 def build(node: Any) -> Any:

@@ -6,7 +6,7 @@ the last; versions and devices that differ are pointed out.
 """
 
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from migm.report.results import REQUIRED, identity, point_label
+from migm.report.results import identity, point_label, type_fault
 from migm.report.summary import newest
 
 STUDY = ("base", "sampling", "inputs")  # only what agrees in these compares
@@ -105,15 +105,16 @@ def _fault(text: str) -> str | None:
     """Why a line is no result record, or None."""
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "not JSON"
     if not isinstance(record, dict):
         return "not a JSON object"
-    missing = (REQUIRED | {"higher_is_better"}) - set(record)
-    if missing:
-        return f"it lacks {', '.join(sorted(missing))}"
+    if fault := type_fault(record):
+        return fault
+    if "higher_is_better" not in record:
+        return "it lacks higher_is_better"
     value = record["value"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:
         return f"value={value} is not a finite number"
     if "seed_set" in record and record.get("reference") is None:
         return f"no reference: nothing says what {record['metric']} was measured against"
