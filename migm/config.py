@@ -19,6 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from migm.kinds import check_kinds
 from migm.runtime import UserError, in_sweep, launched
 
 Root = TypeVar("Root", bound="Common")
@@ -292,6 +293,8 @@ def _check_target(path: str, node: dict[str, Any]) -> None:
     required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     if not node.get("_partial_") and required - given and "_args_" not in node:
         raise UserError(f"config key {path}.{min(required - given)} is missing")
+    if getattr(target, "__module__", "").startswith("migm."):
+        check_kinds(path, target, {key: node[key] for key in given})
 
 
 def _nearest(word: str, options: set[str]) -> str:

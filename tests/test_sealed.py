@@ -47,7 +47,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_a_flipped_bit_of_a_shortcut_is_refused_or_means_nothing(make_shortcut, tmp_path):
     path = tmp_path / "shortcut.safetensors"
-    save_shortcut(make_shortcut(bottleneck_ratio=8).float(), "base01", path)
+    save_shortcut(make_shortcut().float(), "base01", path)
     wanted, fingerprint = load_file(path), load_shortcut(path, "base01", "key")[1]
     refused: list[str] = []
     for offset in flips(path, 300):

@@ -47,8 +47,9 @@ def load_shortcut(path: str | Path | None, base_fingerprint: str, key: str, **gi
         network, config = published(tensors, origin)
         config.update((name, given[name]) for name in signature(network).parameters if name in given)
     else:
+        if metadata.get("format") == FORMAT:
+            check_seal(tensors, metadata, {"format", "kind", "config", "base"}, origin)
         network, config = described(metadata, base_fingerprint, origin)
-        check_seal(tensors, metadata, {"format", "kind", "config", "base"}, origin)
     with torch.device("meta"):  # initial values of a large network would take seconds
         shortcut = network(**config)
     for name, value in given.items():

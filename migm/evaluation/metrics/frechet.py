@@ -71,7 +71,7 @@ class FrechetCifarNet(CifarNetMetric, MomentsMetric):
     unit = ""
     higher_is_better = False
 
-    def __init__(self, weights: str, reference: str):
+    def __init__(self, weights: str, reference: str | None):
         super().__init__(weights)
         tensors, metadata = read_tensors(reference, "evalset.reference")
         net_hash = tensors_hash(self.net[0].state_dict())
