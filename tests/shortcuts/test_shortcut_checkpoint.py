@@ -85,7 +85,7 @@ def test_a_damaged_or_missing_file_is_refused(file):
 
 def test_a_file_that_lacks_a_tensor_of_its_description_is_refused(file):
     with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
+        metadata = {key: value for key, value in opened.metadata().items() if key != "hash"}
     tensors = load_file(file)
     del tensors["proj_out.bias"]
     save_file(tensors, file, metadata)
