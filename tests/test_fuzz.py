@@ -1,6 +1,7 @@
 """Damaged manifests, results and configs: whatever they hold, what a user sees is one line or a success."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tiny_parts import composed, feature_net, reference_for, synthetic
 
 from migm.config import TrainConfig, build, load
@@ -208,7 +210,8 @@ def make_training(config: Any, data: st.DataObject) -> None:
     """All that `migm.train` does before it starts to work."""
     changed = config.copy()
     for key in data.draw(st.lists(st.sampled_from(keys(config)), min_size=1, max_size=2)):
-        OmegaConf.update(changed, key, data.draw(oddities), force_add=True)
+        with suppress(OmegaConfBaseException):  # what cannot even be written, Hydra refuses itself
+            OmegaConf.update(changed, key, data.draw(oddities), merge=False, force_add=True)
     try:
         loaded = load(changed, TrainConfig)
         base, sampling, made = build(loaded.base), build(loaded.sampling), build(loaded.data)
