@@ -4,10 +4,8 @@ The library below the commands never sees a DictConfig: `load` checks and resolv
 instantiates.
 """
 
-import difflib
-import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,28 +13,14 @@ from typing import Any, TypeVar, cast
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from migm.kinds import check_kinds
-from migm.runtime import UserError, in_sweep, launched
+from migm.checks import check_target, nearest, refuse_emptied_groups, refuse_split_sweep, targets
+from migm.runtime import UserError
 
 Root = TypeVar("Root", bound="Common")
-COMPONENTS = (
-    "base",
-    "sampling",
-    "shortcut",
-    "accelerator",
-    "objective",
-    "optimizer",
-    "lr_schedule",
-    "data",
-    "evalset",
-    "trainer",
-)
-WANTED: dict[type, str] = {str: "a path", dict: "a group of keys with a _target_", int: "a whole number above 0"}
-HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 def conf_path() -> str:
@@ -206,36 +190,23 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     known = {f.name for f in fields(root)}
     for key in cfg:
         if key not in known:
-            raise UserError(f"config key {key} is unknown{_nearest(str(key), known)}")
+            raise UserError(f"config key {key} is unknown{nearest(str(key), known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(root), cfg)
         plain = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    _refuse_emptied_groups(plain)
-    for key, node in _targets(plain, ""):
-        _check_target(key, node)
-    _refuse_split_sweep(plain)
+    refuse_emptied_groups(plain)
+    for key, node in targets(plain, ""):
+        check_target(key, node)
+    refuse_split_sweep(plain)
     torch.manual_seed(plain["seed"])  # random bases and fresh shortcuts
     if plain["num_threads"]:
         if plain["num_threads"] < 1:
             raise UserError(f"num_threads={plain['num_threads']} must be at least 1, or null")
         torch.set_num_threads(plain["num_threads"])
     return root(**plain)
-
-
-def _refuse_emptied_groups(plain: dict[str, Any]) -> None:
-    """What commands look into must be there, whatever an override made of it."""
-    for key in (*COMPONENTS, "metric", "callbacks", "logger", "paths"):
-        if not isinstance(plain[key], dict) or (key in COMPONENTS and "_target_" not in plain[key]):
-            raise UserError(f"{key}={plain[key]} is no group of keys; choose one of its files by {key}=<name>")
-    for path in ("paths.output_dir", "data.inputs", "evalset.inputs", "trainer.max_steps"):
-        group, key = path.split(".")
-        wanted = {"output_dir": str, "inputs": dict, "max_steps": int}[key]
-        value = plain[group].get(key)
-        if not isinstance(value, wanted) or isinstance(value, bool) or value == "" or (wanted is int and value < 1):
-            raise UserError(f"{path}={value} must be {WANTED[wanted]}")
 
 
 def build(node: Any) -> Any:
@@ -257,7 +228,7 @@ def variant(
     file = Path(conf_path()) / "accelerator" / f"{accelerator}.yaml"
     if not file.exists():
         options = {p.stem for p in file.parent.glob("*.yaml")}
-        raise UserError(f"points: accelerator {accelerator} is unknown{_nearest(accelerator, options)}")
+        raise UserError(f"points: accelerator {accelerator} is unknown{nearest(accelerator, options)}")
     copy = OmegaConf.create(cfg)
     OmegaConf.set_struct(copy, False)
     if copy.accelerator.get("name") != accelerator:  # else the one chosen, with its overrides
@@ -266,62 +237,3 @@ def variant(
     for key, value in (changes or {}).items():
         OmegaConf.update(copy, f"accelerator.{key}", value, force_add=True)
     return copy
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from _targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _targets(value, f"{path}[{i}]")
-
-
-def _check_target(path: str, node: dict[str, Any]) -> None:
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        raise UserError(f"{path}._target_={node['_target_']} cannot be imported ({error})") from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    given = set(node) - HYDRA_KEYS
-    for key in sorted(given - set(parameters)):
-        raise UserError(f"config key {path}.{key} is unknown{_nearest(key, set(parameters))}")
-    required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
-    if not node.get("_partial_") and required - given and "_args_" not in node:
-        raise UserError(f"config key {path}.{min(required - given)} is missing")
-    if getattr(target, "__module__", "").startswith("migm."):
-        check_kinds(path, target, {key: node[key] for key in given})
-
-
-def _nearest(word: str, options: set[str]) -> str:
-    close = difflib.get_close_matches(word, options, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{hint} (known: {', '.join(sorted(options))})"
-
-
-def _refuse_split_sweep(plain: dict[str, Any]) -> None:
-    """Ranks of one trial must agree on its parameters, so a launcher has to start them for it (DESIGN 5.12).
-
-    Lightning would start the whole sweep again in every rank; under torchrun every rank runs a sweep of its
-    own, which agree only where the sweeper's choices are a grid.
-    """
-    if not in_sweep():
-        return
-    hydra, processes = HydraConfig.get(), launched()[1]
-    devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
-    single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
-    if (nodes > 1 or not single) and processes == 1:
-        raise UserError(
-            f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
-            "trial by torchrun or submitit, or sweep with trainer.devices=1"
-        )
-    submitted = "submitit" in hydra.launcher._target_
-    if processes > 1 and not submitted and not hydra.sweeper._target_.endswith(".BasicSweeper"):
-        raise UserError(
-            f"{processes} processes that each run the sweeper {hydra.sweeper._target_.rpartition('.')[2]}: they "
-            "would choose different parameters; start one, with +launcher=submitit_slurm for the trials"
-        )
