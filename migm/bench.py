@@ -20,12 +20,14 @@ from migm.accelerators.refresh import Uniform
 from migm.bases.base import Base, Inputs
 from migm.config import BenchConfig, build, conf_path, load
 from migm.evaluate import points
-from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate
+from migm.evaluation import loading
+from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate, synchronise
 from migm.inputs import InputSource
 from migm.jsonl import append_line
 from migm.progress import progress
-from migm.runtime import command, environment
+from migm.runtime import UserError, command, environment
 from migm.sampling.loop import Sampling, generate_images
+from migm.trajectories.dataset import Pairs
 
 Job = Callable[[], object]
 
@@ -130,6 +132,11 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
 def main(cfg: DictConfig) -> None:
     """Measure steps and the runs of `points`, print a table a batch size, append JSON lines to `output`."""
     config = load(cfg, BenchConfig)
+    if config.part not in ("compute", "loading"):
+        raise UserError(f"part={config.part} is unknown; one of compute, loading")
+    if config.part == "loading":
+        bench_loading(config)
+        return
     base, sampling, shortcut = build(config.base), build(config.sampling), build(config.shortcut).eval()
     runs, source = [untrained(point, shortcut) for point in points(cfg, config)], build(config.evalset["inputs"])
     path = Path(config.output)
@@ -140,6 +147,31 @@ def main(cfg: DictConfig) -> None:
         for each in rows:
             when = time.strftime("%Y-%m-%dT%H:%M:%S")
             append_line(path, {**each, **shared, **environment(base.device), "time": when})
+    Console().print(f"appended to {path}")
+
+
+def bench_loading(config: BenchConfig) -> None:
+    """Measure what pairs cost, print a table, append JSON lines to `output`."""
+    base, sampling, data = build(config.base), build(config.sampling), build(config.data)
+    shortcut, objective = build(config.shortcut), build(config.objective)
+    shortcut.to(base.device).requires_grad_(True)
+    optimizer = build(config.optimizer)(shortcut.named_parameters())
+    data.attach(base, sampling, config.seed)
+
+    def train(batch: Pairs) -> None:
+        batch = Pairs(*(x.to(base.device) if isinstance(x, Tensor) else x for x in batch))
+        objective(shortcut, base, batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronise(base.device)
+
+    rows, path = [], Path(config.output)
+    shared = {"base": base.fingerprint(), "tokens": base.spec.num_tokens, "channels": base.spec.channels}
+    shared |= {"batch_size": data.batch_size, "num_workers": data.num_workers}
+    for each in build(config.loading).measure(base, sampling, data, train):
+        rows.append({**each, **shared})
+        append_line(path, {**rows[-1], **environment(base.device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+    loading.show(rows, f"{config.name}, {environment(base.device)['device']}")
     Console().print(f"appended to {path}")
 
 

@@ -125,6 +125,8 @@ class GenerateConfig(Common):
 
 @dataclass
 class BenchConfig(Common):
+    part: str = "compute"
+    loading: Any = None
     batch_sizes: list[int] = field(default_factory=list)
     repeats: int = 7
     output: str = ""

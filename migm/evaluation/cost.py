@@ -60,10 +60,10 @@ def interleaved(
     seconds: list[list[float]] = [[] for _ in jobs]
     for round_ in range(repeats + 1):
         for job, taken in zip(jobs, seconds, strict=True):
-            _synchronise(device)
+            synchronise(device)
             start = time.perf_counter()
             job()
-            _synchronise(device)
+            synchronise(device)
             if round_:
                 taken.append(time.perf_counter() - start)
             if bar and task is not None:
@@ -188,6 +188,6 @@ def planned_seconds(full_steps: float, num_steps: int, full: float, cheap: float
     return full_steps * full + (num_steps - full_steps) * cheap
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from migm.trajectories.paging import will_need
 from migm.trajectories.record import Trajectories, unpacked
 
 
@@ -124,6 +125,8 @@ def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: Tensor, first: Te
         t, c = data["features"].shape[-2:]
         # Steps s and s + 1 lie side by side: overlapping rows of two steps, copied whole.
         flat = data["features"].flatten()
+        for step in first[place].tolist():
+            will_need(flat, step * t * c, 2 * t * c)
         pairs = flat.as_strided((len(flat) // (t * c) - 1, 2 * t * c), (t * c, 1))
         both[place, :, :t] = pairs.index_select(0, first[place]).unflatten(1, (2, t, c))
     return unpacked(both)

@@ -127,7 +127,7 @@ class Remote:
         if self.limit < most:
             raise UserError(
                 f"data.cache_bytes={self.limit} is too little for {self.place.url}: {min(count, len(shards))} shards "
-                f"that are read at the same time take {most} bytes; raise it, or collect with fewer data.shard_images"
+                f"that are read together take {most} bytes; raise it, or collect with fewer data.shard_images"
             )
 
     def open(self, shard: Shard, read: Callable[[Path], Tensors]) -> Tensors:

@@ -6,6 +6,7 @@ share: schema, base fingerprint, storage mode, sampling, seed, dtype, shapes.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from migm.jsonl import append_line, read_lines
 from migm.runtime import UserError, file_hash, replacing
 from migm.sealed import write_tensors
+from migm.trajectories.paging import read_singly, read_start
 from migm.trajectories.record import Trajectories
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "migm-traj/1"
 MANIFEST = "manifest.jsonl"
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8}  # of safetensors
+DTYPES |= {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 
 
 class Store:
@@ -136,10 +140,20 @@ class Store:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        read_start(path)
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            kinds = {name: (DTYPES[part.get_dtype()], part.get_shape()) for name, part in slices.items()}
+    except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"data.folder: shard {path} cannot be read ({error}); delete it and collect again") from error
+    # get_tensor would touch every tensor and bring the disk's read-ahead, megabytes on some, with each.
+    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    read_singly(data)
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
+    parts = data[-sum(sizes) :].split(sizes)  # they fill the file behind its header
+    return {
+        name: part.view(dtype).view(shape) for part, (name, (dtype, shape)) in zip(parts, kinds.items(), strict=True)
+    }
 
 
 def _describes_shard(line: dict[str, Any], number: int) -> bool:
