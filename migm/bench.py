@@ -171,6 +171,7 @@ def bench_loading(config: BenchConfig) -> None:
     for each in build(config.loading).measure(base, sampling, data, train):
         rows.append({**each, **shared})
         append_line(path, {**rows[-1], **environment(base.device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+    loading.draw(rows, path.with_name("loading.png"))
     loading.show(rows, f"{config.name}, {environment(base.device)['device']}")
     Console().print(f"appended to {path}")
 

@@ -123,12 +123,12 @@ def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: Tensor, first: Te
     for number, data in shards.items():
         place = (shard == number).nonzero()[:, 0]
         t, c = data["features"].shape[-2:]
-        # Steps s and s + 1 lie side by side: overlapping rows of two steps, copied whole.
-        flat = data["features"].flatten()
-        for step in first[place].tolist():
-            will_need(flat, step * t * c, 2 * t * c)
-        pairs = flat.as_strided((len(flat) // (t * c) - 1, 2 * t * c), (t * c, 1))
-        both[place, :, :t] = pairs.index_select(0, first[place]).unflatten(1, (2, t, c))
+        # Steps s and s + 1 lie side by side. All rows are asked for before the first is waited for.
+        flat, starts = data["features"].flatten(), (first[place] * t * c).tolist()
+        for start in starts:
+            will_need(flat, start, 2 * t * c)
+        for row, start in zip(place.tolist(), starts, strict=True):
+            both[row, :, :t] = flat[start : start + 2 * t * c].view(2, t, c)
     return unpacked(both)
 
 
