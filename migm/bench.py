@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -159,8 +160,7 @@ def bench_loading(config: BenchConfig) -> None:
     data.attach(base, sampling, config.seed)
 
     def train(batch: Pairs) -> None:
-        batch = Pairs(*(x.to(base.device) if isinstance(x, Tensor) else x for x in batch))
-        objective(shortcut, base, batch)[0].backward()
+        objective(shortcut, base, move_data_to_device(batch, base.device))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronise(base.device)

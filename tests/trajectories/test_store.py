@@ -1,10 +1,12 @@
 """migm-traj/1 on disk: nothing is lost, nothing damaged or foreign is read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_parts import contents, naming, synthetic
 
 from migm.runtime import UserError
@@ -131,3 +133,14 @@ def test_the_size_estimate_is_that_of_the_features(images, dtype):
     features = synthetic(range(images)).features.to(dtype)
     b, copies, n, rows, channels = features.shape
     assert estimate_bytes(b, copies, n, rows, channels, dtype) == features.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_every_tensor_is_what_safetensors_reads(tmp_path, dtype):
+    made = synthetic(range(3))
+    store = Store(tmp_path, HEADER)
+    store.append(replace(made, features=made.features.to(dtype)))
+    expected, found = load_file(tmp_path / "000000.safetensors"), store.open(0)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].tolist()) == (tensor.dtype, tensor.tolist()), name
