@@ -1,8 +1,6 @@
 """`python -m migm.collect`: run the vanilla base and store its trajectories, or carry those of the released code."""
 
-import time
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,9 @@ from migm.runtime import UserError, command
 from migm.sampling.loop import Sampling
 from migm.space import readable, refuse_full_disk, refuse_full_memory
 from migm.trajectories.datamodule import TrajectoryData
+from migm.trajectories.estimate import Work, comparison, duration, measure
 from migm.trajectories.record import record
-from migm.trajectories.store import Store, estimate_bytes, estimate_token_bytes
+from migm.trajectories.store import Store
 from migm.trajectories.tars import export_tars, import_tars
 from migm.trajectories.unlisted import Planned, Unlisted
 
@@ -48,10 +47,13 @@ def trajectory_sampling(sampling_config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sampling_config.items() if key != "num_full_steps"}
 
 
-def collect(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> Store:
+def collect(
+    base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any, train_steps: int = 0
+) -> Store:
     """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone.
 
-    The processes of a run share the shards; what is stored is the same whatever their number.
+    The processes of a run share the shards; what is stored is the same whatever their number. What other storage
+    would take is said for a training of `train_steps`.
     """
     described, console = header(base, sampling, data, seed, sampling_config), first_console()
     store = data.store(described)
@@ -65,7 +67,8 @@ def collect(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sam
         console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
     else:
         if rank() == 0:
-            announce(base, sampling, data, sum(shard.last - shard.first for shard in missing), console)
+            work = measure(base, sampling, data, train_steps * data.batch_size * processes())
+            announce(work, data, sum(shard.last - shard.first for shard in missing), console)
             store.begin()
         wait()
         make(missing[rank() :: processes()], unlisted, base, sampling, data, seed, console)
@@ -87,12 +90,14 @@ def complete(store: Store, data: TrajectoryData, console: Console) -> Store:
     return store
 
 
-def announce(base: Base, sampling: Sampling, data: TrajectoryData, images: int, console: Console) -> None:
-    """Say what so many trajectories will take, and refuse it where the disk is too small."""
-    size, seconds = probe(base, sampling, data, images)
-    duration = timedelta(seconds=round(seconds / processes()))
+def announce(work: Work, data: TrajectoryData, images: int, console: Console) -> None:
+    """Say what so many trajectories will take, and other storage, and refuse it where the disk is too small."""
+    size = work._replace(images=images).bytes(data.storage, data.dtype)
+    about = duration(images * work.num_steps * work.seconds / processes())
     shared = f" in {processes()} processes" if processes() > 1 else ""
-    console.print(f"collecting {images} trajectories: {readable(size)} into {data.folder}, about {duration}{shared}")
+    if work.pairs:
+        console.print(comparison(work, Path(data.folder)))
+    console.print(f"collecting {images} trajectories: {readable(size)} into {data.folder}, about {about}{shared}")
     choices = "lower data.num_images or choose another data.folder or data.storage"
     refuse_full_disk(Path(data.folder), size, f"data.num_images={data.num_images}: the store", choices)
     refuse_full_shard(data, size // images)
@@ -121,13 +126,15 @@ def make(
                 bar.update(task, completed=unlisted.written())
 
 
-def announce_online(base: Base, sampling: Sampling, data: TrajectoryData) -> None:
+def announce_online(base: Base, sampling: Sampling, data: TrajectoryData, train_steps: int) -> None:
     """Say what storage "online" will take, which has nothing to collect."""
-    size, seconds = probe(base, sampling, data, data.shard_images)
+    work, console = measure(base, sampling, data, train_steps * data.batch_size * processes()), first_console()
+    size = work.bytes("online", data.dtype)
     refuse_full_shard(data, size // data.shard_images)
-    first_console().print(
+    console.print(comparison(work, Path(data.folder)))
+    console.print(
         f"data.storage=online: nothing to collect; {data.shard_images} images at a time are generated while training, "
-        f"{readable(size)} of memory and about {timedelta(seconds=round(seconds))} each time"
+        f"{readable(size)} of memory and about {duration(data.shard_images * work.num_steps * work.seconds)} each time"
     )
 
 
@@ -137,25 +144,6 @@ def refuse_full_shard(data: TrajectoryData, image: int) -> None:
     refuse_full_memory(
         2 * min(data.shard_images, data.num_images) * image, what, "lower it, or choose data.storage=tokens"
     )
-
-
-def probe(base: Base, sampling: Sampling, data: TrajectoryData, images: int) -> tuple[int, float]:
-    """Bytes and seconds that so many trajectories will take, by one full step (the second of two) of a batch."""
-    inputs = data.inputs(torch.arange(min(data.collect_batch_size, images)))
-    branches, batch_size = base.encode(inputs, guided=sampling.guidance is not None), len(inputs)
-    tokens = torch.full((batch_size, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
-    ratio, rows, seconds = torch.ones(batch_size, device=base.device), 0, 0.0
-    for _ in range(2):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            rows = max(base.features(tokens, branch, ratio).cpu().shape[1] for branch in branches)
-        seconds = (time.perf_counter() - start) / batch_size
-    copies, condition = sum(branch.copies for branch in branches), max(b.condition.shape[1] for b in branches)
-    if data.storage == "tokens":
-        size = estimate_token_bytes(images, copies, base.spec.num_tokens, condition)
-    else:
-        size = estimate_bytes(images, copies, sampling.num_steps, rows, base.spec.channels, data.dtype)
-    return size, seconds * images * sampling.num_steps
 
 
 @hydra.main(config_path=conf_path(), config_name="collect", version_base="1.3")
@@ -171,14 +159,14 @@ def main(cfg: DictConfig) -> None:
             raise UserError(
                 "data.storage=online has no store; for import_from, export_to and publish_to choose features or tokens"
             )
-        announce_online(base, sampling, data)
+        announce_online(base, sampling, data, config.trainer["max_steps"])
         return
     if config.import_from:
         store = data.store(header(base, sampling, data, config.seed, described))
         follow("import", import_tars(config.import_from, store, base, data.shard_images, data.kept))
         Console().print(f"{len(store)} trajectories in {data.folder}")
     else:
-        store = collect(base, sampling, data, config.seed, described)
+        store = collect(base, sampling, data, config.seed, described, config.trainer["max_steps"])
     if config.export_to:
         follow("export", export_tars(store, config.export_to, base), total=len(store))
         Console().print(f"{len(store)} trajectories in {config.export_to}")

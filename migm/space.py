@@ -18,10 +18,15 @@ def readable(size: int) -> str:
 
 def refuse_full_disk(folder: Path, size: int, what: str, remedy: str) -> None:
     """Stop before anything is written when the disk cannot hold `what`."""
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_disk(folder)
     if size > 0.95 * free:
-        raise UserError(f"{what} needs {readable(size)}, {existing} has {readable(free)} free; {remedy}")
+        raise UserError(f"{what} needs {readable(size)}, {folder} has {readable(free)} free; {remedy}")
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or will be."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def refuse_full_memory(size: int, what: str, remedy: str) -> None:

@@ -188,11 +188,11 @@ def main(cfg: DictConfig) -> float:
     described = trajectory_sampling(config.sampling)
     data.attach(base, sampling, config.seed)
     if data.storage == "online":
-        announce_online(base, sampling, data)
+        announce_online(base, sampling, data, training.max_steps)
     elif config.collect:
         console.rule("collect")
         with one_at_a_time(data.folder):
-            collect(base, sampling, data, config.seed, described)
+            collect(base, sampling, data, config.seed, described, training.max_steps)
     else:
         data.store(header(base, sampling, data, config.seed, described))
     console.rule("train")
