@@ -5,5 +5,7 @@ here=experiments/005-throughput
 python -m migm.bench +experiment=cifar10_shortcut part=loading name=throughput_cifar10 num_threads=1 loading.batches=60
 python -m migm.bench +experiment=maskgit_shortcut part=loading name=throughput_maskgit num_threads=1 base.random_weights=true \
     data.shard_images=8 loading.num_images=16 loading.tar_images=8 loading.online_images=1 loading.batches=6 loading.base_batches=1
-cat outputs/throughput_cifar10/bench.jsonl outputs/throughput_maskgit/bench.jsonl > $here/bench.jsonl
-for base in cifar10 maskgit; do cp outputs/throughput_$base/loading.png $here/$base.png; done
+for base in cifar10 maskgit; do
+    cp outputs/throughput_$base/bench.jsonl $here/$base.jsonl
+    cp outputs/throughput_$base/loading.png $here/$base.png
+done
