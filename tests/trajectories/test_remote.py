@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def cached(folder: Path, pattern: str = "*.safetensors") -> set[str]:
     return {path.name for path in (folder / "cache").glob(pattern)}
 
 
+def used(cache: Path) -> int:
+    """Bytes of a folder's files, of which workers may remove some at the same time."""
+    size = 0
+    for path in cache.iterdir():
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
+
+
 @pytest.fixture
 def transfers(monkeypatch, tmp_path) -> Callable[[str], list[str]]:
     """What all processes downloaded (`get`) or uploaded (`put`) since the last call, by name."""
@@ -154,10 +164,11 @@ def test_the_cache_stays_within_its_limit_and_fetches_again(
     for _ in range(2):
         for a, b in zip(here, there, strict=True):
             assert same(a, b)
-            assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= limit
+            assert used(tmp_path / "cache") <= limit
     fetched = transfers("get")
     assert set(fetched) == {shard["file"] for shard in local.shards}
-    assert 8 + 4 <= len(fetched) <= 8 + 8  # of the second epoch those that the first one left are there
+    # Of the second epoch those that the first one left are there; a worker that lags may find one gone again.
+    assert 8 + 4 <= len(fetched) <= 8 + 8 + 4 * num_workers
 
 
 def test_the_longest_unopened_shard_makes_room(remote, tmp_path):
