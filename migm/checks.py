@@ -43,6 +43,7 @@ def refuse_emptied_groups(plain: dict[str, Any]) -> None:
 
 
 def targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every component below a node, with its key."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
@@ -54,6 +55,7 @@ def targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_target(path: str, node: dict[str, Any]) -> None:
+    """Refuse a component at `path` that cannot be imported, and keys that its constructor does not take or lacks."""
     try:
         target = get_object(node["_target_"])
     except Exception as error:
@@ -101,6 +103,7 @@ def _fits(value: Any, option: Any) -> bool:
 
 
 def nearest(word: str, options: set[str]) -> str:
+    """The end of an error about a word that is none of the options: what may be meant, and all of them."""
     close = difflib.get_close_matches(word, options, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"{hint} (known: {', '.join(sorted(options))})"

@@ -90,6 +90,13 @@ class Sweep(Callback):
         self.training, self.keys = config_name == "train", list(swept(config))
         if config.hydra.sweeper._target_ == GRID:
             self.planned = [compose(config_name, trial, return_hydra_config=True) for trial in grid(config)]
+            if self.training and len({cfg.name for cfg in self.planned}) < len(self.planned):
+                print(
+                    f"error: name={self.planned[0].name} is the folder of several trials; put +sweep= behind "
+                    "+experiment=, and name the folder of all by group=",
+                    file=sys.stderr,
+                )
+                sys.exit(2)
             _say(self.plan())
 
     def plan(self) -> str:
@@ -182,12 +189,12 @@ def _each(override: Override) -> list[str]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: str | Path) -> Iterator[None]:
     """Let trials that run side by side fill a store in turn: the second finds nothing to do."""
-    if not in_sweep() or rank_zero_only.rank != 0:
+    if not in_sweep() or rank_zero_only.rank != 0 or "://" in str(folder):
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         yield
 

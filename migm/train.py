@@ -4,7 +4,7 @@ Every part goes on where it stopped when the same command is started again.
 """
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,10 +22,11 @@ from migm.collect import announce_online, collect, header, trajectory_sampling
 from migm.config import TrainConfig, build, conf_path, load
 from migm.distributed import first_console, join, rank
 from migm.evaluate import study
+from migm.evaluation.study import Study
 from migm.inputs import InputSource
 from migm.report.wandb import tracker
 from migm.report.write import write_report
-from migm.runtime import UserError, command, launched, pick_precision, write_atomic
+from migm.runtime import UserError, command, in_sweep, launched, pick_precision, write_atomic
 from migm.shortcuts.checkpoint import save_shortcut
 from migm.space import refuse_full_disk, refuse_full_memory
 from migm.sweep import Recorder, one_at_a_time
@@ -62,6 +63,7 @@ class Training:
         own = {"precision": pick_precision(config.trainer.get("precision", "auto"), base.device), **parts}
         self.resolved = asdict(config)
         self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
+        self.followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
         refuse_other_number(self.trainer, config.trainer["devices"], config.trainer["num_nodes"])
 
     def run(self, data: TrajectoryData) -> float:
@@ -82,6 +84,13 @@ class Training:
         checker = L.Trainer(accelerator=device, devices=trained.num_devices, **several, **QUIET)
         return float(checker.validate(self.module, data, verbose=False)[0]["val/feature_mse"])
 
+    def close(self) -> None:
+        """End the runs in W&B."""
+        for logger in self.followed:
+            if logger._experiment is not None:  # asking for it would begin one
+                logger.experiment.finish()
+        self.followed = []
+
     def refuse_without_room(self) -> None:
         """Stop before long work when weights, gradients, average, moments and checkpoints will not fit."""
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
@@ -94,8 +103,7 @@ class Training:
     def _fit(self, data: TrajectoryData) -> None:
         if self.found:
             self.console.print(f"resuming from {self.found}, step {self.state['global_step']}")
-        followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
-        for logger in followed:  # under a name of its own: Lightning logs the module's `config` and `base`
+        for logger in self.followed:  # under a name of its own: Lightning logs the module's `config` and `base`
             logger.log_hyperparams({"resolved": self.resolved})
         start = time.perf_counter()
         try:
@@ -107,8 +115,8 @@ class Training:
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         finally:
-            for logger in followed:  # the next job of a sweep, and the evaluation, are runs of their own
-                logger.experiment.finish()
+            if not in_sweep():  # points are runs of their own
+                self.close()
         made = self.trainer.global_step - self.state["global_step"]
         self.seconds = (time.perf_counter() - start) * self.max_steps / max(made, 1)
         self.trainer.save_checkpoint(self.resume)
@@ -146,6 +154,7 @@ def training_config(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that a resumed training must share with its checkpoint."""
     keys = ("seed", "shortcut", "objective", "optimizer", "lr_schedule", "data")
     plain = {key: getattr(config, key) for key in keys}
+    plain["data"] = {key: value for key, value in config.data.items() if key not in ("cache", "cache_bytes")}
     plain["sampling"] = trajectory_sampling(config.sampling)
     plain["max_steps"] = config.trainer["max_steps"]
     return plain
@@ -196,23 +205,30 @@ def main(cfg: DictConfig) -> float:
     else:
         data.store(header(base, sampling, data, config.seed, described))
     console.rule("train")
-    error = training.run(data)
+    with closing(training):
+        error = training.run(data)
+        if rank() == 0:
+            recorder.trained(training.module.shortcut, error, training.seconds, base.device)
+        if measured:
+            console.rule("evaluate")
+            measured.run()
+        if measured and rank() == 0:
+            show(training, measured, config)
     if rank() == 0:
-        recorder.trained(training.module.shortcut, error, training.seconds, base.device)
-    if measured:
-        console.rule("evaluate")
-        measured.run()
-    if measured and rank() == 0:
-        logged = tracker(config.logger, training.resolved)
-        if logged:
-            logged.log_points(measured.measured(), measured.preview)
-        if not measured.metrics:
-            console.print("no report: metric=\\[none] measures no quality")
-        elif config.report:
-            write_report([measured.results.path], training.folder / "report", logged=logged)
-    if rank_zero_only.rank == 0:
         recorder.end()
     return error
+
+
+def show(training: Training, measured: Study, config: TrainConfig) -> None:
+    """W&B's runs of the points, those of a sweep's trial in its training's run, and the report."""
+    logged = tracker(config.logger, training.resolved)
+    if logged:
+        live = training.followed[0].experiment if training.followed and in_sweep() else None
+        logged.log_points(measured.measured(), measured.preview, live)
+    if not measured.metrics:
+        training.console.print("no report: metric=\\[none] measures no quality")
+    elif config.report:
+        write_report([measured.results.path], training.folder / "report", logged=logged)
 
 
 if __name__ == "__main__":

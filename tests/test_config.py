@@ -319,6 +319,7 @@ def test_a_constructors_refusal_comes_out_as_itself(override, key):
 
 def test_ranks_that_each_run_a_sweeper_of_their_own_need_a_grid(multirun, monkeypatch):
     """Optuna's ranks would disagree; trials that submitit started do not run the sweeper."""
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     hydra = HydraConfig.get()
     with open_dict(hydra):

@@ -79,6 +79,14 @@ def test_failed_trials_stop_no_other_and_finished_ones_are_skipped(assets, tmp_p
     assert kept(folder) == before
 
 
+def test_trials_that_would_share_a_folder_are_refused(assets, tmp_path, call_main):
+    first, *rest = grid(tmp_path, assets)
+    code, _, err = call_main(migm.train.main, *[first, "+sweep=ablation_rd", *(x for x in rest if "+sweep" not in x)])
+    assert code == 2
+    assert "error: name=tiny_shortcut is the folder of several trials; put +sweep= behind +experiment=" in err
+    assert not (tmp_path / "tiny_shortcut" / "shortcut.safetensors").exists()
+
+
 def test_a_stop_of_one_trial_stops_all(assets, tmp_path, call_main, monkeypatch):
     started = []
 

@@ -32,8 +32,8 @@ class Tracker:
         self.settings, self.config = settings, config
         self.folder, self.offline = Path(settings["save_dir"]), bool(settings["offline"])
 
-    def log_points(self, records: Sequence[dict[str, Any]], previews: Path) -> None:
-        """A run for every point of `records`, with its preview where there is one."""
+    def log_points(self, records: Sequence[dict[str, Any]], previews: Path, live: Any = None) -> None:
+        """A run for every point of `records`, with its preview where there is one, or all of it in a `live` run."""
         if not records:
             return
         summary = summarise(records)
@@ -44,7 +44,12 @@ class Tracker:
                 values["preview"] = self.wandb.Image(str(preview), caption=row.label)
             about = {"label": row.label, "method": row.accelerator, "variant": row.variant, **summary.about}
             steps = {"num_steps": row.num_steps, "num_full_steps": row.num_full_steps}
-            self._log("evaluate", row.label, values, {"point": {**about, **steps}})
+            point = {"point": {**about, **steps}}
+            if live:
+                live.config.update(point, allow_val_change=True)
+                live.log(values)
+            else:
+                self._log("evaluate", row.label, values, point)
 
     def log_report(self, name: str, summary: Summary, baseline: Row, folder: Path) -> None:
         """A run with a study's table, its planes of quality against cost, and the figures in `folder`."""

@@ -137,8 +137,9 @@ def test_other_versions_of_the_code_are_named_with_the_lines_of_each(tmp_path, k
 
 
 def test_times_of_different_protocols_are_runs_of_their_own(tmp_path):
-    other = {**SECONDS, "metric": "seconds_per_image/batch1_wall", "run": "second"}
-    assert audit([written(tmp_path / "a.jsonl", {**RECORD, **SECONDS}, {**RECORD, **other})])[1] == []
+    one = {key: value for key, value in {**RECORD, **SECONDS}.items() if key != "seed_set"}
+    other = {**one, "metric": "seconds_per_image/batch1_wall", "run": "second"}
+    assert audit([written(tmp_path / "a.jsonl", one, other)])[1] == []
 
 
 @pytest.mark.parametrize("key", ["device", "run"])
