@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from tiny_parts import wrap
+from tiny_parts import feature_net, reference_for, wrap
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
@@ -39,6 +40,14 @@ SIZES = {
     "num_heads": 4,
     "mlp_channels": 96,
 }
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> Path:
+    """Small stand-ins for the bundled feature net and its reference."""
+    folder = tmp_path_factory.mktemp("assets")
+    reference_for(feature_net(folder / "cifarnet.safetensors"), folder / "cifarnet_train50k.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

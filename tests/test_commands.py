@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_parts import ROOT, feature_net, reference_for, same_tensors
+from tiny_parts import ROOT, same_tensors
 
 import migm.bench
 import migm.collect
@@ -37,14 +37,6 @@ MAINS = {
     "report": migm.report.__main__.main,
 }
 Outcome = tuple[int, str, str]  # exit code, standard output, standard error
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    """Small stand-ins for the bundled feature net and its reference."""
-    folder = tmp_path_factory.mktemp("assets")
-    reference_for(feature_net(folder / "cifarnet.safetensors"), folder / "cifarnet_train50k.safetensors")
-    return folder
 
 
 def arguments(output: Path, assets: Path, *more: str) -> list[str]:

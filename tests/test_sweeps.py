@@ -9,21 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_parts import ROOT, feature_net, reference_for, same_tensors
+from tiny_parts import ROOT, same_tensors
 
 import migm.evaluate
 import migm.train
 from migm.report.ablations import ablation_table, differences, write_ablations
 from migm.report.trials import Trial, grouped, trial_table
 from migm.runtime import UserError
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    """Small stand-ins for the bundled feature net and its reference."""
-    folder = tmp_path_factory.mktemp("assets")
-    reference_for(feature_net(folder / "cifarnet.safetensors"), folder / "cifarnet_train50k.safetensors")
-    return folder
 
 
 def arguments(output: Path, assets: Path, *more: str) -> list[str]:

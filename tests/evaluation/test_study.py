@@ -7,20 +7,13 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from tiny_parts import composed, feature_net, naming, reference_for
+from tiny_parts import composed, naming
 
 from migm.config import EvaluateConfig, build, load
 from migm.evaluate import points, study
 from migm.report.results import IDENTITY, identity, read
 
 PER_POINT = 6  # seconds, peak memory, FFE, memory of caches, and two metrics of one seed set
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("assets")
-    reference_for(feature_net(folder / "cifarnet.safetensors"), folder / "cifarnet_train50k.safetensors")
-    return folder
 
 
 def config_for(output: Path, assets: Path, *overrides: str) -> tuple[DictConfig, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_parts import composed, feature_net, reference_for
+from tiny_parts import composed
 
 from migm.config import EvaluateConfig, build, load
 from migm.evaluate import study
@@ -20,13 +20,6 @@ from migm.report.results import read
 
 class Stopped(Exception):
     """Stands for a kill."""
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("assets")
-    reference_for(feature_net(folder / "cifarnet.safetensors"), folder / "cifarnet_train50k.safetensors")
-    return folder
 
 
 def measure(output: Path, assets: Path, monkeypatch: Any, stop: int | None = None, *more: str) -> list[int]:
