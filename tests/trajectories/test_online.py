@@ -234,5 +234,7 @@ def test_online_there_is_no_store_for_tars(call, tmp_path, key):
 
 
 def test_the_announcement_counts_the_steps_of_a_shard(tiny_base, make_sampling, capsys):
-    announce_online(tiny_base, make_sampling(), data_for(tiny_base, make_sampling()))
-    assert readable(SHARD) in " ".join(capsys.readouterr().out.split())
+    announce_online(tiny_base, make_sampling(), data_for(tiny_base, make_sampling()), 100)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{readable(SHARD)} of memory and about 0:00:0" in said
+    assert said.count("recommended") == 1
