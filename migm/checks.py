@@ -34,6 +34,10 @@ def refuse_emptied_groups(plain: dict[str, Any]) -> None:
     for key in (*COMPONENTS, "metric", "callbacks", "logger", "paths"):
         if not isinstance(plain[key], dict) or (key in COMPONENTS and "_target_" not in plain[key]):
             raise UserError(f"{key}={plain[key]} is no group of keys; choose one of its files by {key}=<name>")
+    for group in ("metric", "callbacks", "logger"):
+        for key, node in plain[group].items():
+            if not isinstance(node, dict) or "_target_" not in node:
+                raise UserError(f"{group}.{key}={node} must be {WANTED[dict]}; leave it out by ~{group}.{key}")
     for path in ("paths.output_dir", "data.inputs", "evalset.inputs", "trainer.max_steps"):
         group, key = path.split(".")
         wanted = {"output_dir": str, "inputs": dict, "max_steps": int}[key]

@@ -31,8 +31,8 @@ def test_two_processes_collect_train_measure_and_report(tmp_path, launcher):
         pytest.importorskip("submitit")
     assets = tmp_path / "assets"
     reference_for(feature_net(assets / "cifarnet.safetensors"), assets / "cifarnet_train50k.safetensors")
-    command = [*(TORCHRUN if launcher == "torchrun" else []), "migm.train", *arguments(tmp_path, assets, *TWO)]
-    code, _, err = run(*command, *(SUBMITIT if launcher == "submitit" else []))
+    before, behind = {"torchrun": (TORCHRUN, []), "submitit": ([], SUBMITIT)}.get(launcher, ([], []))
+    code, _, err = run(*before, "migm.train", *behind, *arguments(tmp_path, assets, *TWO))
     assert code == 0, err
     folder = tmp_path / "tiny_shortcut"
     assert (folder / "report" / "index.html").exists()

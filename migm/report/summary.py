@@ -115,7 +115,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
     )
     last = ([r for r in timed if protocol(r) == compared] or records)[-1]  # times depend on the device, quality not
     about = {key: last.get(key, "") for key in ("base", "sampling", "device", "torch", "migm", "commit")}
-    counters = {r["counter"]: None for r in records if r["metric"].startswith("peak_bytes/")}
+    peaks = [r for r in records if r["metric"].startswith("peak_bytes/")]
+    counters = {str(r.get("counter", "unknown")): None for r in peaks}
     return Summary(order, better, {**about, "time": compared, "memory": ", ".join(counters)})
 
 
