@@ -64,6 +64,8 @@ def check_target(path: str, node: dict[str, Any]) -> None:
         target = get_object(node["_target_"])
     except Exception as error:
         raise UserError(f"{path}._target_={node['_target_']} cannot be imported ({error})") from error
+    if not isinstance(node.get("_partial_", False), bool):
+        raise UserError(f"{path}._partial_={node['_partial_']} must be true or false")
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
