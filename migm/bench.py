@@ -168,9 +168,13 @@ def bench_loading(config: BenchConfig) -> None:
     rows, path = [], Path(config.output)
     shared = {"base": base.fingerprint(), "tokens": base.spec.num_tokens, "channels": base.spec.channels}
     shared |= {"batch_size": data.batch_size, "num_workers": data.num_workers}
-    for each in build(config.loading).measure(base, sampling, data, train):
-        rows.append({**each, **shared})
-        append_line(path, {**rows[-1], **environment(base.device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
+    measured = build(config.loading)
+    with progress(Console(), "parts") as bar:
+        for each in bar.track(
+            measured.measure(base, sampling, data, train), measured.rows(base), description="loading"
+        ):
+            rows.append({**each, **shared})
+            append_line(path, {**rows[-1], **environment(base.device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
     loading.draw(rows, path.with_name("loading.png"))
     loading.show(rows, f"{config.name}, {environment(base.device)['device']}")
     Console().print(f"appended to {path}")

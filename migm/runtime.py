@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from torch import Tensor
 
 # Lightning's names, the short ones included.
@@ -71,6 +69,10 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 def in_sweep() -> bool:
     """Whether this is a trial of a multirun."""
+    # Here, since everything below the commands imports this file and has nothing to do with Hydra.
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -144,6 +146,11 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_url(folder: str | Path) -> bool:
+    """Whether a folder is reached through fsspec; a plain path is read where it is."""
+    return "://" in str(folder)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from rich.console import Console
 from migm.config import TrainConfig
 from migm.report.tables import comma_separated, markdown
 from migm.report.trials import Trial, finished_trials, grouped, read_trial, trial_rows, trial_table
-from migm.runtime import environment, in_sweep, write_atomic
+from migm.runtime import environment, in_sweep, is_url, launched, write_atomic
 
 ERROR = "error.txt"
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -106,9 +106,8 @@ class Sweep(Callback):
         text = f"{len(self.planned)} trials"
         if not self.training:
             return text
-        stores = {
-            cfg.data.folder for cfg in left if cfg.data.storage != "online" and not Path(cfg.data.folder).exists()
-        }
+        folders = {cfg.data.folder for cfg in left if cfg.data.storage != "online"}
+        stores = [folder for folder in folders if not is_url(folder) and not Path(folder).exists()]
         text += f", {len(self.planned) - len(left)} finished"
         text += f", {len(stores)} trajectory stores to collect" if stores else ""
         timed = [trial for trial in done.values() if trial.train_seconds is not None]
@@ -138,7 +137,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the table of all trials in the folder, list what failed now, and exit with 1 if any did."""
-        if finished_trials(self.folder):
+        if launched()[0] == 0 and finished_trials(self.folder):  # of the ranks of torchrun one writes them
             write_tables(self.folder, [key for key in self.keys if key != "seed"])
         failed = sorted(Path(config.hydra.sweep.dir).glob(f"*/{ERROR}"))
         for path in failed:
@@ -191,7 +190,7 @@ def _each(override: Override) -> list[str]:
 @contextmanager
 def one_at_a_time(folder: str | Path) -> Iterator[None]:
     """Let trials that run side by side fill a store in turn: the second finds nothing to do."""
-    if not in_sweep() or rank_zero_only.rank != 0 or "://" in str(folder):
+    if not in_sweep() or rank_zero_only.rank != 0 or is_url(folder):
         yield
         return
     Path(folder).parent.mkdir(parents=True, exist_ok=True)

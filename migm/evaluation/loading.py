@@ -87,6 +87,10 @@ class Loading:
             yield rate("tokens", "warm", (len(with_features(batch, base).steps) for batch in replayed))
             yield rate("online", "none", (len(batch.steps) for batch in self._online(data)))
 
+    def rows(self, base: Base) -> int:
+        """How many rows `measure` gives."""
+        return 13 if getattr(base, "tars", None) else 10
+
     def _pairs(self, store: Store, data: TrajectoryData, form: str, rate: Callable[..., Row]) -> Iterator[Row]:
         for cache in ("cold", "warm"):
             if cache == "cold":
@@ -221,8 +225,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     rates = {row["form"]: row["pairs_per_s"] for row in reversed(rows) if row["part"] == "rate"}
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
     bars = axes.barh(list(rates), list(rates.values()), color="tab:blue")
-    axes.bar_label(bars, fmt="{:.3g}", padding=3)
+    axes.bar_label(bars, fmt=lambda rate: f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}", padding=3)
     axes.set(xscale="log", xlabel="training pairs per second")
-    axes.margins(x=0.15)
+    axes.set_xlim(right=3 * max(rates.values()))  # room for the numbers
     figure.savefig(path, dpi=120)
     plt.close(figure)

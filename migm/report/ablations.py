@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from migm.report.results import read
 from migm.report.summary import Row, summarise
@@ -110,6 +111,11 @@ def _draw_grid(groups: Sequence[Group], metric: str, path: Path) -> None:
                 ratio = groups[i].trials[0].overrides.get(R, "")
                 axes.annotate(f"R={ratio}", at, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.set(xlabel=label, xscale="log" if label == "parameters" else "linear")
+        axes.margins(x=0.15)  # room for the names
+        if label == "parameters":
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter("")
     panels[0].set_ylabel(metric)
     panels[0].legend(frameon=False)
     _save(figure, path)

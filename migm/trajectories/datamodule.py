@@ -13,7 +13,7 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, Inputs
 from migm.inputs import InputSource
-from migm.runtime import UserError
+from migm.runtime import UserError, is_url
 from migm.sampling.loop import Sampling
 from migm.trajectories.dataset import InMemory, PairDataset
 from migm.trajectories.loader import StatefulLoader, as_is
@@ -90,7 +90,7 @@ class TrajectoryData(L.LightningDataModule):
 
     def store(self, header: dict[str, Any] | None = None) -> Store:
         """The store in `folder`; one at a URL is refused where `cache_bytes` cannot hold what is read together."""
-        if "://" not in str(self.folder):
+        if not is_url(self.folder):
             return Store(self.folder, header)
         from migm.trajectories.remote import Remote  # its locks are not to be had on every system
 

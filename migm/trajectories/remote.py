@@ -18,18 +18,13 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from migm.jsonl import parse_lines
-from migm.runtime import UserError, file_hash, launched
+from migm.runtime import UserError, file_hash, is_url, launched
 
 if TYPE_CHECKING:
     from migm.trajectories.store import Store
 
 Shard = dict[str, Any]  # a line of the manifest
 Tensors = dict[str, Tensor]
-
-
-def is_url(folder: str | Path) -> bool:
-    """Whether a folder is reached through fsspec; a plain path is read where it is."""
-    return "://" in str(folder)
 
 
 class Place:

@@ -19,6 +19,7 @@ def test_every_form_is_measured_and_nothing_is_left(tmp_path, call_main):
         "loading.png",
     }
     rows = [json.loads(line) for line in (tmp_path / "tiny_shortcut" / "bench.jsonl").read_text().splitlines()]
+    assert len(rows) == 13
     rates = {(row["form"], row["cache"]): row for row in rows if row["part"] == "rate"}
     assert [form for form in FORMS if any(form == key[0] for key in rates)] == FORMS
     for row in rates.values():  # both features of a pair, 17 rows of 48 channels in bfloat16
