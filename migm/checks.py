@@ -42,7 +42,8 @@ def refuse_emptied_groups(plain: dict[str, Any]) -> None:
         group, key = path.split(".")
         wanted = {"output_dir": str, "inputs": dict, "max_steps": int}[key]
         value = plain[group].get(key)
-        if not isinstance(value, wanted) or isinstance(value, bool) or value == "" or (wanted is int and value < 1):
+        least = {str: lambda text: text != "", dict: lambda node: "_target_" in node, int: lambda number: number >= 1}
+        if not isinstance(value, wanted) or isinstance(value, bool) or not least[wanted](value):
             raise UserError(f"{path}={value} must be {WANTED[wanted]}")
 
 
