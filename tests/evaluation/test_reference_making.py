@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_study import assets, config_for  # noqa: F401
+from test_study import config_for
 from tiny_parts import naming
 from torchvision.transforms.v2 import functional as F
 
