@@ -123,7 +123,7 @@ def test_the_command_refuses_what_it_cannot_make(reference, more, words):
     assert all(word in said for word in words), said
 
 
-def test_a_study_refuses_few_images_before_it_starts_and_names_them_when_allowed(folder, assets, tmp_path):  # noqa: F811
+def test_a_study_refuses_few_images_before_it_starts_and_names_them_when_allowed(folder, assets, tmp_path):
     options = ["metric=[fid_clean]", f"paths.evaluation={tmp_path}", "evalset.num_images=10", *SMALL]
     cfg, config = config_for(tmp_path, assets, *options, "+points.reuse=[[6,2]]")
     made = build({**config.metric["fid_clean"], "reference": None})
