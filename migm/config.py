@@ -94,6 +94,7 @@ class CollectConfig(Common):
 class TrainConfig(Common):
     collect: bool = True  # fill the trajectory store first
     evaluate: bool = True  # measure `points` afterwards
+    cost: bool = True  # and their time, FFE and memory
     report: bool = True  # and write the report
 
 

@@ -211,7 +211,7 @@ def main(cfg: DictConfig) -> float:
             recorder.trained(training.module.shortcut, error, training.seconds, base.device)
         if measured:
             console.rule("evaluate")
-            measured.run()
+            measured.run(cost=config.cost)
         if measured and rank() == 0:
             show(training, measured, config)
     if rank() == 0:

@@ -71,6 +71,24 @@ def test_failed_trials_stop_no_other_and_finished_ones_are_skipped(assets, tmp_p
     assert kept(folder) == before
 
 
+def test_a_trial_without_cost_is_measured_not_trained_when_cost_is_asked_for(assets, tmp_path, call_main):
+    folder = tmp_path / "tiny_shortcut" / "ablation_rd" / "r2_d1_seed0"
+    one = arguments(tmp_path, assets, "+sweep=ablation_rd", "seed=0", "shortcut.bottleneck_ratio=2", "shortcut.depth=1")
+    costs = {"seconds_per_image", "peak_bytes", "ffe", "cache_bytes_per_image"}
+
+    def measured() -> set[str]:
+        records = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+        return {record["metric"].partition("/")[0] for record in records}
+
+    assert call_main(migm.train.main, *one, "trainer.max_steps=4", "cost=false")[0] == 0
+    quality = measured()
+    assert quality and not quality & costs
+    code, out, _ = call_main(migm.train.main, *one, "trainer.max_steps=4")
+    assert code == 0
+    assert "trained already" in out
+    assert measured() == quality | costs
+
+
 def test_trials_that_would_share_a_folder_are_refused(assets, tmp_path, call_main):
     first, *rest = grid(tmp_path, assets)
     code, _, err = call_main(migm.train.main, *[first, "+sweep=ablation_rd", *(x for x in rest if "+sweep" not in x)])
