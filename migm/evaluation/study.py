@@ -131,7 +131,7 @@ class Study:
                 if not all(self.results.has(r) for r in self._quality_records(point, seed_set))
             ]
         )
-        self.unfinished = Unfinished(self.results.path.parent / f"unfinished-{rank()}.pt")
+        self.unfinished = Unfinished(self.results.path.parent, rank())
         with progress(self.console, "images") as bar:
             task = bar.add_task("", total=len(tasks) * self.evalset.num_images)
             for done, (i, seed_set) in enumerate(tasks, 1):
@@ -139,21 +139,20 @@ class Study:
                 self._measure(self.points[i], seed_set, lambda n: bar.advance(task, n * processes()))
                 bar.update(task, completed=done * self.evalset.num_images)
         if rank() == 0:
-            for left in self.results.path.parent.glob("unfinished-*.pt"):  # by more processes than there are now
+            for left in self.results.path.parent.glob("unfinished-*.pt"):  # of another question, or number of processes
                 left.unlink()
 
     def _measure(self, point: Point, seed_set: int, advance: Any) -> None:
-        records = self._quality_records(point, seed_set)
-        parts = to_first(self._part(point, seed_set, records, advance))
+        records, share = self._quality_records(point, seed_set), self.evalset.share(rank(), processes())
+        key = json.dumps([self.evalset_hash, self.evalset.batch_size, [*share], *map(identity, records)])
+        parts = to_first(self._part(point, seed_set, share, key, advance))
         if parts:
             self._write(parts, seed_set, records, point.label)
         wait()  # what is kept of the point goes when its records are there
-        self.unfinished.clear()
+        self.unfinished.clear(key)
 
-    def _part(self, point: Point, seed_set: int, records: Sequence[dict[str, Any]], advance: Any) -> Part:
+    def _part(self, point: Point, seed_set: int, share: range, key: str, advance: Any) -> Part:
         """Let the metrics see this process's share of a point's images, or what was left of it."""
-        share = self.evalset.share(rank(), processes())
-        key = json.dumps([self.evalset_hash, self.evalset.batch_size, [*share], *map(identity, records)])
         part = self.unfinished.load(key) or Part(share.start)
         for metric in self.metrics:
             metric.reset()

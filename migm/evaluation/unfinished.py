@@ -31,16 +31,22 @@ class Part:
 
 
 class Unfinished:
-    """One file, `path`: SHA-256 of what follows, then a `Part` and what it is of."""
+    """A file of `folder` for what a rank has under way: SHA-256 of what follows, then a `Part` and its key.
 
-    def __init__(self, path: Path):
-        self.path, self.due = path, time.monotonic() + EVERY
+    It is named by that key too: other commands may measure other points of the same study meanwhile.
+    """
+
+    def __init__(self, folder: Path, rank: int):
+        self.folder, self.rank, self.due = folder, rank, time.monotonic() + EVERY
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"unfinished-{hashlib.sha256(key.encode()).hexdigest()[:8]}-{self.rank}.pt"
 
     def load(self, key: str) -> Part | None:
-        """What was kept of `key`; nothing where the file is of another one, or damaged."""
-        if not self.path.exists():
+        """What was kept of `key`; nothing where that is damaged."""
+        if not self.path(key).exists():
             return None
-        content = self.path.read_bytes()
+        content = self.path(key).read_bytes()
         if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
             return None
         kept = torch.load(io.BytesIO(content[DIGEST:]), weights_only=True)
@@ -55,12 +61,12 @@ class Unfinished:
         buffer = io.BytesIO()
         torch.save({"key": key, "part": asdict(part)}, buffer)
         content = buffer.getvalue()
-        with replacing(self.path) as temporary:
+        with replacing(self.path(key)) as temporary:
             temporary.write_bytes(hashlib.sha256(content).digest() + content)
         end = time.monotonic()
         self.due = end + max(EVERY, (end - start) / COST)
 
-    def clear(self) -> None:
+    def clear(self, key: str) -> None:
         """Forget a point that is done."""
-        self.path.unlink(missing_ok=True)
+        self.path(key).unlink(missing_ok=True)
         self.due = time.monotonic() + EVERY

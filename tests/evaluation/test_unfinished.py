@@ -105,9 +105,22 @@ def test_a_damaged_file_is_not_used(whole, assets, tmp_path, monkeypatch, place)
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"key": "a", "part": {"next": Path("x")}}, tmp_path / "plain.pt")
     content = (tmp_path / "plain.pt").read_bytes()
-    (tmp_path / "unfinished-0.pt").write_bytes(hashlib.sha256(content).digest() + content)
+    unfinished = Unfinished(tmp_path, rank=0)
+    unfinished.path("a").write_bytes(hashlib.sha256(content).digest() + content)
     with pytest.raises(Exception, match="Weights only"):
-        Unfinished(tmp_path / "unfinished-0.pt").load("a")
+        unfinished.load("a")
+
+
+def test_commands_that_measure_other_points_of_a_study_leave_each_other_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("migm.evaluation.unfinished.EVERY", 0.0)
+    one, other = Unfinished(tmp_path, rank=0), Unfinished(tmp_path, rank=0)
+    one.save_when_due("a", Part(1), [])
+    other.save_when_due("b", Part(2), [])
+    kept = [unfinished.load(key) for unfinished, key in ((one, "a"), (other, "b"), (one, "c"))]
+    assert kept == [Part(1), Part(2), None]
+    other.clear("b")
+    assert one.load("a") == Part(1)
+    assert other.load("b") is None
 
 
 def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
@@ -119,7 +132,7 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
             now[0] += 10  # seconds
             return {}
 
-    unfinished, saved = Unfinished(tmp_path / "unfinished-0.pt"), []
+    unfinished, saved = Unfinished(tmp_path, rank=0), []
     while now[0] < 1000:
         now[0] += 1
         before = now[0]
