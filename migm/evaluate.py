@@ -29,8 +29,11 @@ def points(cfg: DictConfig, config: Common) -> list[Point]:
     for name, entries in config.points.items():
         for entry in entries:
             n, b, changes = _entry(name, entry)
-            chosen = load(variant(cfg, name, n, b, changes), type(config))
-            found.append(point(chosen, changes))
+            made = point(load(variant(cfg, name, n, n if b is None else b, changes), type(config)), changes)
+            if b not in (None, made.full_steps):
+                sets = f"sets {made.full_steps} full steps" if made.full_steps else "decides while sampling"
+                raise UserError(f"points.{name}={entry}: B is {b}, but its policy {sets}; give N alone")
+            found.append(made)
     return found
 
 
@@ -52,18 +55,18 @@ def _without_files(node: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _entry(name: str, entry: Any) -> tuple[int, int, dict[str, Any]]:
+def _entry(name: str, entry: Any) -> tuple[int, int | None, dict[str, Any]]:
+    """N, B if it is given, and changes of the accelerator."""
     changes = dict(entry) if isinstance(entry, dict) else {}
-    pair: list[Any] = entry if isinstance(entry, list) else [entry, entry]
-    if changes:
-        n = changes.pop("num_steps", None)
-        pair = [n, changes.pop("num_full_steps", n)]
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+    n, b = (changes.pop(key, None) for key in ("num_steps", "num_full_steps")) if changes else (entry, None)
+    if isinstance(entry, list) and len(entry) == 2:
+        n, b = entry
+    if not isinstance(n, int) or not isinstance(b, int | None) or (isinstance(entry, list) and b is None):
         raise UserError(
             f"points.{name}={entry} must be N, or [N, B], as whole numbers, or {{num_steps: N, num_full_steps: B, "
             "key: value}} with keys of the accelerator"
         )
-    return pair[0], pair[1], changes
+    return n, b, changes
 
 
 def study(cfg: DictConfig, config: Common, base: Base) -> Study:

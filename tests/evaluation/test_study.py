@@ -187,6 +187,9 @@ def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path):
         ("+points.reuse=[[6,7]]", ["num_full_steps=7"]),
         ("+points.reuse=[[6,0]]", ["num_full_steps=0"]),
         ("+points.vanilla=[0]", ["num_full_steps=0"]),
+        ("+points.vanilla=[[6,2]]", ["points.vanilla=[6, 2]: B is 2", "sets 6 full steps"]),
+        ("+points.ml_cache=[{num_steps: 6, num_full_steps: 4}]", ["points.ml_cache", "B is 4", "sets 2 full steps"]),
+        ("+points.teacache=[[6,2]]", ["points.teacache=[6, 2]", "decides while sampling"]),
     ],
 )
 def test_impossible_points_are_refused_naming_them(assets, tmp_path, override, words):
