@@ -57,7 +57,7 @@ class Recorder:
         """Note the training; `seconds` None, since this process made no step of it, keeps what was noted before."""
         if not self.active:
             return
-        if seconds is None and self.trial and self.trial.config == self.config:
+        if seconds is None and self.trial:  # of the same training: its checkpoint was accepted
             seconds = self.trial.train_seconds
         about = {**environment(device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         parameters = sum(parameter.numel() for parameter in shortcut.parameters())

@@ -81,13 +81,14 @@ def test_a_trial_without_cost_is_measured_not_trained_when_cost_is_asked_for(ass
         return {record["metric"].partition("/")[0] for record in records}
 
     assert call_main(migm.train.main, *one, "trainer.max_steps=4", "cost=false")[0] == 0
-    quality = measured()
+    quality, before = measured(), json.loads((folder / "trial.json").read_text())
     assert quality
     assert not quality & costs
     code, out, _ = call_main(migm.train.main, *one, "trainer.max_steps=4")
     assert code == 0
     assert "trained already" in out
     assert measured() == quality | costs
+    assert json.loads((folder / "trial.json").read_text())["train_seconds"] == before["train_seconds"] > 0
 
 
 def test_trials_that_would_share_a_folder_are_refused(assets, tmp_path, call_main):
