@@ -188,7 +188,7 @@ def test_ablations_compare_the_same_seeds(sweeps, capsys):
 
 
 def test_differences_go_by_seed_whatever_the_order(sweeps):
-    other, reference = grouped(sweeps / "ablation_rd")
+    reference, other = grouped(sweeps / "ablation_rd")
     assert other.values == ("r10_d1",)
     reference.trials.reverse()
     reference.rows.reverse()

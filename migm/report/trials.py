@@ -1,6 +1,7 @@
 """Trials of a sweep: what each leaves behind, and the table of all, over seeds."""
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -143,8 +144,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def _order(value: str) -> tuple[int, float, str]:
-    """Numbers by size before words."""
+    """Numbers by size before words, whole numbers within words by size too."""
     try:
         return 0, float(value), ""
     except ValueError:
-        return 1, 0.0, value
+        return 1, 0.0, re.sub(r"\d+", lambda digits: digits[0].zfill(12), value)
