@@ -51,18 +51,21 @@ def write_ablations(experiment: Path, sweeps: Sequence[str], reference: str, fol
 
 
 def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ()) -> Table:
-    """Mean ± standard deviation over seeds, and each metric's difference to the reference, seed by seed."""
+    """Mean ± standard deviation over seeds, and the differences to the reference, seed by seed."""
     metrics = metrics_of([group for groups in sweeps.values() for group in groups])
-    changes = [f"{metric} - reference" for metric in metrics]
+    compared = {"feature_mse": 5, **dict.fromkeys(metrics, 3)}  # -> digits
+    changes = [f"{metric} - reference" for metric in compared]
     headings = ["sweep", "trial", "seeds", "parameters", "feature_mse", *metrics, *changes, "FFE", "training s"]
     cells = []
     for row in points:
         measured = [f"{row.mean(metric):.3f}" if metric in row.quality else "" for metric in metrics]
-        cells.append(["", row.label, "", "", "", *measured, *[""] * len(metrics), _number(row.ffe), ""])
+        cells.append(["", row.label, "", "", "", *measured, *[""] * len(compared), _number(row.ffe), ""])
     for sweep, groups in sweeps.items():
         for group in groups:
             same = group is reference
-            changed = ["" if same else spread(differences(group, reference, metric), 3) for metric in metrics]
+            changed = [
+                "" if same else spread(differences(group, reference, m), digits) for m, digits in compared.items()
+            ]
             cells.append(
                 [
                     sweep.removeprefix("ablation_"),
