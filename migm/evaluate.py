@@ -58,9 +58,10 @@ def _without_files(node: dict[str, Any]) -> dict[str, Any]:
 def _entry(name: str, entry: Any) -> tuple[int, int | None, dict[str, Any]]:
     """N, B if it is given, and changes of the accelerator."""
     changes = dict(entry) if isinstance(entry, dict) else {}
-    n, b = (changes.pop(key, None) for key in ("num_steps", "num_full_steps")) if changes else (entry, None)
-    if isinstance(entry, list) and len(entry) == 2:
-        n, b = entry
+    if changes:
+        n, b = changes.pop("num_steps", None), changes.pop("num_full_steps", None)
+    else:
+        n, b = entry if isinstance(entry, list) and len(entry) == 2 else (entry, None)
     if not isinstance(n, int) or not isinstance(b, int | None) or (isinstance(entry, list) and b is None):
         raise UserError(
             f"points.{name}={entry} must be N, or [N, B], as whole numbers, or {{num_steps: N, num_full_steps: B, "
