@@ -139,8 +139,7 @@ class Study:
                 self._measure(self.points[i], seed_set, lambda n: bar.advance(task, n * processes()))
                 bar.update(task, completed=done * self.evalset.num_images)
         if rank() == 0:
-            for left in self.results.path.parent.glob("unfinished-*.pt"):  # of another question, or number of processes
-                left.unlink(missing_ok=True)  # its own command may have been done with it meanwhile
+            self.unfinished.clear_stale()
 
     def _measure(self, point: Point, seed_set: int, advance: Any) -> None:
         records, share = self._quality_records(point, seed_set), self.evalset.share(rank(), processes())

@@ -1,5 +1,6 @@
 """What a process has measured of a point that is not done, kept so that a stop loses little of it."""
 
+import contextlib
 import hashlib
 import io
 import time
@@ -16,6 +17,7 @@ from migm.runtime import replacing
 
 EVERY = 60.0  # seconds between two saves, or more:
 COST = 0.05  # of the time is the most they take
+STALE = 7 * 86400.0  # seconds without a save, after which nobody is expected to go on with a file
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -70,3 +72,10 @@ class Unfinished:
         """Forget a point that is done."""
         self.path(key).unlink(missing_ok=True)
         self.due = time.monotonic() + EVERY
+
+    def clear_stale(self) -> None:
+        """Forget what nobody went on with: the rest of another question, or another number of processes."""
+        for left in self.folder.glob("unfinished-*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # its own command may be done with it meanwhile
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()

@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from migm.config import EvaluateConfig, build, load
 from migm.evaluate import study
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.metrics.metric import Batch
-from migm.evaluation.unfinished import DIGEST, Part, Unfinished
+from migm.evaluation.unfinished import DIGEST, STALE, Part, Unfinished
 from migm.inputs import Classes
 from migm.report.results import read
 
@@ -88,6 +90,9 @@ def test_a_stopped_point_goes_on_from_the_last_batch_that_was_kept(whole, assets
 def test_what_was_kept_of_something_else_is_not_used(assets, tmp_path, monkeypatch, change):
     measure(tmp_path, assets, monkeypatch, 3)
     assert measure(tmp_path, assets, monkeypatch, None, change)[0] == 0
+    [left] = kept(tmp_path)
+    os.utime(left, (0, time.time() - STALE - 10))
+    assert measure(tmp_path, assets, monkeypatch, None, change) == []
     assert not kept(tmp_path)
 
 
@@ -121,6 +126,8 @@ def test_commands_that_measure_other_points_of_a_study_leave_each_other_alone(tm
     other.clear("b")
     assert one.load("a") == Part(1)
     assert other.load("b") is None
+    other.clear_stale()
+    assert one.load("a") == Part(1)
 
 
 def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
