@@ -48,14 +48,13 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         warnings.filterwarnings("ignore", module="lightning.*")
         try:
             return main(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            if os.environ.get("MIGM_TRACEBACK") or in_sweep():
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            other = isinstance(error, RuntimeError) and not _out_of_memory(error)
+            if other or os.environ.get("MIGM_TRACEBACK") or in_sweep():
                 raise
             rank, count = launched()
             whose = f"rank {rank}: " if count > 1 else ""
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = f"{error}; make room, and the same command goes on from here" if full else str(error)
-            print(f"error: {whose}{' '.join(what.split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
+            print(f"error: {whose}{' '.join(_told(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
             sys.exit(2)
         except Stopped as stop:
             print(f"stopped: {stop}; the same command goes on from here", file=sys.stderr)
@@ -65,6 +64,21 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(130)
 
     return wrapped
+
+
+def _told(error: Exception) -> str:
+    """An error's message, with what helps against a full disk or full memory."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}; make room, and the same command goes on from here"
+    if _out_of_memory(error):
+        cause = ". ".join(str(error).split(". ")[:3]).rstrip(".")  # of what torch says: what was wanted, what is free
+        keys = "data.batch_size, data.collect_batch_size, evalset.batch_size or batch_size"
+        return f"out of memory ({cause or type(error).__name__}); make the batch smaller by {keys}"
+    return str(error)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # of CPUs
 
 
 def in_sweep() -> bool:

@@ -8,7 +8,7 @@ from tiny_parts import naming
 import migm.pretraining.fit as pretraining
 from migm import runtime
 from migm.pretraining.fit import Rows
-from migm.runtime import UserError, pick_dtype, pick_precision
+from migm.runtime import UserError, command, pick_dtype, pick_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 MACHINES = {  # AMX, AVX512-BF16, CPU
@@ -71,3 +71,34 @@ def test_pretraining_follows_the_machine(monkeypatch, tmp_path, machine, precisi
     monkeypatch.setattr(pretraining.L, "Trainer", trainer)
     with pytest.raises(Made, match=precision):
         pretraining.fit(L.LightningModule(), Rows(torch.zeros(4, 1)), tmp_path, 2, 1, 0, {})
+
+
+def out_of_memory_on_a_gpu():
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 3.25 GiB is "
+        "free. Of the allocated memory 70.00 GiB is allocated by PyTorch. If reserved but unallocated memory is large"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (out_of_memory_on_a_gpu, "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total"),
+        (lambda: torch.empty(2**60, dtype=torch.uint8), "tried to allocate 1152921504606846976 bytes"),
+        (lambda: bytearray(2**62), "out of memory (MemoryError)"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_one_line_that_says_what_to_make_smaller(fail, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        command(fail)()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.count("\n") == 1
+    assert words in said
+    assert "evalset.batch_size" in said
+    assert "If reserved" not in said
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        command(lambda: torch.ones(2, 3) @ torch.ones(2, 3))()
