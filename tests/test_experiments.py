@@ -37,6 +37,7 @@ def commands(tmp_path):
             "python": NOTE.format(python=sys.executable, log=str(log)),
             "cp": "#!/bin/sh\n",
             "mkdir": "#!/bin/sh\n",
+            "sed": "#!/bin/sh\n",
         }
         for name, text in stand_ins.items():
             (folder / name).write_text(text)

@@ -20,4 +20,5 @@ mkdir -p $here/figures
 cp $study/results.jsonl $here/
 cp $study/ablations/*.md $study/ablations/*.csv $here/
 cp $study/ablations/*.png $here/figures/
-sed -i -e '/<!-- table -->/,/<!-- \/table -->/{//!d}' -e "/<!-- table -->/r $here/ablations.md" $here/README.md
+sed -i.bak -e '/<!-- table -->/,/<!-- \/table -->/{//!d;}' -e "/<!-- table -->/r $here/ablations.md" $here/README.md
+rm -f $here/README.md.bak
