@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -12,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +216,32 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+    """The commit that this package's files are of, by their repository or by pip's record; else `unknown`.
+
+    A repository that only surrounds an installed package says nothing about it.
+    """
+    return _described(Path(__file__)) or _installed_commit() or "unknown"
+
+
+def _described(file: Path) -> str:
+    """The commit of the repository that holds `file`, with `-dirty` if it was changed; empty without one or git."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's repository
+    for task in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty", "--exclude=*"]):
+        try:
+            done = subprocess.run(
+                ["git", *task], cwd=file.parent, env=clean, capture_output=True, text=True, check=False
+            )
+        except OSError:  # no git, or one that may not be run
+            return ""
+        if done.returncode:
+            return ""
+    return done.stdout.strip()
+
+
+def _installed_commit() -> str:
+    """What `pip install git+...` keeps (PEP 610)."""
+    try:
+        record = json.loads(distribution("migm").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return ""
+    return record.get("vcs_info", {}).get("commit_id", "")[:7]
