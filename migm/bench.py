@@ -2,13 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -21,14 +20,13 @@ from migm.accelerators.refresh import Uniform
 from migm.bases.base import Base, Inputs
 from migm.config import BenchConfig, build, conf_path, load
 from migm.evaluate import points
-from migm.evaluation import loading
-from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate, synchronise
+from migm.evaluation import loading, waiting
+from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate
 from migm.inputs import InputSource
 from migm.jsonl import append_line
 from migm.progress import progress
 from migm.runtime import UserError, command, environment
 from migm.sampling.loop import Sampling, generate_images
-from migm.trajectories.dataset import Pairs
 
 Job = Callable[[], object]
 
@@ -133,10 +131,11 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
 def main(cfg: DictConfig) -> None:
     """Measure steps and the runs of `points`, print a table a batch size, append JSON lines to `output`."""
     config = load(cfg, BenchConfig)
-    if config.part not in ("compute", "loading"):
-        raise UserError(f"part={config.part} is unknown; one of compute, loading")
-    if config.part == "loading":
-        bench_loading(config)
+    others = {"loading": bench_loading, "waiting": bench_waiting}
+    if config.part not in ("compute", *others):
+        raise UserError(f"part={config.part} is unknown; one of compute, {', '.join(others)}")
+    if config.part in others:
+        others[config.part](config)
         return
     base, sampling, shortcut = build(config.base), build(config.sampling), build(config.shortcut).eval()
     runs, source = [untrained(point, shortcut) for point in points(cfg, config)], build(config.evalset["inputs"])
@@ -155,29 +154,34 @@ def bench_loading(config: BenchConfig) -> None:
     """Measure what pairs cost, print a table, append JSON lines to `output`."""
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
     shortcut, objective = build(config.shortcut), build(config.objective)
-    shortcut.to(base.device).requires_grad_(True)
-    optimizer = build(config.optimizer)(shortcut.named_parameters())
+    train = loading.training_step(base, shortcut, objective, build(config.optimizer)(shortcut.named_parameters()))
     data.attach(base, sampling, config.seed)
-
-    def train(batch: Pairs) -> None:
-        objective(shortcut, base, move_data_to_device(batch, base.device))[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        synchronise(base.device)
-
-    rows, path = [], Path(config.output)
     shared = {"base": base.fingerprint(), "tokens": base.spec.num_tokens, "channels": base.spec.channels}
     shared |= {"batch_size": data.batch_size, "num_workers": data.num_workers}
     measured = build(config.loading)
-    with progress(Console(), "parts") as bar:
-        for each in bar.track(
-            measured.measure(base, sampling, data, train), measured.rows(base), description="loading"
-        ):
-            rows.append({**each, **shared})
-            append_line(path, {**rows[-1], **environment(base.device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
-    loading.draw(rows, path.with_name("loading.png"))
+    rows = kept(config, measured.measure(base, sampling, data, train), measured.rows(base), shared, base.device)
+    loading.draw(rows, Path(config.output).with_name("loading.png"))
     loading.show(rows, f"{config.name}, {environment(base.device)['device']}")
+
+
+def bench_waiting(config: BenchConfig) -> None:
+    """Measure what waiting threads cost, print a table, append JSON lines to `output`."""
+    measured, device = build(config.waiting), torch.device("cpu")
+    rows = kept(config, measured.measure(config), measured.rows(), {}, device)
+    waiting.show(rows, f"{config.name}, {environment(device)['device']}")
+
+
+def kept(
+    config: BenchConfig, measured: Iterator[dict[str, Any]], count: int, shared: dict[str, Any], device: torch.device
+) -> list[dict[str, Any]]:
+    """The `count` rows of a measurement, each appended to `output` as soon as it is there."""
+    rows, path = [], Path(config.output)
+    with progress(Console(), "parts") as bar:
+        for each in bar.track(measured, count, description=config.part):
+            rows.append({**each, **shared})
+            append_line(path, {**rows[-1], **environment(device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
     Console().print(f"appended to {path}")
+    return rows
 
 
 def untrained(point: Point, shortcut: torch.nn.Module) -> Point:

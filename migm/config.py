@@ -128,6 +128,7 @@ class GenerateConfig(Common):
 class BenchConfig(Common):
     part: str = "compute"
     loading: Any = None
+    waiting: Any = None
     batch_sizes: list[int] = field(default_factory=list)
     repeats: int = 7
     output: str = ""

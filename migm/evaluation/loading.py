@@ -21,12 +21,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from migm.bases.base import Base
+from migm.evaluation.cost import synchronise
 from migm.runtime import UserError
 from migm.sampling.loop import Sampling
+from migm.training.objective import Objective
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
 from migm.trajectories.loader import StatefulLoader
@@ -157,12 +161,41 @@ class Loading:
         return OnlineLoader(make, len(images) * data.pairs_an_image, 1, 1, min(data.batch_size, data.pairs_an_image), 0)
 
 
+def training_step(
+    base: Base, shortcut: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer
+) -> Callable[[Pairs], None]:
+    """One step of training on a batch, finished on the device when it returns."""
+    shortcut.to(base.device).requires_grad_(True)
+
+    def train(batch: Pairs) -> None:
+        objective(shortcut, base, move_data_to_device(batch, base.device))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronise(base.device)
+
+    return train
+
+
 def random_store(
     folder: Path, base: Base, sampling: Sampling, data: TrajectoryData, images: int, dtype: torch.dtype | None
 ) -> Store:
-    """Trajectories of the base's shape without its meaning: normal features, tokens revealed in a random order."""
+    """A store of `random_trajectories` of so many images."""
+    store = Store(folder, {"base": base.fingerprint(), **shape(sampling)})
+    for made in random_trajectories(base, sampling, data, images, dtype):
+        store.append(made)
+    return store
+
+
+def shape(sampling: Sampling) -> dict[str, int]:
+    """Guidance halves and steps of a trajectory, as a store's header says them."""
+    return {"copies": 1 + (sampling.guidance is not None), "num_steps": sampling.num_steps}
+
+
+def random_trajectories(
+    base: Base, sampling: Sampling, data: TrajectoryData, images: int, dtype: torch.dtype | None
+) -> Iterator[Trajectories]:
+    """Shards of the base's shape without its meaning: normal features, tokens revealed in a random order."""
     spec, n, guided = base.spec, sampling.num_steps, sampling.guidance is not None
-    store = Store(folder, {"base": base.fingerprint(), "copies": 1 + guided, "num_steps": n})
     one = base.encode(data.inputs(torch.zeros(1, dtype=torch.long)), guided)
     empty, ratio = (
         torch.full((1, spec.num_tokens), spec.vocab_size, device=base.device),
@@ -177,16 +210,13 @@ def random_store(
         size = (b, 1 + guided, n, rows, spec.channels) if dtype else (b, 1 + guided, n, 0, 0)
         branches = base.encode(data.inputs(numbers), guided)
         conditions = torch.cat(padded([x.condition.cpu().unflatten(0, (-1, b)) for x in branches], -1, -1))
-        store.append(
-            Trajectories(
-                packed(torch.randn(size, generator=generator), dtype or torch.bfloat16),
-                torch.randint(0, spec.vocab_size, (b, spec.num_tokens), generator=generator, dtype=torch.int32),
-                torch.stack([steps[torch.randperm(len(steps), generator=generator)] for _ in numbers]).to(torch.int16),
-                conditions.transpose(0, 1).to(torch.int32).contiguous(),
-                numbers,
-            )
+        yield Trajectories(
+            packed(torch.randn(size, generator=generator), dtype or torch.bfloat16),
+            torch.randint(0, spec.vocab_size, (b, spec.num_tokens), generator=generator, dtype=torch.int32),
+            torch.stack([steps[torch.randperm(len(steps), generator=generator)] for _ in numbers]).to(torch.int16),
+            conditions.transpose(0, 1).to(torch.int32).contiguous(),
+            numbers,
         )
-    return store
 
 
 def loader(store: Store, data: TrajectoryData) -> StatefulLoader:
