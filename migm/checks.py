@@ -1,16 +1,14 @@
 """What a config may hold: refusals by key, before anything is built."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Set
+from typing import Any, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 
-from migm.runtime import UserError, in_sweep, launched
+from migm.kinds import GROUP, Component, Count, Filled, fitted, nearest
+from migm.runtime import Precision, UserError, in_sweep, launched
 
 COMPONENTS = (
     "base",
@@ -24,9 +22,17 @@ COMPONENTS = (
     "evalset",
     "trainer",
 )
-WANTED: dict[type, str] = {str: "a path", dict: "a group of keys with a _target_", int: "a whole number above 0"}
+# Keys that commands themselves look into, whichever component they belong to.
+LOOKED_INTO: dict[str, Any] = {
+    "paths.output_dir": Filled,
+    "evalset.inputs": Component,
+    "data.inputs": Component,
+    "trainer.max_steps": Count,
+    "trainer.devices": int | str | list[int],
+    "trainer.num_nodes": Count,
+    "trainer.precision": Precision,
+}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
 
 
 def refuse_emptied_groups(plain: dict[str, Any]) -> None:
@@ -37,14 +43,12 @@ def refuse_emptied_groups(plain: dict[str, Any]) -> None:
     for group in ("metric", "callbacks", "logger"):
         for key, node in plain[group].items():
             if not isinstance(node, dict) or "_target_" not in node:
-                raise UserError(f"{group}.{key}={node} must be {WANTED[dict]}; leave it out by ~{group}.{key}")
-    for path in ("paths.output_dir", "data.inputs", "evalset.inputs", "trainer.max_steps"):
+                raise UserError(f"{group}.{key}={node} must be {GROUP}; leave it out by ~{group}.{key}")
+    for path, kind in LOOKED_INTO.items():
         group, key = path.split(".")
-        wanted = {"output_dir": str, "inputs": dict, "max_steps": int}[key]
-        value = plain[group].get(key)
-        least = {str: lambda text: text != "", dict: lambda node: "_target_" in node, int: lambda number: number >= 1}
-        if not isinstance(value, wanted) or isinstance(value, bool) or not least[wanted](value):
-            raise UserError(f"{path}={value} must be {WANTED[wanted]}")
+        if key not in plain[group]:
+            raise UserError(f"config key {path} is missing")
+        plain[group][key] = fitted(path, plain[group][key], kind)
 
 
 def targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -59,65 +63,74 @@ def targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from targets(value, f"{path}[{i}]")
 
 
-def check_target(path: str, node: dict[str, Any]) -> None:
-    """Refuse a component at `path` that cannot be imported, and keys that its constructor does not take or lacks."""
+def borrowed(raw: Any, path: str = "") -> Iterator[str]:
+    """Keys of a config before it is resolved whose values are made of other keys'; a list counts as a whole."""
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from borrowed(value, f"{path}.{key}" if path else str(key))
+    elif "${" in str(raw):
+        yield path
+
+
+def check(plain: dict[str, Any], root: Callable[..., Any], raw: Any) -> None:
+    """Refuse what the annotations of a root and of its components do not allow, at the key where it was written.
+
+    `raw` is the config before it was resolved: what `${...}` brings from elsewhere is looked at last.
+    """
+    for later in (set(borrowed(raw)), set()):
+        check_arguments("", root, plain, later=later)
+        refuse_emptied_groups(plain)
+        for path, node in targets(plain, ""):
+            if not any(f"{path}.".startswith(f"{one}.") for one in later):
+                check_target(path, node, later)
+
+
+def check_target(path: str, node: dict[str, Any], later: Set[str] = frozenset()) -> None:
+    """Refuse a component at `path` that cannot be imported, and keys or values that its constructor does not take."""
     try:
         target = get_object(node["_target_"])
     except Exception as error:
         raise UserError(f"{path}._target_={node['_target_']} cannot be imported ({error})") from error
     if not isinstance(node.get("_partial_", False), bool):
         raise UserError(f"{path}._partial_={node['_partial_']} must be true or false")
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values()):
         return
-    given = set(node) - HYDRA_KEYS
-    for key in sorted(given - set(parameters)):
-        raise UserError(f"config key {path}.{key} is unknown{nearest(key, set(parameters))}")
-    required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
-    if not node.get("_partial_") and required - given and "_args_" not in node:
-        raise UserError(f"config key {path}.{min(required - given)} is missing")
-    if getattr(target, "__module__", "").startswith("migm."):
-        check_kinds(path, target, {key: node[key] for key in given})
+    whole = not node.get("_partial_") and "_args_" not in node
+    ours = getattr(target, "__module__", "").startswith("migm.")
+    check_arguments(f"{path}.", target, node, whole, ours, later)
 
 
-def check_kinds(path: str, target: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Refuse a number where a text belongs and the like, and null where nothing says that it may be.
+def check_arguments(
+    prefix: str,
+    target: Callable[..., Any],
+    given: dict[str, Any],
+    whole: bool = True,
+    ours: bool = True,
+    later: Set[str] = frozenset(),
+) -> None:
+    """Refuse keys that `target` does not take, keys it lacks where they are the `whole`, and values of another kind.
 
-    Only what is annotated by plain types is looked at closely; what components are given, they check themselves.
+    Only annotations of `ours` are looked at, and not at the keys `later`. Numbers where a text belongs become text in
+    `given`.
     """
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    for key, parameter in inspect.signature(target).parameters.items():
-        if key not in given or key not in hints or (parameter.default is None and given[key] is None):
+    parameters, keys = inspect.signature(target).parameters, set(given) - HYDRA_KEYS
+    for key in sorted(keys - set(parameters)):
+        raise UserError(f"config key {prefix}{key} is unknown{nearest(key, parameters)}")
+    required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
+    if whole and required - keys:
+        raise UserError(f"config key {prefix}{min(required - keys)} is missing")
+    if not ours:
+        return
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    for key, parameter in parameters.items():
+        if key not in keys or key not in hints or f"{prefix}{key}" in later:
             continue
-        options, value = _options(hints[key]), given[key]
-        if value is None:
-            fits = Any in options or NoneType in options
-        else:
-            fits = any(_fits(value, option) for option in options)
-        if not fits:
-            names = " or ".join("null" if o is NoneType else getattr(o, "__name__", str(o)) for o in options)
-            raise UserError(f"{path}.{key}={value} must be {names}")
+        if given[key] is not None or parameter.default is not None:
+            given[key] = fitted(f"{prefix}{key}", given[key], hints[key])
 
 
-def _options(hint: Any) -> list[Any]:
-    return list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
-
-
-def _fits(value: Any, option: Any) -> bool:
-    if get_origin(option) is Literal or option not in PLAIN:
-        return option is not NoneType
-    return isinstance(value, PLAIN[option]) and (option is bool or not isinstance(value, bool))
-
-
-def nearest(word: str, options: set[str]) -> str:
-    """The end of an error about a word that is none of the options: what may be meant, and all of them."""
-    close = difflib.get_close_matches(word, options, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{hint} (known: {', '.join(sorted(options))})"
-
-
-def refuse_split_sweep(plain: dict[str, Any]) -> None:
-    """Ranks of one trial must agree on its parameters, so a launcher has to start them for it (DESIGN 5.12).
+def refuse_split_sweep(plain: dict[str, Any], training: bool) -> None:
+    """Ranks of one training trial must agree on its parameters, so a launcher has to start them (DESIGN 5.12).
 
     Lightning would start the whole sweep again in every rank; under torchrun every rank runs a sweep of its
     own, which agree only where the sweeper's choices are a grid.
@@ -125,9 +138,9 @@ def refuse_split_sweep(plain: dict[str, Any]) -> None:
     if not in_sweep():
         return
     hydra, processes = HydraConfig.get(), launched()[1]
-    devices, nodes = plain["trainer"].get("devices", 1), plain["trainer"].get("num_nodes", 1)
+    devices, nodes = plain["trainer"]["devices"], plain["trainer"]["num_nodes"]
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
-    if (nodes > 1 or not single) and processes == 1:
+    if training and (nodes > 1 or not single) and processes == 1:
         raise UserError(
             f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
             "trial by torchrun or submitit, or sweep with trainer.devices=1"

@@ -6,21 +6,38 @@ instantiates.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from migm.checks import check_target, nearest, refuse_emptied_groups, refuse_split_sweep, targets
-from migm.runtime import UserError
+from migm.checks import check, refuse_split_sweep
+from migm.kinds import (
+    Component,
+    Count,
+    Filled,
+    Latency,
+    Length,
+    NotNegative,
+    PointEntry,
+    Positive,
+    Seed,
+    Threads,
+    Whole,
+    nearest,
+)
+from migm.runtime import DeviceName, UserError
 
 Root = TypeVar("Root", bound="Common")
+Stage = Literal["perceptual", "features", "tokenizer", "base", "reference", "words", "text_base"]
 
 
 def conf_path() -> str:
@@ -49,17 +66,20 @@ def choice(group: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
+# In the defaults of common.yaml: `points` takes further accelerators without a +; their names are checked here.
+open_points = DictConfig({}, flags={"struct": False})
+ConfigStore.instance().store(name="open_points", node=OmegaConf.create({"points": open_points}))
 
 
 @dataclass
 class Common:
     """Keys of every command."""
 
-    name: str
-    group: str
-    seed: int
-    num_threads: int | None
-    device: str
+    name: Filled
+    group: Filled
+    seed: Seed
+    num_threads: Threads | None
+    device: DeviceName
     base: Any
     sampling: Any
     shortcut: Any
@@ -77,10 +97,9 @@ class Common:
     paths: Any
     # Accelerator -> list of N, [N, B], or {num_steps, num_full_steps, <key of the accelerator>: value}; empty: the one
     # chosen by accelerator and sampling.
-    points: dict[str, list[Any]] | None = field(default_factory=dict)
-    latency: list[str] = field(
-        default_factory=list
-    )  # protocols of time and memory; empty: the evalset's batch, amortised
+    points: dict[str, list[PointEntry]] | None = field(default_factory=dict)
+    # Protocols of time and memory; empty: the evalset's batch, amortised.
+    latency: list[Latency] = field(default_factory=list)
 
 
 @dataclass
@@ -113,11 +132,11 @@ class ReportConfig(Common):
 
 @dataclass
 class GenerateConfig(Common):
-    labels: list[int] | None = None
+    labels: Annotated[list[Whole], Length()] | None = None
     prompt: str | None = None
     prompts: str | None = None  # a file
-    seeds: list[int] | None = None
-    batch_size: int | None = None
+    seeds: Annotated[list[Whole], Length()] | None = None
+    batch_size: Count | None = None
     image: str | None = None
     mask: str | None = None
     output: str = ""
@@ -126,11 +145,11 @@ class GenerateConfig(Common):
 
 @dataclass
 class BenchConfig(Common):
-    part: str = "compute"
-    loading: Any = None
-    waiting: Any = None
-    batch_sizes: list[int] = field(default_factory=list)
-    repeats: int = 7
+    part: Literal["compute", "loading", "waiting"] = "compute"
+    loading: Component = field(default_factory=dict)
+    waiting: Component = field(default_factory=dict)
+    batch_sizes: Annotated[list[Count], Length()] = field(default_factory=list)
+    repeats: Count = 7
     output: str = ""
 
 
@@ -143,21 +162,21 @@ class AblationsConfig(Common):
 
 @dataclass
 class FitConfig(Common):
-    num_images: int = 64
-    batch_size: int = 32
+    num_images: Count = 64
+    batch_size: Count = 32
     output: str = ""
 
 
 @dataclass
 class PlanConfig(Common):
-    full: float = 1.0
-    cheap: float = 0.04
+    full: Positive = 1.0
+    cheap: NotNegative = 0.04
 
 
 @dataclass
 class AnalyseConfig(Common):
-    analysis: Any = "all"
-    analyses: dict[str, Any] = field(default_factory=dict)
+    analysis: str | list[str] = "all"
+    analyses: dict[str, Component] = field(default_factory=dict)
     folder: str = ""
 
 
@@ -165,7 +184,7 @@ class AnalyseConfig(Common):
 class HumanevalConfig(Common):
     method: str | None = None
     baseline: str | None = None
-    num_pairs: int | None = None
+    num_pairs: Count | None = None
     question: str = ""
     url: str = ""
     folder: str = ""
@@ -175,15 +194,15 @@ class HumanevalConfig(Common):
 @dataclass
 class ReferenceConfig(Common):
     images: str | None = None
-    size: int | None = None
-    batch_size: int = 50
-    num_workers: int = 0
+    size: Count | None = None
+    batch_size: Count = 50
+    num_workers: Whole = 0
 
 
 @dataclass
 class PretrainConfig(Common):
-    stages: list[str] = field(default_factory=list)
-    pretrain: Any = None
+    stages: list[Stage] = field(default_factory=list)
+    pretrain: Component = field(default_factory=dict)
 
 
 def load(cfg: DictConfig, root: type[Root]) -> Root:
@@ -191,26 +210,42 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
 
     Raises UserError with the key and what would be right.
     """
-    known = {f.name for f in fields(root)}
-    for key in cfg:
-        if key not in known:
-            raise UserError(f"config key {key} is unknown{nearest(str(key), known)}")
+    cfg = with_own_points(cfg)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(root), cfg)
-        plain = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+        plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    refuse_emptied_groups(plain)
-    for key, node in targets(plain, ""):
-        check_target(key, node)
-    refuse_split_sweep(plain)
+    check(plain, root, OmegaConf.to_container(cfg))
+    refuse_split_sweep(plain, training=root is TrainConfig)
     torch.manual_seed(plain["seed"])  # random bases and fresh shortcuts
     if plain["num_threads"]:
-        if plain["num_threads"] < 1:
-            raise UserError(f"num_threads={plain['num_threads']} must be at least 1, or null")
         torch.set_num_threads(plain["num_threads"])
     return root(**plain)
+
+
+def with_own_points(cfg: DictConfig) -> DictConfig:
+    """The config of a job whose override `points={...}` takes the place of its experiment's; Hydra adds to them.
+
+    Of single ones `points.<accelerator>=...` changes or adds one and `~points.<accelerator>` drops one.
+    """
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = [text for text in task if text.lstrip("+~").startswith("points")]
+    kept: list[str] | None = None  # None: all
+    for override in OverridesParser.create().parse_overrides(given) if given else []:
+        group, _, one = override.key_or_group.partition(".")
+        if group != "points" or (one and override.is_delete()):
+            continue
+        value = [one] if one else override.value()
+        if not one and not override.is_add():
+            kept = list(value) if isinstance(value, dict) else None
+        elif kept is not None:
+            kept += list(value)
+    if kept is None:
+        return cfg
+    copy = cfg.copy()
+    copy.points = {name: cfg.points[name] for name in kept if name in cfg.points}
+    return copy
 
 
 def build(node: Any) -> Any:

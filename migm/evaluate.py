@@ -15,6 +15,7 @@ from migm.config import Common, EvaluateConfig, build, conf_path, load, variant
 from migm.distributed import join, rank
 from migm.evaluation.cost import Point
 from migm.evaluation.study import Study
+from migm.kinds import Count, fitted
 from migm.report.results import Results
 from migm.report.summary import summarise
 from migm.report.wandb import tracker
@@ -43,7 +44,9 @@ def point(config: Common, changes: Mapping[str, Any] | None = None) -> Point:
     settings = json.dumps(_without_files(accelerator), sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
     named = " ".join(f"{key.split('.')[-1]}={value}" for key, value in (changes or {}).items())
-    return Point(build(config.sampling), build(config.accelerator), digest, named)
+    made = Point(build(config.sampling), build(config.accelerator), digest, named)
+    _ = made.full_steps  # refuses what does not fit N, before anything runs
+    return made
 
 
 def _without_files(node: dict[str, Any]) -> dict[str, Any]:
@@ -57,16 +60,12 @@ def _without_files(node: dict[str, Any]) -> dict[str, Any]:
 
 def _entry(name: str, entry: Any) -> tuple[int, int | None, dict[str, Any]]:
     """N, B if it is given, and changes of the accelerator."""
-    changes = dict(entry) if isinstance(entry, dict) else {}
-    if changes:
-        n, b = changes.pop("num_steps", None), changes.pop("num_full_steps", None)
-    else:
-        n, b = entry if isinstance(entry, list) and len(entry) == 2 else (entry, None)
-    if not isinstance(n, int) or not isinstance(b, int | None) or (isinstance(entry, list) and b is None):
-        raise UserError(
-            f"points.{name}={entry} must be N, or [N, B], as whole numbers, or {{num_steps: N, num_full_steps: B, "
-            "key: value}} with keys of the accelerator"
-        )
+    if not isinstance(entry, dict):
+        n, b = entry if isinstance(entry, list) else (entry, None)
+        return n, b, {}
+    changes = dict(entry)
+    n = fitted(f"points.{name}.num_steps", changes.pop("num_steps", None), Count)
+    b = fitted(f"points.{name}.num_full_steps", changes.pop("num_full_steps", None), Count | None)
     return n, b, changes
 
 

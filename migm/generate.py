@@ -126,12 +126,8 @@ def refuse(config: GenerateConfig) -> None:
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     if len(given) > 1:
         raise UserError(f"{', '.join(given)}: give one of labels, prompt and prompts")
-    if config.labels == [] or config.seeds == []:
-        raise UserError(f"labels={config.labels}, seeds={config.seeds}: give at least one of each, or null")
     if config.prompt is not None and not config.prompt.strip():
         raise UserError(f"prompt={config.prompt} is empty: give one, or null")
-    if config.batch_size is not None and config.batch_size < 1:
-        raise UserError(f"batch_size={config.batch_size} must be at least 1, or null")
     if (config.image is None) != (config.mask is None):
         raise UserError(f"image={config.image}, mask={config.mask}: in-painting needs both")
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from migm.bases.base import Inputs
+from migm.kinds import Count
 from migm.runtime import UserError
 
 
@@ -24,7 +25,7 @@ class InputSource(Protocol):
 class Classes:
     """Labels 0...num_classes-1 in turn."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: Count):
         self.num_classes = num_classes
 
     def __call__(self, images: Tensor) -> Tensor:

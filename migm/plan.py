@@ -8,7 +8,7 @@ from rich.table import Table
 from migm.config import PlanConfig, conf_path, load
 from migm.evaluate import points
 from migm.evaluation.cost import Point, planned_seconds
-from migm.runtime import UserError, command
+from migm.runtime import command
 
 
 def planned(point: Point, full: float, cheap: float, baseline: int | None = None) -> list[str]:
@@ -30,8 +30,6 @@ def planned(point: Point, full: float, cheap: float, baseline: int | None = None
 def main(cfg: DictConfig) -> None:
     """Print a table of `points`; nothing is loaded, built or written."""
     config = load(cfg, PlanConfig)
-    if config.full <= 0 or config.cheap < 0:
-        raise UserError(f"full={config.full} must be above 0 and cheap={config.cheap} at least 0")
     table = Table("point", "full steps", "B", "seconds", "speed-up")
     found = points(cfg, config)
     vanilla = max((point.sampling.num_steps for point in found if point.accelerator.name == "vanilla"), default=None)

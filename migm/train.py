@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from migm.bases.base import Base
 from migm.collect import announce_online, collect, header, trajectory_sampling
-from migm.config import TrainConfig, build, conf_path, load
+from migm.config import TrainConfig, build, conf_path, load, with_own_points
 from migm.distributed import first_console, join, rank
 from migm.evaluate import study
 from migm.evaluation.study import Study
@@ -60,7 +60,7 @@ class Training:
         self.max_steps = config.trainer["max_steps"]
         self.seconds: float | None = None  # of all steps, at the rate of those made here
         parts = {"callbacks": list(build(config.callbacks).values()), "logger": list(build(config.logger).values())}
-        own = {"precision": pick_precision(config.trainer.get("precision", "auto"), base.device), **parts}
+        own = {"precision": pick_precision(config.trainer["precision"], base.device), **parts}
         self.resolved = asdict(config)
         self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
         self.followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
@@ -193,7 +193,7 @@ def main(cfg: DictConfig) -> float:
     training.refuse_without_room()
     measured = study(cfg, config, base) if config.evaluate else None
     if rank_zero_only.rank == 0:
-        write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(with_own_points(cfg), resolve=True))
     described = trajectory_sampling(config.sampling)
     data.attach(base, sampling, config.seed)
     if data.storage == "online":

@@ -196,7 +196,7 @@ NO_POINTS = ["~points.vanilla", "~points.reuse", "~points.shortcut"]
 @pytest.mark.parametrize(
     ("command", "overrides", "words"),
     [
-        ("train", ["sampling.num_full_steps=7"], ["sampling.num_full_steps=7", "sampling.num_steps=6"]),
+        ("train", ["points=null", "sampling.num_full_steps=7"], ["sampling.num_full_steps=7", "sampling.num_steps=6"]),
         ("generate", ["sampling.num_full_steps=0"], ["sampling.num_full_steps=0"]),
         ("evaluate", [*NO_POINTS, "sampling.num_full_steps=7"], ["sampling.num_full_steps=7"]),
         ("evaluate", ["points.reuse=[[6,7]]"], ["num_full_steps=7"]),

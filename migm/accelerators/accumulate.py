@@ -10,7 +10,7 @@ from torch import Tensor
 from migm.accelerators.calibration import Calibration
 from migm.bases.base import Base, Branch, of_images
 from migm.bases.layers import Block, LayerBase, layered
-from migm.runtime import UserError
+from migm.kinds import NotNegative
 
 Indicator = Literal["input", "first_block"]
 
@@ -28,15 +28,11 @@ class Accumulate:
 
     def __init__(
         self,
-        delta: float,
+        delta: NotNegative,
         indicator: Indicator = "input",
         coefficients: Sequence[float] | None = None,
         fit: str | Path | None = None,
     ):
-        if indicator not in ("input", "first_block"):
-            raise UserError(f"accelerator.policy.indicator={indicator} is unknown; one of input, first_block")
-        if not delta >= 0:
-            raise UserError(f"accelerator.policy.delta={delta} must be at least 0")
         self.delta, self.fit = delta, fit
         self.indicator: Indicator = indicator
         self.coefficients = [1.0, 0.0] if coefficients is None else list(coefficients)

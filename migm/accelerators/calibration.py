@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from migm.accelerators.extrapolation import Weights, order
+from migm.accelerators.extrapolation import Weights
 from migm.bases.base import Base
+from migm.kinds import Count, NotNegative, Whole
 from migm.runtime import UserError, replacing, tensors_hash
 from migm.sealed import check_seal, sealed, write_tensors
 
@@ -73,10 +74,9 @@ class LearnedWeights:
     inner products of the features. [inferred from the paper's abstract: its code was not read.]
     """
 
-    def __init__(self, fit: str | Path, num_steps: int, max_order: int = 2, damping: float = 1e-6):
+    def __init__(self, fit: str | Path, num_steps: Count, max_order: Whole = 2, damping: NotNegative = 1e-6):
         self.fit, self.num_steps, self.damping = fit, num_steps, damping
-        self.max_order = order(max_order)
-        self.history = max_order + 1
+        self.max_order, self.history = max_order, max_order + 1
         self.known: Calibration | None = None
 
     def fingerprint(self, base: Base) -> str:

@@ -6,12 +6,12 @@ are worked out in float64 on the host, and a forecast is one weighted sum.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from migm.runtime import UserError
+from migm.kinds import Limits, Whole
 
 Weights = NDArray[np.float64]
 
@@ -31,9 +31,8 @@ class Taylor:
     `Newton` is exact instead.
     """
 
-    def __init__(self, max_order: int):
-        self.max_order = order(max_order)
-        self.history = max_order + 1
+    def __init__(self, max_order: Whole):
+        self.max_order, self.history = max_order, max_order + 1
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         distance = step - times[-1]
@@ -45,9 +44,8 @@ class Taylor:
 class Newton:
     """Newton's interpolation through the last full steps: exact on polynomials of its order at any spacing."""
 
-    def __init__(self, max_order: int):
-        self.max_order = order(max_order)
-        self.history = max_order + 1
+    def __init__(self, max_order: Whole):
+        self.max_order, self.history = max_order, max_order + 1
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         factors = [1.0]
@@ -63,10 +61,8 @@ class Hermite:
     TaylorSeer's times 2 s^2.
     """
 
-    def __init__(self, max_order: int, scale: float = 0.5):
-        if not 0 < scale < 1:
-            raise UserError(f"accelerator.predictor.rule.scale={scale} must be above 0 and below 1")
-        self.max_order, self.scale = order(max_order), scale
+    def __init__(self, max_order: Whole, scale: Annotated[float, Limits(above=0, below=1)] = 0.5):
+        self.max_order, self.scale = max_order, scale
         self.history = max_order + 1
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
@@ -121,13 +117,6 @@ def differences(times: Sequence[int], span: int | None = None) -> list[Weights]:
             (table[i + 1] - table[i]) / (times[i + k + 1] - times[i + k + 1 - over]) for i in range(len(table) - 1)
         ]
     return found
-
-
-def order(max_order: int) -> int:
-    """`max_order`, refused below 0."""
-    if max_order < 0:
-        raise UserError(f"accelerator.predictor.rule.max_order={max_order} must be at least 0")
-    return max_order
 
 
 def sum_of(terms: Iterable[Weights]) -> Weights:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from migm.bases.base import Base, Branch
 from migm.bases.layers import Block
+from migm.kinds import Count, Length, Share, Whole
 from migm.runtime import UserError
 
 
@@ -52,9 +53,7 @@ class Uniform:
     N k / B, half to even, each at least one after the last. The published tables come from the latter.
     """
 
-    def __init__(self, num_full_steps: int, rule: Literal["paper", "reference"] = "reference"):
-        if rule not in ("paper", "reference"):
-            raise ValueError(f"accelerator.policy.rule={rule} is unknown; one of paper, reference")
+    def __init__(self, num_full_steps: Count, rule: Literal["paper", "reference"] = "reference"):
         self.num_full_steps, self.rule = num_full_steps, rule
 
     def steps(self, num_steps: int) -> list[int]:
@@ -79,9 +78,7 @@ class Interval:
     (methods.md 1.5, 1.6); `num_full_steps` is not read.
     """
 
-    def __init__(self, interval: int, first_enhance: int = 1):
-        at_least_one("interval", interval)
-        at_least_one("first_enhance", first_enhance)
+    def __init__(self, interval: Count, first_enhance: Count = 1):
         self.interval, self.first_enhance = interval, first_enhance
 
     def plan(self, num_steps: int) -> list[bool]:
@@ -95,10 +92,7 @@ class WarmupInterval:
     The number of full steps follows from the three; `num_full_steps` is not read.
     """
 
-    def __init__(self, warmup_ratio: float, refresh_interval: int):
-        if not 0 <= warmup_ratio <= 1:
-            raise UserError(f"accelerator.policy.warmup_ratio={warmup_ratio} must be from 0 to 1")
-        at_least_one("refresh_interval", refresh_interval)
+    def __init__(self, warmup_ratio: Share, refresh_interval: Count):
         self.warmup_ratio, self.refresh_interval = warmup_ratio, refresh_interval
 
     def plan(self, num_steps: int) -> list[bool]:
@@ -108,8 +102,8 @@ class WarmupInterval:
 class Table:
     """Full steps by list, such as those of a search."""
 
-    def __init__(self, steps: Sequence[int]):
-        if not steps or steps[0] != 0 or list(steps) != sorted(set(steps)):
+    def __init__(self, steps: Annotated[Sequence[Whole], Length()]):
+        if steps[0] != 0 or list(steps) != sorted(set(steps)):
             raise UserError(f"accelerator.policy.steps={list(steps)} must ascend from 0, each once")
         self.steps = list(steps)
 
@@ -129,7 +123,7 @@ class Groups:
     longer, the last among them (methods.md 1.4).
     """
 
-    def __init__(self, num_full_steps: int, u: int = 0):
+    def __init__(self, num_full_steps: Count, u: Whole = 0):
         if not 0 <= u <= num_full_steps:
             raise UserError(f"accelerator.policy.u={u} must be from 0 to sampling.num_full_steps={num_full_steps}")
         self.num_full_steps, self.u = num_full_steps, u
@@ -154,9 +148,3 @@ def budget(num_full_steps: int, num_steps: int) -> int:
             f"sampling.num_full_steps={num_full_steps} must be between 1 and sampling.num_steps={num_steps}"
         )
     return num_full_steps
-
-
-def at_least_one(key: str, value: int) -> None:
-    """Refuse a policy's `key` below 1."""
-    if value < 1:
-        raise UserError(f"accelerator.policy.{key}={value} must be at least 1")

@@ -10,6 +10,7 @@ from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting
 from migm.bases.base import Base, StepRecord, image_rows
 from migm.evaluation.cost import Point
+from migm.kinds import Count
 from migm.report.plots import colours
 from migm.runtime import UserError
 from migm.sampling.loop import generate_images
@@ -22,7 +23,7 @@ class FeatureError:
     both guidance halves count. Full steps are 0.
     """
 
-    def __init__(self, num_images: int = 10):
+    def __init__(self, num_images: Count = 10):
         self.num_images = num_images
 
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from migm.analyses.drawing import COLOURS, panels, save
 from migm.analyses.recording import Setting, record, step_lengths
+from migm.kinds import Length, Limits, Whole
 from migm.runtime import UserError
 
 
@@ -19,16 +21,18 @@ class Forks:
     matter, sqrt(2) where nothing but chance does.
     """
 
-    def __init__(self, fork_steps: Sequence[int] = (2, 8), num_forks: int = 8, image: int = 0):
+    def __init__(
+        self,
+        fork_steps: Annotated[Sequence[Whole], Length()] = (2, 8),
+        num_forks: Annotated[int, Limits(least=2)] = 8,
+        image: Whole = 0,
+    ):
         self.fork_steps, self.num_forks, self.image = list(fork_steps), num_forks, image
 
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:
         last = setting.sampling.num_steps - 2
-        if self.num_forks < 2 or not all(0 <= step <= last for step in self.fork_steps):
-            raise UserError(
-                f"analyses.forks.fork_steps={self.fork_steps} must be from 0 to {last}, "
-                f"analyses.forks.num_forks={self.num_forks} at least 2"
-            )
+        if max(self.fork_steps) > last:
+            raise UserError(f"analyses.forks.fork_steps={self.fork_steps} must be from 0 to {last}")
         image, found = torch.tensor([self.image]), {}
         drawn, axes = panels(len(self.fork_steps))
         for axis, step in zip(axes, self.fork_steps, strict=True):

@@ -10,6 +10,7 @@ from migm.analyses.drawing import save
 from migm.analyses.recording import Setting
 from migm.evaluation.cost import Protocol, latency, work
 from migm.evaluation.study import captioned
+from migm.kinds import Count, Whole
 from migm.runtime import UserError
 from migm.sampling.loop import generate_images
 
@@ -21,7 +22,7 @@ class MethodGrid:
     with other work, speed-ups are those by FFE alone, and say so.
     """
 
-    def __init__(self, num_images: int = 10, repeats: int = 3):
+    def __init__(self, num_images: Count = 10, repeats: Whole = 3):
         self.num_images, self.repeats = num_images, repeats
 
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:

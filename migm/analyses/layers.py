@@ -12,6 +12,7 @@ from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting, cosine
 from migm.bases.base import Base, Branch, StepRecord, image_rows
 from migm.bases.layers import layered
+from migm.kinds import Count
 from migm.sampling.loop import generate_images
 
 
@@ -21,7 +22,7 @@ class LayerSimilarity:
     Layer 0 is the embedded tokens; `masked` counts the rows alone that stay masked, whose input does not change.
     """
 
-    def __init__(self, num_images: int = 10):
+    def __init__(self, num_images: Count = 10):
         self.num_images = num_images
 
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting, Trajectories, record
+from migm.kinds import Count, Length, Whole
 
 
 class LocalLipschitz:
@@ -18,7 +20,7 @@ class LocalLipschitz:
     the fork itself the features are the same, so that without tokens no constant is large enough.
     """
 
-    def __init__(self, num_images: int = 10, fork_steps: Sequence[int] = (1, 4, 7, 10)):
+    def __init__(self, num_images: Count = 10, fork_steps: Annotated[Sequence[Whole], Length()] = (1, 4, 7, 10)):
         self.num_images, self.fork_steps = num_images, list(fork_steps)
 
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from migm.analyses.drawing import COLOURS, panels, save
 from migm.analyses.recording import Setting, cosine, record
+from migm.kinds import Count, Positive
 from migm.runtime import UserError
 
 
@@ -18,7 +19,7 @@ class TrajectorySimilarity:
     step are the yardstick.
     """
 
-    def __init__(self, num_images: int = 10, perplexity: float = 12.0):
+    def __init__(self, num_images: Count = 10, perplexity: Positive = 12.0):
         self.num_images, self.perplexity = num_images, perplexity
 
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:

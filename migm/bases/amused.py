@@ -1,10 +1,13 @@
 """The VQ autoencoder of aMUSEd, Meissonic and Lumina-DiMOO, run by `diffusers.VQModel`."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
+
+from migm.kinds import Count, Length
 
 
 class AmusedVQ(nn.Module):
@@ -16,11 +19,11 @@ class AmusedVQ(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (128, 256, 256, 512, 768),
-        layers: int = 2,
-        latent_channels: int = 64,
-        num_codes: int = 8192,
-        norm_groups: int = 32,
+        channels: Annotated[Sequence[Count], Length()] = (128, 256, 256, 512, 768),
+        layers: Count = 2,
+        latent_channels: Count = 64,
+        num_codes: Count = 8192,
+        norm_groups: Count = 32,
     ):
         super().__init__()
         levels = len(channels)

@@ -18,7 +18,8 @@ from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
 from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, locate
-from migm.runtime import UserError, pick_device, pick_dtype, tensors_hash
+from migm.kinds import Count, Whole
+from migm.runtime import DeviceName, DTypeName, UserError, pick_device, pick_dtype, tensors_hash
 
 SAMPLE = 65_536  # elements of a tensor that its fingerprint looks at
 
@@ -42,29 +43,29 @@ class LuminaDiMOO:
         self,
         transformer: LLaDAConfig,
         tokenizer: AmusedVQ | ConvVQ,
-        vocab_size: int,
-        height: int,
-        width: int,
-        markers: Mapping[str, int],
+        vocab_size: Count,
+        height: Count,
+        width: Count,
+        markers: Mapping[str, Whole],
         system: str,
         weights: str | Path | None = None,
         text_tokenizer: str | Path | None = None,
         tokenizer_weights: str | Path | None = None,
         random_weights: bool = False,
         one_pass: bool = False,
-        dtype: str = "auto",
-        tokenizer_dtype: str | None = None,
-        device: str = "auto",
+        dtype: DTypeName = "auto",
+        tokenizer_dtype: DTypeName | None = None,
+        device: DeviceName = "auto",
     ):
         stride = tokenizer.stride
-        if height < stride or width < stride or height % stride or width % stride:
+        if height % stride or width % stride:
             raise UserError(f"base.height={height}, base.width={width} must be multiples of {stride}")
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device, "base.dtype")
+        self.dtype = pick_dtype(dtype, self.device)
         self.transformer = self._transformer(transformer, None if random_weights else weights)
         if not random_weights:
             load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
-        own = pick_dtype(tokenizer_dtype or "float32", self.device, "base.tokenizer_dtype")
+        own = pick_dtype(tokenizer_dtype or "float32", self.device)
         self.tokenizer = tokenizer.to(self.device, own).eval().requires_grad_(False)
         grid = (height // stride, width // stride)
         self.offset, self.one_pass = transformer.embedding_size - vocab_size, one_pass

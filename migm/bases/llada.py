@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from migm.bases.transformer import attention
+from migm.kinds import Count, NotNegative, Positive
 from migm.runtime import UserError
 
 PREFIX = "model.transformer."  # of every key in the checkpoint
@@ -38,13 +39,13 @@ ONLY: dict[str, tuple[Any, ...]] = {
 class LLaDAConfig:
     """Sizes of a LLaDA transformer, under the names of its `config.json`."""
 
-    d_model: int
-    n_heads: int
-    n_layers: int
-    mlp_hidden_size: int
-    embedding_size: int  # rows of the input table and of the head
-    rope_theta: float
-    rms_norm_eps: float
+    d_model: Count
+    n_heads: Count
+    n_layers: Count
+    mlp_hidden_size: Count
+    embedding_size: Count  # rows of the input table and of the head
+    rope_theta: Positive
+    rms_norm_eps: NotNegative
 
     @classmethod
     def read(cls, path: Path) -> "LLaDAConfig":

@@ -14,7 +14,7 @@ from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
 from migm.bases.weights import load_strictly
-from migm.runtime import UserError, pick_device, pick_dtype, tensors_hash
+from migm.runtime import DeviceName, DTypeName, UserError, pick_device, pick_dtype, tensors_hash
 
 
 class MaskGIT:
@@ -35,19 +35,19 @@ class MaskGIT:
         weights: str | Path | None = None,
         tokenizer_weights: str | Path | None = None,
         random_weights: bool = False,
-        dtype: str = "auto",
-        tokenizer_dtype: str | None = None,
-        device: str = "auto",
+        dtype: DTypeName = "auto",
+        tokenizer_dtype: DTypeName | None = None,
+        device: DeviceName = "auto",
     ):
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device, "base.dtype")
+        self.dtype = pick_dtype(dtype, self.device)
         if not random_weights:
             load_strictly(transformer, weights, "base.weights", mapped=True)
             load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
         self.transformer = transformer.to(self.device, self.dtype).eval().requires_grad_(False)
         # A float64 base (tests) keeps its tokenizer in float32: ids do not depend on it.
         like_base = torch.float32 if self.dtype == torch.float64 else self.dtype
-        own = pick_dtype(tokenizer_dtype, self.device, "base.tokenizer_dtype") if tokenizer_dtype else like_base
+        own = pick_dtype(tokenizer_dtype, self.device) if tokenizer_dtype else like_base
         self.tokenizer = tokenizer.to(self.device, own).eval().requires_grad_(False)
         side = round(transformer.num_tokens**0.5)
         self.spec = BaseSpec(

@@ -4,6 +4,8 @@ import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from torch import Tensor, nn
 
+from migm.kinds import Count, Whole
+
 
 class ResidualConv(nn.Module):
     def __init__(self, channels: int):
@@ -25,7 +27,7 @@ class ConvVQ(nn.Module):
 
     stride = 4
 
-    def __init__(self, num_codes: int = 256, code_channels: int = 16, channels: int = 96, depth: int = 2):
+    def __init__(self, num_codes: Count = 256, code_channels: Count = 16, channels: Count = 96, depth: Whole = 2):
         super().__init__()
         wide = 2 * channels
         self.encoder = nn.Sequential(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from migm.kinds import Count, Dropout
+
 Inner = TypeVar("Inner", bound=nn.Module)
 
 
@@ -164,14 +166,14 @@ class MaskTransformer(nn.Module):
 
     def __init__(
         self,
-        num_tokens: int,
-        vocab_size: int,
-        num_classes: int,
-        channels: int,
-        depth: int,
-        num_heads: int,
-        mlp_channels: int,
-        dropout: float = 0.0,
+        num_tokens: Count,
+        vocab_size: Count,
+        num_classes: Count,
+        channels: Count,
+        depth: Count,
+        num_heads: Count,
+        mlp_channels: Count,
+        dropout: Dropout = 0.0,
         mask_logit: bool = False,
     ):
         super().__init__()

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from migm.bases.weights import locate
+from migm.kinds import Count
 from migm.runtime import UserError
 
 # Names of taming-transformers -> names of diffusers, applied in this order (maskgit.md 2.4).
@@ -43,16 +44,14 @@ class VQGAN(nn.Module):
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
-        n_embed: int,
-        embed_dim: int,
+        n_embed: Count,
+        embed_dim: Count,
         pixels: Literal["clamp", "min_max"] = "clamp",
         model_yaml: str | None = None,
     ):
         super().__init__()
         if model_yaml:
             ddconfig, n_embed, embed_dim = read_model_yaml(model_yaml)
-        if pixels not in ("clamp", "min_max"):
-            raise ValueError(f"base.tokenizer.pixels={pixels} is unknown; one of clamp, min_max")
         self.pixels = pixels
         self.levels = len(ddconfig["ch_mult"])
         self.stride = 2 ** (self.levels - 1)

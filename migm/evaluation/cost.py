@@ -8,7 +8,6 @@ take turns, and the median over the rounds counts.
 """
 
 import itertools
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +24,8 @@ from migm.bases.base import Base
 from migm.evaluation.memory import peak_bytes
 from migm.evaluation.meter import CPU_ATTENTION, Reading, read_meter
 from migm.inputs import InputSource
+from migm.kinds import Latency, fitted
 from migm.report.results import point_label
-from migm.runtime import UserError
 from migm.sampling.loop import Sampling, generate_images
 
 ADAPTIVE_IMAGES = 20  # that the cost of a policy is averaged over which decides for each image
@@ -82,13 +81,9 @@ class Protocol:
 
     @classmethod
     def named(cls, name: str) -> "Protocol":
-        found = re.fullmatch(r"batch([1-9]\d*)_(amortised|wall)(_decode)?", name)
-        if not found or (found[2] == "wall" and found[1] != "1"):
-            raise UserError(
-                f"latency={name} is no protocol; batch<b>_amortised with any b or batch1_wall, "
-                "and either with _decode at its end to include decoding"
-            )
-        return cls(name, int(found[1]), found[2] == "wall", found[3] is not None)
+        """The protocol of a name; UserError for others."""
+        batch, what, *decode = fitted("latency", name, Latency).split("_")
+        return cls(name, int(batch.removeprefix("batch")), what == "wall", bool(decode))
 
     def job(self, base: Base, point: Point, source: InputSource) -> Callable[[], Tensor]:
         """What is timed: returns tokens (b, l), or images (b, 3, h, w) where decoding is included."""

@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from migm.bases.base import Inputs
 from migm.inputs import InputSource
-from migm.runtime import UserError
+from migm.kinds import Count, Length, Limits, Seed
 
 
 class EvalSet:
@@ -21,17 +22,12 @@ class EvalSet:
 
     def __init__(
         self,
-        num_images: int,
+        num_images: Annotated[int, Limits(least=2)],
         inputs: InputSource,
-        seed_sets: Sequence[int],
-        batch_size: int,
+        seed_sets: Annotated[Sequence[Seed], Length()],
+        batch_size: Count,
         reference: str | Path | None = None,
     ):
-        if num_images < 2 or batch_size < 1 or not seed_sets:
-            raise UserError(
-                f"evalset.num_images={num_images} must be at least 2, evalset.batch_size={batch_size} at least 1, "
-                f"evalset.seed_sets={list(seed_sets)} not empty"
-            )
         self.num_images, self.inputs, self.batch_size = num_images, inputs, batch_size
         self.seed_sets, self.reference = list(seed_sets), reference
 

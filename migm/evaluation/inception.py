@@ -7,16 +7,20 @@ differs between publications is done before and around it; each such habit has a
 import functools
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from migm.bases.weights import assign_strictly, read_tensors
 from migm.evaluation.files import extra, required
-from migm.runtime import UserError, tensors_hash
+from migm.runtime import tensors_hash
 
 SIDE = 299  # pixels of the network's input
-CHILDREN = {"64": 4, "192": 7, "768": 15, "2048": 18}  # features by torch-fidelity's names -> layers up to them
+Feature = Literal["64", "192", "768", "2048"]
+ProtocolName = Literal["adm", "val50k", "migm_paper", "clean"]
+# Features by torch-fidelity's names -> layers up to them.
+CHILDREN: dict[Feature, int] = {"64": 4, "192": 7, "768": 15, "2048": 18}
 ADM_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/512/VIRTUAL_imagenet512.npz"
 )
@@ -60,13 +64,6 @@ PROTOCOLS = {
 }
 
 
-def find_protocol(name: str) -> Protocol:
-    """The protocol of a name; another is refused."""
-    if name not in PROTOCOLS:
-        raise UserError(f"metric.*.protocol={name} is unknown; one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
-
-
 def stretched(images: Tensor) -> Tensor:
     """uint8 (b, 3, h, w), each image's minimum to 0 and maximum to 255, rounded down; one of a single value is 0.
 
@@ -86,7 +83,7 @@ def _clean_resize(images: Tensor) -> Tensor:
 class Inception:
     """torch-fidelity's network up to the layer `feature`, and what it makes of images."""
 
-    def __init__(self, net: nn.Module, feature: str, random_weights: bool):
+    def __init__(self, net: nn.Module, feature: Feature, random_weights: bool):
         self.net, self.feature, self.random_weights = net, feature, random_weights
         self.layers = nn.Sequential(*list(net.children())[: CHILDREN[feature]])
         self.channels = int(feature)
@@ -112,11 +109,9 @@ def load_inception(
     sha256: str = "6726825d",
     offline: bool = False,
     random_weights: bool = False,
-    feature: str = "2048",
+    feature: Feature = "2048",
 ) -> Inception:
     """The network with the weights of a file whose SHA-256 begins with `sha256`, or of random ones for tests."""
-    if str(feature) not in CHILDREN:
-        raise UserError(f"inception.feature={feature} is unknown; one of {', '.join(CHILDREN)}")
     net = _empty()
     if random_weights:
         for conv in (module for module in net.modules() if isinstance(module, nn.Conv2d)):
@@ -125,7 +120,7 @@ def load_inception(
         key = "inception.weights"
         path = required(weights, sha256, URL, offline, key)
         assign_strictly(net, read_tensors(path, key)[0], f"{key}={path}")
-    return Inception(net, str(feature), random_weights)
+    return Inception(net, feature, random_weights)
 
 
 def _empty() -> nn.Module:

@@ -28,6 +28,7 @@ from torch import nn
 
 from migm.bases.base import Base
 from migm.evaluation.cost import synchronise
+from migm.kinds import Count
 from migm.runtime import UserError
 from migm.sampling.loop import Sampling
 from migm.training.objective import Objective
@@ -49,12 +50,12 @@ class Loading:
     """How much is written below `folder`, and deleted at the end, and how much of it is read."""
 
     folder: str
-    num_images: int  # stored
-    tar_images: int  # of them in the released layout
-    online_images: int  # generated, a shard of storage "online"
-    batches: int  # read from storage "features", and trained on
-    base_batches: int  # of storage "tokens", which the base has to compute
-    cold_pairs: int
+    num_images: Count  # stored
+    tar_images: Count  # of them in the released layout
+    online_images: Count  # generated, a shard of storage "online"
+    batches: Count  # read from storage "features", and trained on
+    base_batches: Count  # of storage "tokens", which the base has to compute
+    cold_pairs: Count
 
     def measure(
         self, base: Base, sampling: Sampling, data: TrajectoryData, train: Callable[[Pairs], object]

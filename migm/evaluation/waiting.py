@@ -24,6 +24,7 @@ from migm import SPINS
 from migm.config import BenchConfig, build
 from migm.evaluation.cost import synchronise
 from migm.evaluation.loading import random_trajectories, training_step
+from migm.kinds import Count, Threads
 from migm.trajectories.dataset import InMemory, PairDataset
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
@@ -41,9 +42,9 @@ Row = dict[str, Any]
 class Waiting:
     """How often each setting is measured: `rounds` in which the settings take turns, `steps` in each."""
 
-    steps: int
-    rounds: int
-    threads: int
+    steps: Count
+    rounds: Count
+    threads: Threads
 
     def measure(self, config: BenchConfig) -> Iterator[Row]:
         """A row for every process; a last setting has one thread."""

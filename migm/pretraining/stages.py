@@ -21,6 +21,7 @@ from migm.bases.transformer import MaskTransformer
 from migm.bases.weights import load_strictly, read_tensors
 from migm.evaluation.cifarnet import CifarNet, load_cifarnet
 from migm.evaluation.metrics.frechet import frechet_distance, moments
+from migm.kinds import NotNegative, Seed
 from migm.pretraining import cifar10
 from migm.pretraining.feature_net import FeatureNetModule, accuracy
 from migm.pretraining.fit import Rows, fit
@@ -32,7 +33,6 @@ from migm.pretraining.vq import VQModule, reconstruct
 from migm.progress import progress
 from migm.runtime import UserError, tensors_hash
 
-STAGES = ("perceptual", "features", "tokenizer", "base", "reference", "words", "text_base")
 CAPTIONS = 4  # of every photo, for the text-to-image base to draw from
 
 
@@ -48,12 +48,12 @@ class Recipe:
         cifar10: str | Path,
         folder: str | Path,
         assets: str | Path,
-        seed: int,
-        perceptual_epochs: float,
-        features_epochs: float,
-        tokenizer_epochs: float,
-        base_epochs: float,
-        text_base_epochs: float,
+        seed: Seed,
+        perceptual_epochs: NotNegative,
+        features_epochs: NotNegative,
+        tokenizer_epochs: NotNegative,
+        base_epochs: NotNegative,
+        text_base_epochs: NotNegative,
         warm_start: bool = False,
     ):
         self.source, self.folder, self.assets, self.seed = Path(cifar10), Path(folder), Path(assets), seed
@@ -68,9 +68,6 @@ class Recipe:
 
     def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
         """Run `stages` in their given order; `base` and `text_base` train the transformer of `base`."""
-        unknown = [stage for stage in stages if stage not in STAGES]
-        if unknown:
-            raise UserError(f"stages={unknown} unknown; any of {', '.join(STAGES)}")
         for stage in stages:
             start = time.perf_counter()
             torch.manual_seed(self.seed)

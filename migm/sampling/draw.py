@@ -1,17 +1,19 @@
 """Categorical draws with an explicit dtype, from keyed noise."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from migm.kinds import NotNegative
 from migm.sampling.noise import DRAW, Noise, Step
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-
-
-def named_dtype(name: str, key: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"{key}={name} is unknown; one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+DTypeName = Literal["bfloat16", "float32", "float64"]
+DTYPES: dict[DTypeName, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 def scaled(logits: Tensor, inverse_temperature: float) -> Tensor:
@@ -26,9 +28,9 @@ class InverseCDF:
     multiplies the logits, as MaskGIT's `sm_temp` does: above 1 sharpens.
     """
 
-    def __init__(self, inverse_temperature: float = 1.0, dtype: str = "float32"):
+    def __init__(self, inverse_temperature: NotNegative = 1.0, dtype: DTypeName = "float32"):
         self.inverse_temperature = inverse_temperature
-        self.dtype = named_dtype(dtype, "sampling.draw.dtype")
+        self.dtype = DTYPES[dtype]
 
     def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]:
         probabilities = scaled(logits, self.inverse_temperature).softmax(-1, dtype=self.dtype)
@@ -48,9 +50,11 @@ class GumbelMax:
     with the temperature (MaskGIT), or without it (`plain_confidence`, Lumina-DiMOO).
     """
 
-    def __init__(self, inverse_temperature: float = 1.0, dtype: str = "float32", plain_confidence: bool = False):
+    def __init__(
+        self, inverse_temperature: NotNegative = 1.0, dtype: DTypeName = "float32", plain_confidence: bool = False
+    ):
         self.inverse_temperature, self.plain_confidence = inverse_temperature, plain_confidence
-        self.dtype = named_dtype(dtype, "sampling.draw.dtype")
+        self.dtype = DTYPES[dtype]
 
     def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits.to(self.dtype)
@@ -63,8 +67,8 @@ class GumbelMax:
 class Argmax:
     """The likeliest token, without noise: temperature 0."""
 
-    def __init__(self, dtype: str = "float32"):
-        self.dtype = named_dtype(dtype, "sampling.draw.dtype")
+    def __init__(self, dtype: DTypeName = "float32"):
+        self.dtype = DTYPES[dtype]
 
     def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits.to(self.dtype)

@@ -21,8 +21,6 @@ class Constant:
     """
 
     def __init__(self, guidance_scale: float, on: On = "features"):
-        if on not in ("features", "logits"):
-            raise ValueError(f"sampling.guidance.on={on} is unknown; one of features, logits")
         self.guidance_scale, self.on = guidance_scale, on
 
     def scale(self, step: int, num_steps: int) -> float:

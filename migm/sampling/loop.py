@@ -9,6 +9,7 @@ from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
 from migm.bases.base import Base, Branch, Inputs, StepRecord, image_rows
+from migm.kinds import Count
 from migm.sampling.guidance import Guidance, combine
 from migm.sampling.noise import KeyedNoise, Noise, Step
 from migm.sampling.schedule import Schedule
@@ -29,23 +30,16 @@ class Observer(Protocol):
 class Sampling:
     """How tokens are drawn: everything about a sample but the base, its inputs and the noise.
 
-    `num_full_steps` (B) is read by accelerators only. `guidance` None samples the conditional
-    branch alone.
+    `num_full_steps` (B) is read by accelerators only, which compare it with `num_steps` where they use it.
+    `guidance` None samples the conditional branch alone.
     """
 
-    num_steps: int
-    num_full_steps: int
+    num_steps: Count
+    num_full_steps: Count
     schedule: Schedule
     draw: Draw
     select: Select
     guidance: Guidance | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_full_steps <= self.num_steps:
-            raise ValueError(
-                f"sampling.num_full_steps={self.num_full_steps} must be between 1 and "
-                f"sampling.num_steps={self.num_steps}"
-            )
 
 
 @torch.inference_mode()

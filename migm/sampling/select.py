@@ -5,8 +5,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from migm.kinds import NotNegative
 from migm.runtime import UserError
-from migm.sampling.draw import named_dtype
+from migm.sampling.draw import DTYPES, DTypeName
 from migm.sampling.noise import SELECT, Noise, Step
 
 Rule = Literal["count", "cutoff"]
@@ -29,17 +30,13 @@ class Confidence:
 
     def __init__(
         self,
-        temperature: float,
+        temperature: NotNegative,
         anneal: Literal["linear", "constant"] = "linear",
-        dtype: str = "float64",
+        dtype: DTypeName = "float64",
         rule: Rule = "count",
     ):
-        if anneal not in ("linear", "constant"):
-            raise ValueError(f"sampling.select.anneal={anneal} is unknown; one of linear, constant")
-        if rule not in ("count", "cutoff"):
-            raise ValueError(f"sampling.select.rule={rule} is unknown; one of count, cutoff")
         self.temperature, self.anneal = temperature, anneal
-        self.dtype, self.rule = named_dtype(dtype, "sampling.select.dtype"), rule
+        self.dtype, self.rule = DTYPES[dtype], rule
 
     def __call__(self, log_prob: Tensor, noise: Noise, step: Step, num_steps: int, positions: Tensor) -> Tensor:
         """Scores (b, k) of the drawn tokens at the masked positions (b, k)."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.llada import Context, LlamaBlock, RMSNorm, init_block, rotations
+from migm.kinds import Count, NotNegative, Positive
 from migm.runtime import UserError
 from migm.shortcuts.parts import TimeEmbedder, inner_width
 
@@ -48,21 +49,19 @@ class DiMOOShortcut(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        bottleneck_ratio: int = 2,
-        depth: int = 1,
-        num_heads: int = 32,
-        mlp_channels: int = 12288,
-        rope_theta: float = 500000.0,
-        eps: float = 1e-5,
+        channels: Count,
+        bottleneck_ratio: Count = 2,
+        depth: Count = 1,
+        num_heads: Count = 32,
+        mlp_channels: Count = 12288,
+        rope_theta: Positive = 500000.0,
+        eps: NotNegative = 1e-5,
         time: bool = True,
         cross_attention: bool = True,
         prompt: bool = True,
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if depth < 1:
-            raise UserError(f"shortcut.depth={depth} must be at least 1")
         inner = inner_width(channels, bottleneck_ratio, num_heads)
         self.head_channels = inner // num_heads
         if self.head_channels % 2:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.transformer import FeedForward, PackedAttention, PreNorm, Wrapped
+from migm.kinds import Count, Dropout, Whole
 from migm.runtime import UserError
 from migm.shortcuts.parts import TimeEmbedder, inner_width
 
@@ -41,21 +42,17 @@ class MaskGITShortcut(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        bottleneck_ratio: int = 2,
-        depth: int = 1,
-        num_heads: int = 16,
+        channels: Count,
+        bottleneck_ratio: Count = 2,
+        depth: Count = 1,
+        num_heads: Count = 16,
         time: bool = True,
         cross_attention: bool = True,
-        dropout: float = 0.0,
-        num_positions: int = 0,
+        dropout: Dropout = 0.0,
+        num_positions: Whole = 0,
     ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if depth < 1:
-            raise UserError(f"shortcut.depth={depth} must be at least 1")
-        if num_positions < 0:
-            raise UserError(f"shortcut.num_positions={num_positions} must be at least 0")
         inner = inner_width(channels, bottleneck_ratio, num_heads)
         project = bottleneck_ratio > 1
         self.proj_in = nn.Linear(channels, inner) if project else nn.Identity()

@@ -30,12 +30,12 @@ class TimeEmbedder(nn.Module):
 
 def inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
     """channels / R, which R and then the heads have to divide."""
-    if bottleneck_ratio < 1 or channels % bottleneck_ratio:
+    if channels % bottleneck_ratio:
         raise UserError(
             f"shortcut.bottleneck_ratio={bottleneck_ratio} must divide the base's {channels} channels without rest"
         )
     inner = channels // bottleneck_ratio
-    if num_heads < 1 or inner % num_heads:
+    if inner % num_heads:
         raise UserError(
             f"shortcut.num_heads={num_heads} must divide the inner width {inner} "
             f"(= {channels} channels / bottleneck_ratio {bottleneck_ratio})"

@@ -6,6 +6,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from migm.kinds import Count
 from migm.progress import progress
 
 
@@ -15,7 +16,7 @@ class StepProgress(L.Callback):
     Lightning's own bars count batches of an epoch, which says little when max_steps ends it.
     """
 
-    def __init__(self, refresh_every: int = 10):
+    def __init__(self, refresh_every: Count = 10):
         self.refresh_every = refresh_every
         self.bar: Progress | None = None
         self.task = TaskID(0)

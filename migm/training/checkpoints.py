@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from migm.kinds import Count
 from migm.runtime import Stopped, UserError, replacing
 
 MARK = b"sha256="
@@ -88,10 +89,7 @@ class Checkpoints(ModelCheckpoint):
     counts from each start, take effect after the training step at hand: all ranks save and raise `Stopped`.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_train_steps: int = 500, keep: int = 2):
-        for key, value in {"every_n_train_steps": every_n_train_steps, "keep": keep}.items():
-            if value < 1:
-                raise UserError(f"callbacks.checkpoint.{key}={value} must be at least 1")
+    def __init__(self, dirpath: str | Path, every_n_train_steps: Count = 500, keep: Count = 2):
         super().__init__(dirpath, "resume", every_n_train_steps=every_n_train_steps, enable_version_counter=False)
         self.keep, self.signal, self.step = keep, 0, 0
 

@@ -20,8 +20,6 @@ class FiniteGuard(L.Callback):
     """
 
     def __init__(self, non_finite: Literal["stop", "skip"] = "stop"):
-        if non_finite not in ("stop", "skip"):
-            raise UserError(f"callbacks.guard.non_finite={non_finite} is unknown; one of stop, skip")
         self.non_finite, self.skipped = non_finite, 0
         self.seen: list[tuple[Pairs, Tensor]] = []  # since the last step: batches and their losses
         self.batch: Any = None

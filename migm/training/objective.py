@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, image_rows
+from migm.kinds import NotNegative, Positive
 from migm.shortcuts.losses import Direction, masked_cosine, masked_kl, masked_mse
 from migm.training.rollout import Rollout, Situation, predict
 from migm.trajectories.dataset import Pairs
@@ -32,26 +33,15 @@ class FeatureLoss:
 
     def __init__(
         self,
-        mse_weight: float = 1.0,
-        kl_weight: float = 0.0,
-        kl_temperature: float = 1.0,
+        mse_weight: NotNegative = 1.0,
+        kl_weight: NotNegative = 0.0,
+        kl_temperature: Positive = 1.0,
         kl_direction: Direction = "teacher_student",
         rollout: Rollout | None = None,
         rows: Literal["masked", "all"] = "masked",
     ):
-        if mse_weight < 0 or kl_weight < 0 or mse_weight + kl_weight == 0:
-            raise ValueError(
-                f"objective.mse_weight={mse_weight} and objective.kl_weight={kl_weight} "
-                "must be at least 0, and one of them above"
-            )
-        if kl_temperature <= 0:
-            raise ValueError(f"objective.kl_temperature={kl_temperature} must be above 0")
-        if kl_direction not in ("teacher_student", "student_teacher"):
-            raise ValueError(
-                f"objective.kl_direction={kl_direction} is unknown; one of teacher_student, student_teacher"
-            )
-        if rows not in ("masked", "all"):
-            raise ValueError(f"objective.rows={rows} is unknown; one of masked, all")
+        if mse_weight + kl_weight == 0:
+            raise ValueError(f"objective.mse_weight={mse_weight}, objective.kl_weight={kl_weight}: one must be above 0")
         self.mse_weight, self.kl_weight, self.rows = mse_weight, kl_weight, rows
         self.kl_temperature, self.rollout = kl_temperature, rollout
         self.kl_direction: Direction = kl_direction

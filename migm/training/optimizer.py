@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from migm.kinds import NotNegative
 from migm.runtime import pick_dtype
 
 
@@ -30,7 +31,7 @@ class Muon(torch.optim.Muon):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p.grad)
                 momentum = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(momentum, group["momentum"]).to(pick_dtype("auto", p.device, "dtype"))
+                ahead = p.grad.lerp(momentum, group["momentum"]).to(pick_dtype("auto", p.device))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(orthogonal(ahead, group), alpha=-group["lr"] * (0.2 * max(p.shape) ** 0.5))
 
@@ -52,7 +53,13 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon takes the matrices with `inside` in their names; both use `lr`.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], inside: str, lr: float, weight_decay: float):
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        inside: str,
+        lr: NotNegative,
+        weight_decay: NotNegative,
+    ):
         named = list(named_parameters)
         matrices = [p for n, p in named if p.ndim == 2 and inside in n]
         rest = [p for n, p in named if not (p.ndim == 2 and inside in n)]

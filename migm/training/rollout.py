@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, image_rows
+from migm.kinds import Count, Seed
 from migm.sampling.loop import Draw, Select
 from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import Schedule
@@ -51,8 +52,10 @@ class Rollout:
     a pair that went on is the frozen base on the tokens it then has.
     """
 
-    def __init__(self, max_length: int, num_steps: int, schedule: Schedule, draw: Draw, select: Select, seed: int = 0):
-        if not 1 <= max_length < num_steps:
+    def __init__(
+        self, max_length: Count, num_steps: Count, schedule: Schedule, draw: Draw, select: Select, seed: Seed = 0
+    ):
+        if max_length >= num_steps:
             raise ValueError(
                 f"objective.rollout.max_length={max_length} must be between 1 and "
                 f"sampling.num_steps - 1 = {num_steps - 1}"

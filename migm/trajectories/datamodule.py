@@ -13,6 +13,7 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, Inputs
 from migm.inputs import InputSource
+from migm.kinds import Count, Seed, Whole
 from migm.runtime import UserError, is_url
 from migm.sampling.loop import Sampling
 from migm.trajectories.dataset import InMemory, PairDataset
@@ -22,7 +23,8 @@ from migm.trajectories.record import record
 from migm.trajectories.store import Store
 
 Storage = Literal["features", "tokens", "online"]
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+DTypeName = Literal["bfloat16", "float32", "int8"]
+DTYPES: dict[DTypeName, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 
 
 class TrajectoryData(L.LightningDataModule):
@@ -43,33 +45,25 @@ class TrajectoryData(L.LightningDataModule):
         self,
         folder: str | Path,
         inputs: InputSource,
-        num_images: int,
-        num_val_images: int,
-        batch_size: int,
-        shard_images: int = 64,
-        collect_batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
+        num_images: Count,
+        num_val_images: Count,
+        batch_size: Count,
+        shard_images: Count = 64,
+        collect_batch_size: Count = 64,
+        num_workers: Whole = 0,
+        seed: Seed = 0,
         verify: bool = True,
         storage: Storage = "features",
-        dtype: str = "bfloat16",
-        reuse: int = 1,
+        dtype: DTypeName = "bfloat16",
+        reuse: Count = 1,
         cache: str | Path = "cache",
-        cache_bytes: int = 100_000_000_000,
+        cache_bytes: Whole = 100_000_000_000,
     ):
         super().__init__()
-        if not 0 < num_val_images < num_images:
+        if num_val_images >= num_images:
             raise UserError(
                 f"data.num_val_images={num_val_images} must be between 1 and data.num_images - 1 = {num_images - 1}"
             )
-        counts = {"batch_size": batch_size, "shard_images": shard_images}
-        for key, value in {**counts, "collect_batch_size": collect_batch_size, "reuse": reuse}.items():
-            if value < 1:
-                raise UserError(f"data.{key}={value} must be at least 1")
-        if storage not in ("features", "tokens", "online"):
-            raise UserError(f"data.storage={storage} is unknown; one of features, tokens, online")
-        if dtype not in DTYPES:
-            raise UserError(f"data.dtype={dtype} is unknown; one of {', '.join(DTYPES)}")
         if storage == "online" and num_workers:
             raise UserError(
                 f"data.num_workers={num_workers}: the base runs in this process by data.storage=online; set 0"

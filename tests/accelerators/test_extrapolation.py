@@ -14,7 +14,6 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.calibration import Calibration, LearnedWeights
 from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
 from migm.accelerators.predictors.forecast import Forecast, histories
-from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.refresh import Always
 from migm.fit import calibrate
 from migm.runtime import UserError
@@ -179,23 +178,6 @@ def test_learned_weights_beat_every_fixed_rule_on_the_trajectories_they_were_fit
         ours = error(learned(path, tiny_base).weights(times, step), step)
         fixed = [rule.weights(times, step) for rule in (Taylor(order), Newton(order), Hermite(order))]
         assert all(ours < error(weights, step) for weights in (reuse, *fixed))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Taylor(-1), "accelerator.predictor.rule.max_order=-1 must be at least 0"),
-        (lambda: Newton(-2), "accelerator.predictor.rule.max_order=-2 must be at least 0"),
-        (lambda: LearnedWeights("fit", 6, -1), "accelerator.predictor.rule.max_order=-1 must be at least 0"),
-        (lambda: Hermite(2, 0.0), "accelerator.predictor.rule.scale=0.0 must be above 0 and below 1"),
-        (lambda: Hermite(2, 1.0), "accelerator.predictor.rule.scale=1.0 must be above 0 and below 1"),
-        (lambda: Forecast(Taylor(1), "layer"), "accelerator.predictor.granularity=layer is unknown; one of boundary"),
-        (lambda: Reuse("tokens"), "accelerator.predictor.of=tokens is unknown; one of features, residual"),
-    ],
-)
-def test_impossible_rules_are_refused_by_their_key(make, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        make()
 
 
 def test_a_fit_of_something_else_is_refused_by_its_key(vanilla, tiny_base, make_base, tmp_path):

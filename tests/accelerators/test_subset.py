@@ -289,12 +289,6 @@ def test_a_base_without_layers_is_refused_by_name(run, tiny_base):
         run(ml_cache(), base=Shut(tiny_base))
 
 
-@pytest.mark.parametrize("cache_ratio", [-0.1, 1.1])
-def test_an_impossible_share_is_refused_by_name(cache_ratio):
-    with pytest.raises(UserError, match=re.escape(f"accelerator.predictor.cache_ratio={cache_ratio}")):
-        Subset(cache_ratio)
-
-
 def test_a_point_needs_n_alone_and_has_its_policys_own_number_of_full_steps():
     known = {"ml_cache": 28, "ml_cache_w01": 18, "ml_cache_w0": 13}
     cfg = composed("evaluate", *(f"+points.{name}=[64]" for name in known))

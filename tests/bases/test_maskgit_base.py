@@ -128,8 +128,3 @@ def test_fingerprint_depends_on_weights_and_precision_alone(make_base):
     assert make_base(seed=0).fingerprint() == one
     others = [changed, make_base(seed=1), make_base(dtype="float32")]
     assert len({one, *(base.fingerprint() for base in others)}) == 4
-
-
-def test_an_unknown_dtype_is_refused_by_name(make_base):
-    with pytest.raises(UserError, match=r"base\.dtype=float16"):
-        make_base(dtype="float16")

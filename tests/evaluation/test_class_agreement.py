@@ -62,19 +62,6 @@ def test_an_evalset_is_all_images_once_with_the_classes_in_turn():
     assert labels.tolist() == [i % 10 for i in range(25)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "key"),
-    [
-        ((1, CLASSES, [1], 5), "num_images=1"),
-        ((5, CLASSES, [1], 0), "batch_size=0"),
-        ((5, CLASSES, [], 5), "seed_sets="),
-    ],
-)
-def test_an_empty_evalset_is_refused_naming_the_key(arguments, key):
-    with pytest.raises(UserError, match=rf"evalset\.{key}"):
-        EvalSet(*arguments, "reference")
-
-
 def test_an_evalset_of_prompts_gives_each_image_its_own():
     batches = EvalSet(5, lambda images: [f"prompt {i}" for i in images.tolist()], [1], 2).batches()
     assert [(numbers.tolist(), inputs) for numbers, inputs in batches] == [

@@ -97,7 +97,7 @@ def test_results_without_peaks_get_them_and_no_new_times(whole, assets, tmp_path
 
 
 def test_an_unknown_protocol_is_refused_before_anything_runs(assets, tmp_path):
-    with pytest.raises(ValueError, match=naming("latency=batch2_wall")):
+    with pytest.raises(ValueError, match=naming("latency[0]=batch2_wall")):
         measured(tmp_path, assets, "latency=[batch2_wall]")
     assert not list(tmp_path.iterdir())
 
@@ -181,21 +181,22 @@ def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path):
     ("override", "words"),
     [
         ("+points.nope=[2]", ["points", "nope"]),
-        ("+points.reuse=[[6]]", ["points.reuse=[6]"]),
-        ("+points.reuse=[[6,2,1]]", ["points.reuse=[6, 2, 1]"]),
-        ("+points.reuse=[[6,1.5]]", ["points.reuse=[6, 1.5]"]),
+        ("+points.reuse=[[6]]", ["points.reuse[0]=[6]", "N, or [N, B]"]),
+        ("+points.reuse=[[6,2,1]]", ["points.reuse[0]=[6, 2, 1]"]),
+        ("+points.reuse=[[6,1.5]]", ["points.reuse[0][1]=1.5"]),
         ("+points.reuse=[[6,7]]", ["num_full_steps=7"]),
-        ("+points.reuse=[[6,0]]", ["num_full_steps=0"]),
-        ("+points.vanilla=[0]", ["num_full_steps=0"]),
+        ("+points.reuse=[[6,0]]", ["points.reuse[0][1]=0"]),
+        ("+points.vanilla=[0]", ["points.vanilla[0]=0"]),
         ("+points.vanilla=[[6,2]]", ["points.vanilla=[6, 2]: B is 2", "sets 6 full steps"]),
         ("+points.ml_cache=[{num_steps: 6, num_full_steps: 4}]", ["points.ml_cache", "B is 4", "sets 2 full steps"]),
+        ("+points.reuse=[{num_steps: 6, num_full_steps: x}]", ["points.reuse.num_full_steps=x", "a whole number"]),
+        ("+points.reuse=[{num_full_steps: 2}]", ["points.reuse.num_steps=null", "a whole number"]),
         ("+points.teacache=[[6,2]]", ["points.teacache=[6, 2]", "decides while sampling"]),
     ],
 )
 def test_impossible_points_are_refused_naming_them(assets, tmp_path, override, words):
-    cfg, config = config_for(tmp_path, assets, override)
     with pytest.raises(ValueError, match=naming(*words)):
-        points(cfg, config)
+        points(*config_for(tmp_path, assets, override))
 
 
 def test_points_leave_the_global_generator_out_of_the_samples(whole, assets, tmp_path):

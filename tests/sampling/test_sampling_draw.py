@@ -149,9 +149,3 @@ def test_confidences_end_at_1e_20():
     """What lies below counts as 1e-20 in the original DiMOO code, so that no score is infinite."""
     logits = torch.tensor([[[0.0, -200.0]]], dtype=torch.float64)
     assert log_probability(logits, torch.tensor([[1]])).item() == pytest.approx(math.log(1e-20))
-
-
-@pytest.mark.parametrize("draw", [*DRAWS, Argmax])
-def test_an_unknown_dtype_is_refused_by_name(draw):
-    with pytest.raises(ValueError, match=r"sampling\.draw\.dtype=float16.*bfloat16, float32, float64"):
-        draw(dtype="float16")

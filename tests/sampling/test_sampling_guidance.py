@@ -108,9 +108,3 @@ def test_a_single_branch_passes_unchanged(tiny_base):
     (branch,), (features,) = step_of(tiny_base, guided=False)
     logits = guided_logits(tiny_base, [branch], [features], POSITIONS, None, 0, 6)
     assert torch.equal(logits, tiny_base.head(image_rows(features, branch, POSITIONS), POSITIONS))
-
-
-@pytest.mark.parametrize("guidance", [Constant, Ramp])
-def test_guidance_on_anything_else_is_refused_by_name(guidance):
-    with pytest.raises(ValueError, match=r"sampling\.guidance\.on=tokens.*features, logits"):
-        guidance(1.0, "tokens")

@@ -201,12 +201,6 @@ def test_a_cutoff_takes_one_image_at_a_time(run, make_accelerator):
         run(make_accelerator("vanilla"), labels=(3, 7), select=Confidence(4.5, rule="cutoff"))
 
 
-@pytest.mark.parametrize("num_full_steps", [-1, 0, 7])
-def test_sampling_refuses_more_full_steps_than_steps_and_none(make_sampling, num_full_steps):
-    with pytest.raises(ValueError, match=rf"sampling\.num_full_steps={num_full_steps} .*sampling\.num_steps=6"):
-        make_sampling(num_full_steps=num_full_steps)
-
-
 def test_generate_images_keys_the_noise_by_seed_and_image(run, tiny_base, make_sampling, make_accelerator):
     wanted, _ = run(make_accelerator("vanilla"), images=(6, 2), seed=3)
     labels, images = torch.tensor([3, 7]), torch.tensor([6, 2])

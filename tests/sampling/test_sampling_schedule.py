@@ -63,8 +63,3 @@ def test_a_number_of_steps_outside_1_to_l_is_refused(schedule, num_steps):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_one_step_reveals_everything(schedule):
     assert schedule.counts(16, 1) == [16]
-
-
-def test_an_unknown_mode_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"sampling\.schedule\.mode=cubic.*arccos"):
-        Increments("cubic")

@@ -43,11 +43,6 @@ def test_a_single_step_has_scores(scored):
     assert Confidence(7.0)(log_prob, noise, 0, 1, positions).isfinite().all()
 
 
-def test_an_unknown_annealing_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"sampling\.select\.anneal=cosine.*linear, constant"):
-        Confidence(1.0, "cosine")
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_scores_are_computed_in_their_dtype(scored, dtype):
     log_prob, noise, positions = scored
@@ -56,13 +51,6 @@ def test_scores_are_computed_in_their_dtype(scored, dtype):
     assert scores.dtype == precision
     gumbel = noise.gumbel(SELECT, 1, positions, dtype=precision)
     assert torch.equal(scores, log_prob.to(precision) + 2.0 * gumbel)
-
-
-def test_an_unknown_dtype_or_rule_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"sampling\.select\.dtype=float16.*bfloat16, float32, float64"):
-        Confidence(1.0, dtype="float16")
-    with pytest.raises(ValueError, match=r"sampling\.select\.rule=ties.*count, cutoff"):
-        Confidence(1.0, rule="ties")
 
 
 def test_selection_counts_unless_it_is_told_otherwise():

@@ -15,7 +15,7 @@ from tiny_parts import collected, naming, same_tensors, tiny
 from migm.config import build
 from migm.runtime import Stopped, UserError
 from migm.train import Training
-from migm.training.checkpoints import CheckpointFiles, Checkpoints, is_whole, newest
+from migm.training.checkpoints import CheckpointFiles, is_whole, newest
 from migm.training.module import ShortcutModule
 
 STEPS = 24  # of 10 batches an epoch
@@ -162,9 +162,3 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
 def test_one_of_an_earlier_version_has_no_seal_and_is_read(tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "x.ckpt")
     assert is_whole(tmp_path / "x.ckpt")
-
-
-@pytest.mark.parametrize("key", ["every_n_train_steps", "keep"])
-def test_what_cannot_be_is_refused(key):
-    with pytest.raises(UserError, match=naming(f"callbacks.checkpoint.{key}=0")):
-        Checkpoints("nowhere", **{key: 0})

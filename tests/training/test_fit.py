@@ -192,12 +192,6 @@ def test_the_precision_is_the_machines_unless_one_is_asked_for(stored, tmp_path,
     assert Training(config, build(config.base)).trainer.precision == precision
 
 
-def test_an_unknown_precision_is_refused_before_anything_runs(stored, tmp_path):
-    config = config_for(stored, tmp_path, "trainer.precision=bfloat16")
-    with pytest.raises(UserError, match=naming("trainer.precision=bfloat16", "auto", "bf16-mixed")):
-        Training(config, build(config.base))
-
-
 def test_the_shortcut_file_describes_itself_and_its_base(stored, whole, tmp_path):
     config, path = config_for(stored, tmp_path), whole / "shortcut.safetensors"
     base = build(config.base)

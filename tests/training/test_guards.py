@@ -115,8 +115,3 @@ def test_stored_features_that_are_at_fault_are_named_alone(stored):
     batch.target[1, 2, 3] = torch.inf
     image, step = int(batch.images[1]), int(batch.steps[1])
     assert named(batch).startswith(f"image {image} step {step} (stored features")
-
-
-def test_an_unknown_setting_is_refused():
-    with pytest.raises(UserError, match=naming("callbacks.guard.non_finite=ignore", "stop, skip")):
-        FiniteGuard("ignore")  # type: ignore[arg-type]

@@ -134,19 +134,9 @@ def test_the_divergence_is_that_of_the_heads_logits_at_a_temperature(tiny_run):
     assert total.item() == pytest.approx((2 * mse + 0.5 * 9 * kl).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"mse_weight": 0.0}, "one of them above"),
-        ({"kl_weight": -1.0}, "objective.kl_weight=-1.0"),
-        ({"kl_temperature": 0.0}, "objective.kl_temperature=0.0"),
-        ({"kl_direction": "both"}, "objective.kl_direction=both"),
-        ({"rows": "prompt"}, "objective.rows=prompt"),
-    ],
-)
-def test_impossible_losses_are_refused(wrong, words):
-    with pytest.raises(ValueError, match=naming(words)):
-        FeatureLoss(**wrong)
+def test_a_loss_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=naming("objective.mse_weight=0.0", "objective.kl_weight=0.0", "above 0")):
+        FeatureLoss(mse_weight=0.0)
 
 
 @pytest.fixture
@@ -223,10 +213,9 @@ def test_only_the_last_step_of_a_rollout_has_gradients(tiny_run, make_rollout):
     assert all(p.grad is not None for p in shortcut.parameters())
 
 
-@pytest.mark.parametrize("length", [0, 6])
-def test_impossible_rollouts_are_refused(make_rollout, length):
-    with pytest.raises(ValueError, match=naming(f"objective.rollout.max_length={length}", "1 and", "5")):
-        make_rollout(length)
+def test_impossible_rollouts_are_refused(make_rollout):
+    with pytest.raises(ValueError, match=naming("objective.rollout.max_length=6", "1 and", "5")):
+        make_rollout(6)
 
 
 def test_the_trapezoid_rises_stays_and_falls_to_zero():

@@ -44,7 +44,7 @@ def test_the_dtype_of_the_iteration_is_the_machines(monkeypatch):
         optimizer, "orthogonal", lambda matrix, group: seen.append(matrix.dtype) or orthogonal(matrix, group)
     )
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(optimizer, "pick_dtype", lambda name, device, key, dtype=dtype: dtype)
+        monkeypatch.setattr(optimizer, "pick_dtype", lambda name, device, dtype=dtype: dtype)
         trained(Muon, (4, 4))
     assert seen == [torch.float32] * 4 + [torch.bfloat16] * 4
 

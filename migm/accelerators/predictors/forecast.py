@@ -27,8 +27,6 @@ class Forecast:
     """
 
     def __init__(self, rule: Extrapolation, granularity: Granularity = "boundary"):
-        if granularity not in ("boundary", "module"):
-            raise UserError(f"accelerator.predictor.granularity={granularity} is unknown; one of boundary, module")
         if granularity == "module" and isinstance(rule, Learned):
             raise UserError(
                 "accelerator.predictor.granularity=module: the weights of accelerator.predictor.rule are fitted to the "

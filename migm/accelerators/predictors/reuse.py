@@ -7,7 +7,6 @@ from torch import Tensor
 
 from migm.bases.base import Base, Branch
 from migm.bases.layers import Block, LayerBase, Runner, run_blocks
-from migm.runtime import UserError
 
 
 class Reuse:
@@ -20,8 +19,6 @@ class Reuse:
     """
 
     def __init__(self, of: Literal["features", "residual"] = "features"):
-        if of not in ("features", "residual"):
-            raise UserError(f"accelerator.predictor.of={of} is unknown; one of features, residual")
         self.of = of
 
     def start(self, base: Base, branch: Branch) -> "_Held | _Residual":

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
 from migm.bases.transformer import PackedAttention
+from migm.kinds import Count, Dropout, Positive
 from migm.runtime import UserError
 from migm.shortcuts.checkpoint import load_shortcut
 
@@ -26,13 +27,11 @@ class Shortcut:
         self,
         weights: str | Path | None = None,
         module: nn.Module | None = None,
-        num_heads: int | None = None,
-        rope_theta: float | None = None,
+        num_heads: Count | None = None,
+        rope_theta: Positive | None = None,
         prompt: bool | None = None,
-        dropout: float = 0.0,
+        dropout: Dropout = 0.0,
     ):
-        if not 0 <= dropout < 1:
-            raise UserError(f"accelerator.predictor.dropout={dropout} must be at least 0 and below 1")
         # A copy: the given network may still be in training, in another precision.
         self.weights, self.module = weights, copy.deepcopy(module).eval() if module is not None else None
         self.given, self.dropout = {"num_heads": num_heads, "rope_theta": rope_theta, "prompt": prompt}, dropout

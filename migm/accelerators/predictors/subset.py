@@ -7,7 +7,7 @@ from torch import Tensor
 from migm.accelerators.runners import KeyValues, put
 from migm.bases.base import Branch
 from migm.bases.layers import LayerBase, Runner
-from migm.runtime import UserError
+from migm.kinds import Share
 
 
 class Subset:
@@ -21,9 +21,7 @@ class Subset:
     `force_new` computes the tokens revealed by the step before besides.
     """
 
-    def __init__(self, cache_ratio: float, force_new: bool = False, image_rows_only: bool = False):
-        if not 0 <= cache_ratio <= 1:
-            raise UserError(f"accelerator.predictor.cache_ratio={cache_ratio} must be from 0 to 1")
+    def __init__(self, cache_ratio: Share, force_new: bool = False, image_rows_only: bool = False):
         self.cache_ratio, self.force_new, self.image_rows_only = cache_ratio, force_new, image_rows_only
 
     def start(self, base: LayerBase, branch: Branch) -> "_Partial":

@@ -6,7 +6,7 @@ from migm.accelerators.runners import VVerify
 from migm.bases.base import Branch
 from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import image_span, other_rows
-from migm.runtime import UserError
+from migm.kinds import Count, Share
 
 
 class PromptResponse:
@@ -18,11 +18,7 @@ class PromptResponse:
     ones. Keys, values and both additions of every layer are kept for all rows.
     """
 
-    def __init__(self, prompt_interval: int, transfer_ratio: float = 0.25):
-        if prompt_interval < 1:
-            raise UserError(f"accelerator.predictor.prompt_interval={prompt_interval} must be at least 1")
-        if not 0 <= transfer_ratio <= 1:
-            raise UserError(f"accelerator.predictor.transfer_ratio={transfer_ratio} must be from 0 to 1")
+    def __init__(self, prompt_interval: Count, transfer_ratio: Share = 0.25):
         self.prompt_interval, self.transfer_ratio = prompt_interval, transfer_ratio
 
     def start(self, base: LayerBase, branch: Branch) -> "_Segments":

@@ -1,7 +1,7 @@
 """ImageReward and UniPercept-IQA: what people are predicted to like, by trained scorers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from migm.evaluation.image_reward import (
     truncated,
 )
 from migm.evaluation.metrics.metric import Batch, QualityMetric
-from migm.runtime import UserError, file_hash, pick_device, tensors_hash
+from migm.runtime import DeviceName, UserError, file_hash, pick_device, tensors_hash
 from migm.scorers.install import python_of
 from migm.scorers.process import ScorerProcess
-
-BACKENDS = ("adapter", "official")
 
 
 class ScorerMetric(QualityMetric):
@@ -58,19 +56,17 @@ class ImageReward(ScorerMetric):
         self,
         weights: str,
         vocab: str,
-        backend: str = "adapter",
+        backend: Literal["adapter", "official"] = "adapter",
         scorers: str = "",
         sha256: str = "",
         offline: bool = False,
         random_weights: bool = False,
-        device: str = "auto",
+        device: DeviceName = "auto",
     ):
         super().__init__()
         self.add_state("cut", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
-        if backend not in BACKENDS or (backend == "official" and random_weights):
-            raise UserError(
-                f"metric.image_reward.backend={backend} must be one of {', '.join(BACKENDS)}, official with its weights"
-            )
+        if backend == "official" and random_weights:
+            raise UserError("metric.image_reward.backend=official has no random weights; choose adapter")
         key = "metric.image_reward"
         words = required(vocab, "", VOCAB_URL, offline, f"{key}.vocab")
         self.tokenizer = reward_tokenizer(words, f"{key}.vocab")
@@ -114,7 +110,7 @@ class UniPercept(ScorerMetric):
 
     metric_name = "unipercept_iqa"
 
-    def __init__(self, weights: str | None, scorers: str, device: str = "auto"):
+    def __init__(self, weights: str | None, scorers: str, device: DeviceName = "auto"):
         super().__init__()
         if weights is None or not Path(weights).is_dir():
             raise FileNotFoundError(

@@ -8,10 +8,11 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from migm.evaluation.files import Need, extra
-from migm.evaluation.inception import URL, Inception, find_protocol
+from migm.evaluation.inception import PROTOCOLS, URL, Inception, ProtocolName
 from migm.evaluation.metrics.frechet import MomentsMetric, frechet_distance
 from migm.evaluation.metrics.metric import Batch, QualityMetric
 from migm.evaluation.metrics.reference import Reference, load_reference
+from migm.kinds import Count
 from migm.runtime import UserError
 
 
@@ -27,9 +28,11 @@ class InceptionMetric(QualityMetric):
     min_images = 10_000
     count: Tensor
 
-    def __init__(self, inception: Inception, protocol: str, allow_small_n: bool = False, reference: str | None = None):
+    def __init__(
+        self, inception: Inception, protocol: ProtocolName, allow_small_n: bool = False, reference: str | None = None
+    ):
         super().__init__()
-        self.inception, self.protocol, self.allow_small_n = inception, find_protocol(protocol), allow_small_n
+        self.inception, self.protocol, self.allow_small_n = inception, PROTOCOLS[protocol], allow_small_n
         departures = [f"layer{inception.feature}"] * (inception.feature != "2048")
         departures += ["random_weights"] * inception.random_weights
         self.metric_name = "_".join([self.quantity, protocol, *departures])
@@ -40,7 +43,7 @@ class InceptionMetric(QualityMetric):
 
     @staticmethod
     def needs(name: str, node: dict[str, Any]) -> list[Need]:
-        found, protocol = [], find_protocol(node["protocol"])
+        found, protocol = [], PROTOCOLS[node["protocol"]]
         if not node["inception"]["random_weights"]:
             found.append(Need(Path(node["inception"]["weights"]), URL))
         if node.get("reference"):
@@ -100,7 +103,9 @@ class FID(InceptionMetric, MomentsMetric):
     arrays = ("mu", "sigma")
     higher_is_better = False
 
-    def __init__(self, inception: Inception, protocol: str, allow_small_n: bool = False, reference: str | None = None):
+    def __init__(
+        self, inception: Inception, protocol: ProtocolName, allow_small_n: bool = False, reference: str | None = None
+    ):
         super().__init__(inception, protocol, allow_small_n, reference)
         self.add_moments(inception.channels)
 
@@ -121,7 +126,9 @@ class FeaturesMetric(InceptionMetric):
     arrays = ("features",)
     kept: list[Tensor] | Tensor
 
-    def __init__(self, inception: Inception, protocol: str, allow_small_n: bool = False, reference: str | None = None):
+    def __init__(
+        self, inception: Inception, protocol: ProtocolName, allow_small_n: bool = False, reference: str | None = None
+    ):
         super().__init__(inception, protocol, allow_small_n, reference)
         self.add_state("kept", [], dist_reduce_fx="cat", persistent=True)
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
@@ -149,7 +156,7 @@ class InceptionScore(FeaturesMetric):
     arrays = ()
     higher_is_better = True
 
-    def __init__(self, inception: Inception, protocol: str, allow_small_n: bool = False, splits: int = 10):
+    def __init__(self, inception: Inception, protocol: ProtocolName, allow_small_n: bool = False, splits: Count = 10):
         super().__init__(inception, protocol, allow_small_n)
         if inception.feature != "2048":
             raise UserError(f"inception.feature={inception.feature}: the Inception Score needs 2048")

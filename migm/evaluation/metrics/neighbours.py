@@ -1,14 +1,17 @@
 """Kernel Inception Distance, and what nearest neighbours in Inception's features tell apart: fidelity and variety."""
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
 
 from migm.evaluation.files import extra
-from migm.evaluation.inception import Inception
+from migm.evaluation.inception import Inception, ProtocolName
 from migm.evaluation.metrics.inception import FeaturesMetric
+from migm.kinds import Count, Limits
 from migm.runtime import UserError
 
-QUANTITIES = ("precision", "recall", "density", "coverage")
+Quantity = Literal["precision", "recall", "density", "coverage"]
 ROWS = 10_000  # of a distance matrix at once, and the paper's share of images
 
 
@@ -21,10 +24,10 @@ class KID(FeaturesMetric):
     def __init__(
         self,
         inception: Inception,
-        protocol: str,
+        protocol: ProtocolName,
         allow_small_n: bool = False,
         reference: str | None = None,
-        subset_size: int = 1000,
+        subset_size: Annotated[int, Limits(least=2)] = 1000,
     ):
         super().__init__(inception, protocol, allow_small_n, reference)
         self.subset_size = subset_size
@@ -51,15 +54,13 @@ class Neighbours(FeaturesMetric):
 
     def __init__(
         self,
-        quantity: str,
+        quantity: Quantity,
         inception: Inception,
-        protocol: str,
+        protocol: ProtocolName,
         allow_small_n: bool = False,
         reference: str | None = None,
-        k: int = 3,
+        k: Count = 3,
     ):
-        if quantity not in QUANTITIES:
-            raise UserError(f"metric.*.quantity={quantity} is unknown; one of {', '.join(QUANTITIES)}")
         self.quantity = quantity
         super().__init__(inception, protocol, allow_small_n, reference)
         self.k = k
