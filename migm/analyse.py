@@ -1,6 +1,7 @@
 """`python -m migm.analyse`: the paper's analysis figures, on any base."""
 
 import json
+import re
 from pathlib import Path
 
 import hydra
@@ -11,6 +12,7 @@ from rich.console import Console
 from migm.analyses.recording import Setting
 from migm.config import AnalyseConfig, build, conf_path, load
 from migm.evaluate import points
+from migm.owned import only, own
 from migm.progress import progress
 from migm.runtime import UserError, command, environment, write_atomic
 
@@ -29,6 +31,8 @@ def main(cfg: DictConfig) -> None:
 def run(config: AnalyseConfig, cfg: DictConfig) -> None:
     """Write a figure and its numbers for every analysis."""
     names, folder, console = chosen(config), Path(config.folder), Console()
+    known = "|".join(map(re.escape, config.analyses))
+    own(folder, "analyses", "folder", only(folder, rf"({known})\.(png|json)"))
     compared = points(cfg, config) if NEED_POINTS & set(names) else []
     base = build(config.base)
     setting = Setting(base, build(config.sampling), build(config.evalset["inputs"]), compared, config.seed)

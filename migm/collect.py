@@ -14,6 +14,7 @@ from migm.accelerators.refresh import Always
 from migm.bases.base import Base
 from migm.config import CollectConfig, build, conf_path, load
 from migm.distributed import first_console, from_first, join, processes, rank, wait
+from migm.owned import refuse_filled
 from migm.progress import progress
 from migm.runtime import UserError, command
 from migm.sampling.loop import Sampling
@@ -161,6 +162,8 @@ def main(cfg: DictConfig) -> None:
             )
         announce_online(base, sampling, data, config.trainer["max_steps"])
         return
+    if config.export_to:
+        refuse_filled(Path(config.export_to), "export_to")  # before hours of collecting
     if config.import_from:
         store = data.store(header(base, sampling, data, config.seed, described))
         follow("import", import_tars(config.import_from, store, base, data.shard_images, data.kept))

@@ -30,6 +30,7 @@ from migm.kinds import (
     PointEntry,
     Positive,
     Seed,
+    Stage,
     Threads,
     Whole,
     nearest,
@@ -37,7 +38,6 @@ from migm.kinds import (
 from migm.runtime import DeviceName, UserError
 
 Root = TypeVar("Root", bound="Common")
-Stage = Literal["perceptual", "features", "tokenizer", "base", "reference", "words", "text_base"]
 
 
 def conf_path() -> str:
@@ -236,7 +236,7 @@ def with_own_points(cfg: DictConfig) -> DictConfig:
         group, _, one = override.key_or_group.partition(".")
         if group != "points" or (one and override.is_delete()):
             continue
-        value = [one] if one else override.value()
+        value: Any = [one] if one else override.value()
         if not one and not override.is_add():
             kept = list(value) if isinstance(value, dict) else None
         elif kept is not None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.accumulate import Indicator, relative_change, signal
-from migm.accelerators.calibration import POLYNOMIAL_DEGREE, Calibration
+from migm.accelerators.calibration import FORMAT, POLYNOMIAL_DEGREE, Calibration
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, StepRecord
 from migm.bases.layers import LayerBase, layered
@@ -20,6 +20,7 @@ from migm.inputs import InputSource
 from migm.progress import progress
 from migm.runtime import command
 from migm.sampling.loop import Sampling, generate_images
+from migm.sealed import refuse_foreign
 
 INDICATORS: tuple[Indicator, ...] = ("input", "first_block")
 
@@ -85,6 +86,7 @@ def calibrate(
 def main(cfg: DictConfig) -> None:
     """Fit on `num_images` trajectories of vanilla sampling and write `output`."""
     config, started = load(cfg, FitConfig), time.perf_counter()
+    refuse_foreign(Path(config.output), FORMAT, "output=")
     base, sampling = build(config.base), build(config.sampling)
     source = build(config.evalset["inputs"])
     found = calibrate(base, sampling, source, config.num_images, config.batch_size, config.seed)

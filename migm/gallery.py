@@ -1,7 +1,6 @@
 """Where generated images go: one grid of all, and a folder of single ones, each with a JSON of how it was made."""
 
 import json
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from migm.evaluation.study import save_grid
-from migm.runtime import UserError, write_atomic
+from migm.owned import only, own, refuse_foreign
+from migm.reading import files_of, read_picture, read_text
+from migm.runtime import UserError, replacing, write_atomic
 
+NAMES = r"\d+_-?\d+_.*\.(png|json)(\.tmp)?"  # of all that lies in a gallery's folder
 GRID_TOKENS = 2**18  # of all images in a grid: 64 of Lumina-DiMOO at 1024 px, 256 of MaskGIT at 512 px
 
 
@@ -49,6 +51,15 @@ class Grid:
         return width, height
 
 
+def is_grid(path: Path) -> bool:
+    """Whether a file is a picture that `Grid.save` wrote."""
+    try:
+        with Image.open(path) as image:
+            return "migm" in image.info
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
 class Gallery:
     """Images of `inputs`, named `<number of the input>_<seed>_<first words>`.
 
@@ -63,19 +74,20 @@ class Gallery:
         self.folder, self.inputs = folder, inputs
         self.settings = json.loads(json.dumps(settings))  # as it is read back
         self.done: dict[tuple[int, int], Path] = {}
-        for path in sorted(folder.glob("*.json")):
+        for path in files_of(folder, ".json"):
             entry, image = self._checked(path), path.with_suffix(".png")
             if image.exists():
                 self.done[entry["index"], entry["seed"]] = image
+        self.began = bool(self.done) or only(folder, NAMES)
+        refuse_foreign(folder, "images", "folder", self.began)
 
     def add(self, index: int, seed: int, image: Tensor, facts: Mapping[str, Any]) -> None:
         """Write image (3, h, w) number `seed` of input `index`; `facts` are of this image alone."""
         shown = self.inputs[index]
         path = self.folder / f"{index:05d}_{seed}_{slug(shown)}.png"
-        temporary = path.with_name(path.name + ".tmp")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        own(self.folder, "images", "folder", self.began)
+        with replacing(path) as temporary:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary)
         height, width = image.shape[-2:]
         entry = {
             **_named(shown),
@@ -93,7 +105,7 @@ class Gallery:
     def _checked(self, path: Path) -> dict[str, Any]:
         other = f"folder={self.folder}: {path.name}"
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = json.loads(read_text(path))
             index, _ = int(entry["index"]), int(entry["seed"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{other} does not describe an image of this command; choose another folder") from error
@@ -117,9 +129,5 @@ def read_image(path: Path, key: str, mode: str = "RGB") -> Tensor:
     """An image file -> uint8 (c, h, w) with c = 3, or 1 in mode `L`; what cannot be read is refused by `key`."""
     if not path.is_file():
         raise FileNotFoundError(f"{key}={path}: no such file")
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert(mode))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{key}={path} cannot be read as an image ({error})") from error
+    pixels = np.array(read_picture(path, f"{key}={path}", mode))
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)

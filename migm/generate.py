@@ -16,7 +16,7 @@ from migm.bases.base import Base, Inputs, StepRecord
 from migm.config import GenerateConfig, build, conf_path, load
 from migm.evaluate import point
 from migm.evaluation.cost import Point
-from migm.gallery import Gallery, Grid, read_image
+from migm.gallery import Gallery, Grid, is_grid, read_image
 from migm.inputs import read_prompts
 from migm.progress import progress
 from migm.runtime import UserError, command, environment, tensors_hash
@@ -130,6 +130,8 @@ def refuse(config: GenerateConfig) -> None:
         raise UserError(f"prompt={config.prompt} is empty: give one, or null")
     if (config.image is None) != (config.mask is None):
         raise UserError(f"image={config.image}, mask={config.mask}: in-painting needs both")
+    if Path(config.output).exists() and not is_grid(Path(config.output)):
+        raise UserError(f"output={config.output} is there, and not a grid that migm made; choose another, or delete it")
 
 
 def wanted_inputs(config: GenerateConfig) -> list[int] | list[str]:
@@ -166,7 +168,7 @@ def photo_and_mask(config: GenerateConfig) -> tuple[Tensor, Tensor] | None:
         return None
     white = read_image(Path(config.mask), "mask", "L") >= 128
     if not white.any():
-        raise UserError(f"mask={config.mask} has no white pixel: nothing would be painted")
+        raise UserError(f"mask={config.mask} has no white pixel (transparent is not white): nothing would be painted")
     return read_image(Path(config.image), "image"), white
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from migm.bases.base import Inputs
 from migm.kinds import Count
+from migm.reading import files_of, read_text
 from migm.runtime import UserError
 
 
@@ -57,18 +58,16 @@ def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:
     A folder holds one prompt in each of its `.txt` files, in the order of their names, as ELLA's DPG-Bench does.
     """
     if path.is_dir():
-        return [
-            _prompt(" ".join(file.read_text(encoding="utf-8").split()), str(file))
-            for file in sorted(path.glob("*.txt"))
-        ]
+        return [_prompt(" ".join(read_text(file).split()), str(file)) for file in files_of(path, ".txt")]
     if not path.is_file():
         raise FileNotFoundError(f"{key}={path}: no such file or folder; `python -m migm.needs` says where to get it")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".txt":
-        return [line.strip() for line in text.split("\n") if line.strip()]
-    if path.suffix not in (".json", ".jsonl"):
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".json", ".jsonl"):
         raise UserError(f"{key}={path} should end in .txt, .jsonl or .json")
-    if path.suffix == ".jsonl":
+    text = read_text(path, key)
+    if kind == ".txt":
+        return [line.strip() for line in text.split("\n") if line.strip()]
+    if kind == ".jsonl":
         lines = [(f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         return [_prompt(_parsed(line, origin), origin) for origin, line in lines]
     content = _parsed(text, str(path))

@@ -1,11 +1,13 @@
 """JSON-lines files that survive a kill: synced appends, a cut-off last line ignored and replaced."""
 
+import codecs
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from migm.reading import decoded
 from migm.runtime import UserError, write_atomic
 
 
@@ -30,7 +32,7 @@ def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """Add objects in one write and sync; what a kill left of a line is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = _text(path) if path.exists() else ""
-    if text and not text.endswith("\n"):
+    if text and (not text.endswith("\n") or _is_wide(path)):
         whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
         write_atomic(path, whole + (cut_off + "\n" if _parses(cut_off) else ""))
     with path.open("a", encoding="utf-8") as file:
@@ -46,14 +48,19 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        end = data.rfind(b"\n") + 1
-        if error.start >= end:  # a last line cut off inside a character
-            return data[:end].decode() + "\ufffd"
-        number = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {number} is not UTF-8; restore the file or delete it") from error
+        data[end:].decode()
+    except UnicodeDecodeError:
+        if not _is_wide(path):  # a last line cut off inside a character
+            return decoded(data[:end], path) + "\ufffd"
+    return decoded(data, path)
+
+
+def _is_wide(path: Path) -> bool:
+    """Whether a file is UTF-16 or UTF-32, as some shells of Windows write what is copied through them."""
+    with path.open("rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE[:2])
 
 
 def _parses(line: str) -> bool:

@@ -87,6 +87,8 @@ Positive = Annotated[float, Limits(above=0)]
 Share = Annotated[float, Limits(least=0, most=1)]
 Dropout = Annotated[float, Limits(least=0, below=1)]
 Filled = Annotated[str, Length()]
+# Stages of pretraining, in the order in which they need each other.
+Stage = Literal["perceptual", "features", "tokenizer", "base", "reference", "words", "text_base"]
 Component = Annotated[Any, Told(GROUP)]
 PointEntry = Annotated[Count | Annotated[list[Count], Length(2, 2)] | dict[str, Any], Told(POINT)]
 Latency = Annotated[str, Told(LATENCY, r"(batch[1-9]\d{0,8}_amortised|batch1_wall)(_decode)?")]
@@ -143,7 +145,7 @@ def _parts(option: Any) -> tuple[Any, tuple[Any, ...], list[Bound]]:
 def _one(path: str, value: Any, option: Any) -> Any:
     """The value as this one kind, or `_Misfit`; UserError where an element is at fault."""
     kind, args, bounds = _parts(option)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = _is_number(value)
     if number and kind in (*TEXTS, Literal):
         value = str(value)
     if kind in (int, float):
@@ -169,6 +171,10 @@ def _one(path: str, value: Any, option: Any) -> Any:
     if not fits or not all(bound.allows(value) for bound in bounds):
         raise _Misfit
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _allowed(value: Any, hint: Any) -> str:

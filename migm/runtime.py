@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -169,12 +170,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` at once, synced, when the block ends, and is gone if it fails.
 
     It lies in a folder of its own beside `path`: what a kill leaves there, also under names that a
-    library chose, the next try removes.
+    library chose, the next try removes. What somebody else has under that folder's name stays, and another is taken.
     """
-    folder = path.with_name(path.name + ".tmp")
-    if folder.is_dir():
+    names = (f"{path.name}{f'.{number}' if number else ''}.tmp" for number in itertools.count())
+    folder = next(folder for folder in map(path.with_name, names) if _is_left(folder, path.name))
+    if folder.exists():
         shutil.rmtree(folder)
-    folder.unlink(missing_ok=True)  # an earlier version wrote a file of this name
     folder.mkdir(parents=True)
     try:
         yield folder / path.name
@@ -183,6 +184,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path, name: str) -> bool:
+    """Whether there is nothing, or what a kill left of a file called `name`: beside it only names of safetensors'."""
+    if folder.is_dir() and not folder.is_symlink():
+        return all(path.name == name or path.name.startswith(".tmp") for path in folder.iterdir())
+    return not os.path.lexists(folder)
 
 
 def write_atomic(path: Path, text: str) -> None:

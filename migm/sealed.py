@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +30,19 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         header = {**json.loads(file.read(size)), "__metadata__": dict(sorted(metadata.items()))}
         file.seek(8)
         file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+
+
+def refuse_foreign(path: Path, kind: str, origin: str) -> None:
+    """UserError, after `origin`, where a file is there that says to be of another format than `kind`, or of none."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("format")
+    except FileNotFoundError:
+        return
+    except (SafetensorError, OSError):
+        found = None
+    if found != kind:
+        raise UserError(f"{origin}{path} is there, and no {kind} file; choose another, or delete it")
 
 
 def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -24,10 +24,12 @@ from migm.distributed import first_console, join, rank
 from migm.evaluate import study
 from migm.evaluation.study import Study
 from migm.inputs import InputSource
+from migm.reading import read_text
 from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, in_sweep, launched, pick_precision, write_atomic
-from migm.shortcuts.checkpoint import save_shortcut
+from migm.sealed import refuse_foreign
+from migm.shortcuts.checkpoint import FORMAT, save_shortcut
 from migm.space import refuse_full_disk, refuse_full_memory
 from migm.sweep import Recorder, one_at_a_time
 from migm.training.checkpoints import Checkpoints, newest
@@ -47,6 +49,11 @@ class Training:
         self.found, self.damaged = newest(self.resume)
         if self.found:
             self.state = check_resume(self.found, plain, base.fingerprint())
+        else:
+            refuse_foreign(self.weights, FORMAT, f"name={config.name}: ")
+            described = self.folder / "config.yaml"
+            if described.exists() and "_target_: migm." not in read_text(described):
+                raise UserError(f"name={config.name}: {described} is there, and not of migm; choose another name")
         torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
         shortcut, objective = build(config.shortcut), build(config.objective)
         if shortcut.config["channels"] != base.spec.channels:

@@ -1,7 +1,9 @@
 """Damaged manifests, results and configs: whatever they hold, what a user sees is one line or a success."""
 
 import json
+import re
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -194,16 +196,31 @@ def keys(node: Any, path: str = "") -> list[str]:
 oddities = st.one_of(
     st.none(),
     st.booleans(),
-    st.integers(-2, 9),
+    st.integers(-2, 9) | st.sampled_from([2**63, -(2**63) - 1, 10**400]),
     st.floats(-4, 4) | st.sampled_from([float("nan"), float("inf")]),
     st.sampled_from(
         ["", "abc", "null", "-1", "1e3", "cpu", "${nowhere}", "${", "???", "a b", "ä", "migm.runtime", "os.getcwd"]
     ),
-    st.lists(st.integers(0, 3) | st.text(max_size=3), max_size=2),
+    st.sampled_from(["feature", "float8", "linear", "papr", "bf16", "int8"]),
+    st.lists(st.integers(0, 3) | st.text(max_size=3) | st.sampled_from([None, 1.5, True, 2**64, [1]]), max_size=2),
     st.dictionaries(
         st.sampled_from(["a", "_target_", "num_steps"]), st.integers(0, 3) | st.text(max_size=3), max_size=2
     ),
 )
+
+
+KNOWN = {"config", *(field.name for field in fields(TrainConfig))}
+
+
+def checked(changed: Any) -> TrainConfig:
+    """What `load` makes of a config; a refusal begins with the key."""
+    try:
+        return load(changed, TrainConfig)
+    except REFUSALS as refusal:
+        said = str(refusal)
+        if re.sub(r"\W.*", "", said.removeprefix("config key "), flags=re.DOTALL) not in KNOWN:
+            pytest.fail(f"names no key: {said}")
+        raise
 
 
 def make_training(config: Any, data: st.DataObject) -> None:
@@ -213,7 +230,7 @@ def make_training(config: Any, data: st.DataObject) -> None:
         with suppress(OmegaConfBaseException):  # what cannot even be written, Hydra refuses itself
             OmegaConf.update(changed, key, data.draw(oddities), merge=False, force_add=True)
     try:
-        loaded = load(changed, TrainConfig)
+        loaded = checked(changed)
         base, sampling, made = build(loaded.base), build(loaded.sampling), build(loaded.data)
         training = Training(loaded, base)
         training.refuse_without_room()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import migm.gallery
 import migm.generate
+import migm.runtime
 from migm.bases.base import Inputs
 from migm.bases.maskgit import MaskGIT
 from migm.config import GenerateConfig, build, load
@@ -107,7 +108,8 @@ def test_the_command_fills_grid_and_folder_and_says_how_each_image_was_made(call
     for words in ("12/12 steps", "4 images of 16x16", "ms a step", "ms decoding each"):
         assert words in out
     stems = ["00000_0_3", "00000_5_3", "00001_0_7", "00001_5_7"]
-    assert sorted(os.listdir(folder)) == sorted(f"{stem}{end}" for stem in stems for end in (".png", ".json"))
+    made = {".migm-images", *(f"{stem}{end}" for stem in stems for end in (".png", ".json"))}
+    assert set(os.listdir(folder)) == made
     grid = pictures(tmp_path / "tiny_shortcut" / "images.png", columns=2)
     single = [enlarged(read_image(folder / f"{stem}.png", "")) for stem in stems]
     assert [image.tobytes() for image in single] == [picture.tobytes() for picture in grid]
@@ -298,14 +300,14 @@ def test_a_kill_while_writing_leaves_no_image_without_its_description(monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(migm.gallery.os, "replace", killed)
+        patched.setattr(migm.runtime.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             gallery.add(0, 1, image, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["00000_1_a_cat.png.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".migm-images"]
     again = Gallery(tmp_path, ["a cat"], {"num_steps": 6})
     assert again.done == {}
     again.add(0, 1, image, {})
-    assert sorted(os.listdir(tmp_path)) == ["00000_1_a_cat.json", "00000_1_a_cat.png"]
+    assert sorted(os.listdir(tmp_path)) == [".migm-images", "00000_1_a_cat.json", "00000_1_a_cat.png"]
     assert Gallery(tmp_path, ["a cat"], {"num_steps": 6}).done == {(0, 1): tmp_path / "00000_1_a_cat.png"}
 
 

@@ -19,6 +19,9 @@ from migm.sealed import check_seal, sealed, write_tensors
 POLYNOMIAL_DEGREE = 4  # TeaCache's
 
 
+FORMAT = "migm-fit/1"
+
+
 @dataclass
 class Calibration:
     """Inner products of the features of all pairs of steps, and TeaCache's polynomials.
@@ -37,7 +40,7 @@ class Calibration:
         tensors = {"gram": torch.from_numpy(self.gram)}
         tensors |= {f"polynomial.{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.polynomials.items()}
         with replacing(Path(path)) as temporary:
-            write_tensors(tensors, temporary, sealed(tensors, {"format": "migm-fit/1", "base": self.base}))
+            write_tensors(tensors, temporary, sealed(tensors, {"format": FORMAT, "base": self.base}))
 
     @classmethod
     def load(cls, path: str | Path, base: Base, num_steps: int | None, key: str) -> "Calibration":
@@ -50,7 +53,7 @@ class Calibration:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except SafetensorError as error:
             raise UserError(f"{key}={path} is not a file of migm.fit ({error})") from error
-        if about.get("format") != "migm-fit/1":
+        if about.get("format") != FORMAT:
             raise UserError(f"{key}={path} is not a file of migm.fit")
         check_seal(tensors, about, {"format", "base"}, f"{key}={path}")
         if about["base"] != base.fingerprint():

@@ -12,6 +12,7 @@ from torch.nn.functional import silu
 
 from migm.bases.transformer import attention
 from migm.kinds import Count, NotNegative, Positive
+from migm.reading import read_text
 from migm.runtime import UserError
 
 PREFIX = "model.transformer."  # of every key in the checkpoint
@@ -51,7 +52,7 @@ class LLaDAConfig:
     def read(cls, path: Path) -> "LLaDAConfig":
         """The config of a checkpoint; a missing or unsupported entry is refused by name, none is guessed."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             values = {field.name: content[field.name] for field in fields(cls)}
         except (json.JSONDecodeError, TypeError) as error:
             raise UserError(f"{path} is not a JSON object ({error})") from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from migm.bases.weights import locate
 from migm.progress import progress
+from migm.reading import read_text
 from migm.runtime import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -48,7 +49,7 @@ def _files(weights: str | Path, key: str, wanted: set[str]) -> dict[str, list[st
             raise UserError(f"{key}={weights}/{SINGLE} is not a complete safetensors file ({error})") from error
     else:
         try:
-            found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            found = dict(json.loads(read_text(index))["weight_map"])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{key}={weights}/{INDEX} is no index of shards ({error})") from error
     problems = [f"lacks {name}" for name in sorted(wanted - set(found))]

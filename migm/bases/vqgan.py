@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from migm.bases.weights import locate
 from migm.kinds import Count
+from migm.reading import read_text
 from migm.runtime import UserError
 
 # Names of taming-transformers -> names of diffusers, applied in this order (maskgit.md 2.4).
@@ -122,7 +123,7 @@ def read_model_yaml(path: str) -> tuple[Mapping[str, Any], int, int]:
     """`ddconfig`, `n_embed` and `embed_dim` of a taming `model.yaml`; its training losses are ignored."""
     key = "base.tokenizer.model_yaml"
     try:
-        params = yaml.safe_load(locate(path, key).read_text(encoding="utf-8"))["model"]["params"]
+        params = yaml.safe_load(read_text(locate(path, key), key))["model"]["params"]
         return params["ddconfig"], params["n_embed"], params["embed_dim"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{key}={path} is no taming model.yaml: model.params lacks or garbles {error}") from error

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 from migm.gallery import read_image
+from migm.owned import own
+from migm.reading import files_of, read_text
 from migm.report.pictures import gallery_entry
 from migm.runtime import UserError, write_atomic
 
@@ -74,7 +76,7 @@ def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -
 
 def _described(folder: Path, key: str) -> dict[tuple[int, int], tuple[Path, dict[str, Any]]]:
     """Image and description by number of the input and seed."""
-    entries = {path.with_suffix(".png"): gallery_entry(path) for path in sorted(folder.glob("*.json"))}
+    entries = {path.with_suffix(".png"): gallery_entry(path) for path in files_of(folder, ".json")}
     if not entries:
         raise UserError(f"{key}={folder} holds no images with JSON; give a folder that migm.generate folder= filled")
     return {(entry["index"], entry["seed"]): (path, entry) for path, entry in entries.items()}
@@ -95,6 +97,7 @@ def export(pairs: Sequence[Pair], folder: Path, question: str, url: str) -> str:
     path = folder / "key.json"
     if path.exists() and read_key(path)["study"] != study:
         raise UserError(f"folder={folder} holds the key of other pairs; choose another folder, or delete this one")
+    own(folder, "humaneval", "folder", known=path.exists())
     images = folder / "page" / "images"
     images.mkdir(parents=True, exist_ok=True)
     table = StringIO()
@@ -124,7 +127,7 @@ def read_key(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; export pairs first, into the same folder")
     try:
-        key = json.loads(path.read_text(encoding="utf-8"))
+        key = json.loads(read_text(path))
         _ = key["study"], key["pairs"].keys()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is no key of an export") from error

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from migm.reading import files_of, read_picture, unasked
 from migm.runtime import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -28,11 +28,12 @@ class Photos(Dataset):
         if not self.source.exists():
             raise FileNotFoundError(f"images={source}: no such folder or zip")
         if self.source.is_dir():
-            names = [path.relative_to(self.source).as_posix() for path in self.source.rglob("*")]
+            files = files_of(self.source, *SUFFIXES, deep=True)
+            self.names = sorted(path.relative_to(self.source).as_posix() for path in files)
         else:
             with zipfile.ZipFile(self.source) as archive:
                 names = archive.namelist()
-        self.names = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES)
+            self.names = sorted(name for name in names if name.lower().endswith(SUFFIXES) and not unasked(name))
         if not self.names:
             raise UserError(f"images={source} has no file ending in {', '.join(SUFFIXES)}")
         self.crop = v2.Compose([v2.Resize(size), v2.CenterCrop(size)]) if size else v2.Identity()
@@ -42,11 +43,8 @@ class Photos(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         name = self.names[index]
-        try:
-            with Image.open(io.BytesIO(self._bytes(name))) as image:
-                return v2.functional.pil_to_tensor(self.crop(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"images={self.source}: {name} cannot be read as an image ({error})") from error
+        image = read_picture(io.BytesIO(self._bytes(name)), f"images={self.source}: {name}")
+        return v2.functional.pil_to_tensor(self.crop(image))
 
     def _bytes(self, name: str) -> bytes:
         if self.source.is_dir():

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,6 +77,8 @@ class Unfinished:
     def clear_stale(self) -> None:
         """Forget what nobody went on with: the rest of another question, or another number of processes."""
         for left in self.folder.glob("unfinished-*.pt"):
+            if not re.fullmatch(r"unfinished-[0-9a-f]{8}-\d+\.pt", left.name):
+                continue  # somebody else's
             with contextlib.suppress(FileNotFoundError):  # its own command may be done with it meanwhile
                 if time.time() - left.stat().st_mtime > STALE:
                     left.unlink()

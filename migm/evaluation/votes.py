@@ -7,11 +7,13 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from migm.evaluation.pairs import CHOICES
+from migm.reading import read_text
 from migm.runtime import UserError
 
 Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
@@ -61,19 +63,23 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Line numbers and rows by our names of the columns."""
     if not path.exists():
         raise FileNotFoundError(f"votes={path}: no such file")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        names = {}
-        for name in reader.fieldnames or []:
-            plain = name.rsplit(".", 1)[-1].strip().lower()
-            names[name] = ALIASES.get(plain, plain)
-        missing = {"study", "pair", "rater", "choice"} - set(names.values())
-        if missing:
-            raise UserError(f"votes={path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
+    text = read_text(path, "votes")
+    heading = text.partition("\n")[0]
+    reader = csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count))  # as spreadsheets choose
+    names = {}
+    for name in reader.fieldnames or []:
+        plain = name.rsplit(".", 1)[-1].strip().lower()
+        names[name] = ALIASES.get(plain, plain)
+    missing = {"study", "pair", "rater", "choice"} - set(names.values())
+    if missing:
+        raise UserError(f"votes={path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
+    try:
         return [
             (reader.line_num, {names[name]: (value or "").strip() for name, value in row.items() if name in names})
             for row in reader
         ]
+    except csv.Error as error:
+        raise UserError(f"votes={path}, line {reader.line_num + 1} cannot be read ({error})") from error
 
 
 def _fault(row: Mapping[str, str], key: Mapping[str, Any]) -> str | None:

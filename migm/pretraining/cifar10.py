@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+from migm.reading import read_picture, unasked
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -37,9 +38,8 @@ def load(folder: str | Path, split: str) -> tuple[Tensor, Tensor]:
 def _from_zip(archive: Path) -> tuple[Tensor, Tensor]:
     images, labels = [], []
     with zipfile.ZipFile(archive) as pack:
-        for name in sorted(n for n in pack.namelist() if n.endswith(".jpg")):
-            with Image.open(io.BytesIO(pack.read(name))) as image:
-                images.append(np.asarray(image.convert("RGB")))
+        for name in sorted(n for n in pack.namelist() if n.endswith(".jpg") and not unasked(n)):
+            images.append(np.asarray(read_picture(io.BytesIO(pack.read(name)), f"{archive}: {name}")))
             labels.append(CLASSES.index(name.split("/")[0]))
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 

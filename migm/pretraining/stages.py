@@ -1,9 +1,10 @@
 """The recipe of the bundled assets, stage by stage; each stage resumes where it stopped."""
 
-import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -21,7 +22,8 @@ from migm.bases.transformer import MaskTransformer
 from migm.bases.weights import load_strictly, read_tensors
 from migm.evaluation.cifarnet import CifarNet, load_cifarnet
 from migm.evaluation.metrics.frechet import frechet_distance, moments
-from migm.kinds import NotNegative, Seed
+from migm.kinds import NotNegative, Seed, Stage
+from migm.owned import only, own, refuse_foreign
 from migm.pretraining import cifar10
 from migm.pretraining.feature_net import FeatureNetModule, accuracy
 from migm.pretraining.fit import Rows, fit
@@ -31,8 +33,10 @@ from migm.pretraining.text_base import TextModule
 from migm.pretraining.text_base import masked_loss as text_loss
 from migm.pretraining.vq import VQModule, reconstruct
 from migm.progress import progress
-from migm.runtime import UserError, tensors_hash
+from migm.runtime import UserError, replacing, tensors_hash
 
+ASSETS = Path(__file__).parents[1] / "assets"
+NAMES = rf"hydra|({'|'.join(get_args(Stage))})(\.safetensors)?|tokens-.*\.safetensors(\.tmp)?"  # of all in `folder`
 CAPTIONS = 4  # of every photo, for the text-to-image base to draw from
 
 
@@ -68,6 +72,9 @@ class Recipe:
 
     def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
         """Run `stages` in their given order; `base` and `text_base` train the transformer of `base`."""
+        bundled = "|".join(re.escape(path.name) for path in ASSETS.iterdir())
+        refuse_foreign(self.assets, "assets", "paths.assets", only(self.assets, bundled))
+        own(self.folder, "pretraining", "pretrain.folder", only(self.folder, NAMES))
         for stage in stages:
             start = time.perf_counter()
             torch.manual_seed(self.seed)
@@ -184,10 +191,8 @@ class Recipe:
                 for part in images.split(500):
                     rows.append(torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).to(torch.int16))
                     bar.advance(task, len(part))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            save_file({"tokens": torch.cat(rows), "labels": labels}, temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                save_file({"tokens": torch.cat(rows), "labels": labels}, temporary)
         tensors, _ = read_tensors(path, "pretrain.folder")
         return tensors["tokens"], tensors["labels"]
 
@@ -211,17 +216,14 @@ class Recipe:
 def save_checkpoint(net: LLaDA, folder: Path) -> None:
     """Write a LLaDA transformer as its published checkpoints are, in bfloat16: `config.json`, `model.safetensors`."""
     tensors = {PREFIX + k: v.detach().cpu().bfloat16().contiguous() for k, v in net.state_dict().items()}
-    temporary = folder / "model.safetensors.tmp"
-    save_file(tensors, temporary)
-    net.config.write(folder / "config.json")
-    os.replace(temporary, folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+        net.config.write(folder / "config.json")
 
 
 def save(module: nn.Module, path: Path) -> None:
     """Write the module's tensors as safetensors, the transformer's in bfloat16, in which they run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     half = isinstance(module, MaskTransformer)
     tensors = {k: (v.bfloat16() if half else v).detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
+from migm.owned import only, own
 from migm.report.results import read
 from migm.report.summary import Row, summarise
 from migm.report.tables import Table, comma_separated, markdown
@@ -37,6 +38,7 @@ def write_ablations(experiment: Path, sweeps: Sequence[str], reference: str, fol
     results = experiment / "results.jsonl"
     rows = summarise(read(results)).rows if results.exists() else []
     table = ablation_table(found, chosen[0], rows)
+    own(folder, "ablations", "folder", only(folder, r"ablations\.(md|csv)|trials\.csv|(rd|length)_\w+\.png"))
     write_atomic(folder / "ablations.md", markdown(*table))
     write_atomic(folder / "ablations.csv", comma_separated(*table))
     every = [group for groups in found.values() for group in groups]

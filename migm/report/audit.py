@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from migm.reading import decoded
 from migm.report.results import identity, point_label, type_fault
 from migm.report.summary import newest
 
@@ -89,7 +90,7 @@ def _study(line: Line) -> tuple[Any, ...]:
 def _read(path: Path, problems: list[Problem]) -> list[Line]:
     if not path.exists():
         raise FileNotFoundError(f"results={path}: no such file; run migm.evaluate first")
-    *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *whole, rest = decoded(path.read_bytes(), path, errors="replace").split("\n")
     lines = []
     for number, text in enumerate([*whole, rest] if rest else whole, 1):
         fault = _fault(text)

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from PIL.Image import Resampling
 
+from migm.reading import files_of, read_picture, read_text
 from migm.report.results import point_label
 from migm.runtime import UserError
 
@@ -27,25 +28,25 @@ class Pictures:
 
     def add_preview(self, label: str, path: Path) -> None:
         """Cut a preview that `save_grid` wrote; an earlier one of the same label is replaced."""
-        with Image.open(path) as grid:
-            about = grid.info.get("migm")
-            if about is None:  # written by something else: shown as it is
-                self.captions[0, 0], self.images[label] = "all", {(0, 0): encoded(grid)}
-                return
-            layout = json.loads(str(about))
-            captions, self.images[label] = layout["captions"], {}
-            for number in range(layout["count"]):
-                row, column = divmod(number, layout["columns"])
-                left = column * (layout["width"] + layout["gap"]) + layout["gap"]
-                upper = row * (layout["height"] + layout["gap"]) + layout["gap"]
-                cell = grid.crop((left, upper, left + layout["width"], upper + layout["height"]))
-                size = (layout["width"] // layout["scale"], layout["height"] // layout["scale"])
-                self.images[label][number, 0] = encoded(cell.resize(size, Resampling.NEAREST))
-                self.captions[number, 0] = f"image {number}" + (f": {captions[number]}" if captions else "")
+        grid = read_picture(path, path)
+        about = grid.info.get("migm")
+        if about is None:  # written by something else: shown as it is
+            self.captions[0, 0], self.images[label] = "all", {(0, 0): encoded(grid)}
+            return
+        layout = json.loads(str(about))
+        captions, self.images[label] = layout["captions"], {}
+        for number in range(layout["count"]):
+            row, column = divmod(number, layout["columns"])
+            left = column * (layout["width"] + layout["gap"]) + layout["gap"]
+            upper = row * (layout["height"] + layout["gap"]) + layout["gap"]
+            cell = grid.crop((left, upper, left + layout["width"], upper + layout["height"]))
+            size = (layout["width"] // layout["scale"], layout["height"] // layout["scale"])
+            self.images[label][number, 0] = encoded(cell.resize(size, Resampling.NEAREST))
+            self.captions[number, 0] = f"image {number}" + (f": {captions[number]}" if captions else "")
 
     def add_gallery(self, folder: Path, base: str) -> None:
         """A folder that `migm.generate folder=` filled; one of another base is refused."""
-        entries = sorted(folder.glob("*.json"))
+        entries = files_of(folder, ".json")
         if not entries:
             raise UserError(f"images={folder} holds no JSON of an image; give a folder that migm.generate filled")
         for path in entries:
@@ -57,8 +58,8 @@ class Pictures:
             )
             key = (entry["index"], entry["seed"])
             shown = entry["prompt"] if "prompt" in entry else f"label {entry['label']}"
-            with Image.open(path.with_suffix(".png")) as image:
-                self.images.setdefault(label, {})[key] = encoded(image)
+            image = path.with_suffix(".png")
+            self.images.setdefault(label, {})[key] = encoded(read_picture(image, f"images={image}"))
             self.captions[key] = f"{shown}, seed {entry['seed']}"
 
     def keys(self, labels: Sequence[str]) -> list[Key]:
@@ -70,7 +71,7 @@ def gallery_entry(path: Path) -> dict[str, Any]:
     """The JSON beside an image of `migm.generate folder=`."""
     needed = {"index", "seed", "base", "accelerator", "num_steps", "num_full_steps"}
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = json.loads(read_text(path))
         complete = needed <= set(entry) and bool({"prompt", "label"} & set(entry))
     except (ValueError, TypeError):
         complete = False

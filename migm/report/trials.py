@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from migm.reading import read_text
 from migm.report.results import read
 from migm.report.summary import Row, summarise
 from migm.report.tables import Table
@@ -42,7 +43,7 @@ def read_trial(folder: Path) -> Trial | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if values.pop("format") != FORMAT:
             raise UserError(f"{path} is not of format {FORMAT}; delete it to run the trial again")
         return Trial(**values)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from migm.reading import files_of
 from migm.report.dashboard import spec, workspace
 from migm.report.results import file_name
 from migm.report.summary import Row, Summary, summarise, table
@@ -63,7 +64,7 @@ class Tracker:
                     data = self.wandb.Table(columns=[cost, metric, "method", "point"], data=points)
                     title = f"{metric} against {cost}"
                     values[f"pareto/{metric}/{cost}"] = self.wandb.plot.scatter(data, cost, metric, title=title)
-        for figure in sorted(folder.glob("*.png")):
+        for figure in files_of(folder, ".png"):
             values[f"figures/{figure.stem}"] = self.wandb.Image(str(figure))
         self._log("report", name, values, {"study": summary.about})
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from migm.owned import own
+from migm.reading import read_text
 from migm.report.audit import Problem, StudyLines, audit, located
 from migm.report.equal_time import compare
 from migm.report.html import page, study_data
@@ -19,6 +21,7 @@ from migm.report.tables import best_two, comma_separated, deltas, fronts, latex,
 from migm.report.wandb import Tracker
 from migm.runtime import UserError, write_atomic
 
+TITLE = "migm: quality and cost"
 SHOWN = 8  # problems on the console; all are in the page and in problems.txt
 
 
@@ -44,19 +47,19 @@ def write_report(
     planned = [(study, summary, row) for study, summary, row in planned if row is not None]
     if not planned:
         raise UserError(". ".join(str(problem) for problem in problems[-SHOWN:]))
-    shown = []
+    shown, html = [], folder / "index.html"
+    own(folder, "report", "folder", known=html.is_file() and f"<title>{TITLE}</title>" in read_text(html))
     for number, (study, summary, row) in enumerate(planned, 1):
-        own = folder if len(planned) == 1 else folder / f"{number}"
+        place = folder if len(planned) == 1 else folder / f"{number}"
         pictures = _pictures(study, summary, images)
-        shown.append(_write_study(study.name, summary, row, own, pictures))
+        shown.append(_write_study(study.name, summary, row, place, pictures))
         _print(console, study.name, *table(summary, row))
         if logged:
-            logged.log_report(study.name, summary, row, own)
+            logged.log_report(study.name, summary, row, place)
     if logged:
         logged.write_dashboard([summary for _, summary, _ in planned], folder / "dashboard.json")
     write_atomic(folder / "problems.txt", "".join(f"{problem}\n" for problem in problems))
-    html = folder / "index.html"
-    write_atomic(html, page("migm: quality and cost", shown, [str(problem) for problem in problems]))
+    write_atomic(html, page(TITLE, shown, [str(problem) for problem in problems]))
     for problem in problems[:SHOWN]:
         console.print(f"[yellow]{escape(str(problem))}[/yellow]", soft_wrap=True)
     if len(problems) > SHOWN:

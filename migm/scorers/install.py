@@ -4,17 +4,22 @@ It holds the packages `image-reward` and `unipercept-reward` as published (5.5 G
 is of the version that runs this. Done again, it does nothing.
 """
 
+import argparse
 import os
+import shutil
 import subprocess
-import sys
 import venv
 from importlib.metadata import version
 from pathlib import Path
 
+from migm.owned import own, refuse_foreign
 from migm.runtime import UserError, command, file_hash
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 UNIPERCEPT = "unipercept-reward==1.0.3"  # pins a torch of its own, so that it is installed without dependencies
+
+# What the folder of such an environment holds; nothing else is removed to make it anew.
+PARTS = ("complete", "pyvenv.cfg", "bin", "include", "lib", "lib64", "share")
 
 
 def default_folder() -> Path:
@@ -25,7 +30,8 @@ def default_folder() -> Path:
 def python_of(folder: str | Path) -> Path:
     """The interpreter of a complete environment; another is refused with the command that makes it."""
     folder = Path(folder)
-    if not (folder / "complete").is_file() or (folder / "complete").read_text() != _stamp():
+    if _made(folder) != _stamp():
+        refuse_foreign(folder, "scorers", "metric.*.scorers", known=bool(_made(folder)))
         raise UserError(
             f"metric.*.scorers={folder} is no complete environment of this version; "
             f"run `python -m migm.scorers.install {folder}` (5.5 GB)"
@@ -34,12 +40,16 @@ def python_of(folder: str | Path) -> Path:
 
 
 def install(folder: Path) -> Path:
-    """Make the environment, unless it is there -> its interpreter."""
-    try:
+    """Make the environment, unless it is there -> its interpreter; a folder that holds something else is refused."""
+    if _made(folder) == _stamp():
         return python_of(folder)
-    except UserError:
-        pass
-    venv.create(folder, clear=True, with_pip=True)
+    own(folder, "scorers", "folder", known=bool(_made(folder)))
+    for path in map(folder.joinpath, PARTS):  # of another version, or left by a kill
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    venv.create(folder, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]  # shows what it fetches, and how much is left
     same = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "numpy")]
     for line in ([*same, "-r", str(REQUIREMENTS)], ["--no-deps", UNIPERCEPT]):
@@ -50,6 +60,12 @@ def install(folder: Path) -> Path:
     return python_of(folder)
 
 
+def _made(folder: Path) -> str:
+    """The stamp of the version that made the environment whole; empty where there is none."""
+    stamp = folder / "complete"
+    return stamp.read_text(errors="replace") if stamp.is_file() and (folder / "pyvenv.cfg").is_file() else ""
+
+
 def _stamp() -> str:
     return f"{file_hash(REQUIREMENTS)} {UNIPERCEPT} torch {version('torch')}"
 
@@ -57,8 +73,12 @@ def _stamp() -> str:
 @command
 def main() -> None:
     """Install into the folder given, or where the configuration looks."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default_folder()
-    print(f"scorers: {install(folder)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m migm.scorers.install",
+        description="Install the published scorers into an environment of their own: 5.5 GB, a few minutes.",
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=default_folder(), help="new or empty; %(default)s")
+    print(f"scorers: {install(parser.parse_args().folder)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ each line is a batch, `{"items": [{"image": path, "prompt": text}, ...]}`, answe
 `{"scores": [{"score": 0.5} or {"error": "..."}, ...]}` in the same order.
 """
 
+import argparse
 import json
 import math
 import os
@@ -101,6 +102,7 @@ def outcome(score: Score, item: dict[str, str]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer until the other side closes the pipe."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the error stream, not between the answers
     settings = json.loads(sys.stdin.readline())

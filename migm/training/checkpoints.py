@@ -17,11 +17,14 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from migm.kinds import Count
+from migm.owned import only, own, refuse_foreign
 from migm.runtime import Stopped, UserError, replacing
 
 MARK = b"sha256="
 SEAL = len(MARK) + 64  # bytes
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PLACE = ("checkpoints", "callbacks.checkpoint.dirpath")  # what is in the folder, and its key
+NAMES = r"resume(-\d+)?\.ckpt(\.tmp)?"  # of all that lies there
 UNSEALED = b"PK\x05\x06"  # 22 bytes before the end of a zip without comment
 
 
@@ -40,6 +43,7 @@ class CheckpointFiles(TorchCheckpointIO):
         path, buffer = Path(path), io.BytesIO()
         torch.save(checkpoint, buffer)
         data = buffer.getbuffer()[:-2]  # without the length of the comment
+        own(path.parent, *PLACE, only(path.parent, NAMES))
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -90,6 +94,7 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str | Path, every_n_train_steps: Count = 500, keep: Count = 2):
+        refuse_foreign(Path(dirpath), *PLACE, only(Path(dirpath), NAMES))
         super().__init__(dirpath, "resume", every_n_train_steps=every_n_train_steps, enable_version_counter=False)
         self.keep, self.signal, self.step = keep, 0, 0
 

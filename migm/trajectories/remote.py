@@ -6,6 +6,7 @@ Credentials and endpoints come from the environment, as the file system reads it
 import fcntl
 import json
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from migm.jsonl import parse_lines
+from migm.owned import only, own, refuse_foreign
+from migm.reading import decoded
 from migm.runtime import UserError, file_hash, is_url, launched
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 Shard = dict[str, Any]  # a line of the manifest
 Tensors = dict[str, Tensor]
+DIGEST = "[0-9a-f]{64}"
+NAMES = rf"lock|{DIGEST}\.(safetensors|tmp)"  # of all that lies in a cache
+CACHE = ("shards", "data.cache")  # what a cache holds, and its key
 
 
 class Place:
@@ -39,10 +45,10 @@ class Place:
         system, root = self._reach()
         with self._errors():
             try:
-                text = cast(bytes, system.cat_file(f"{root}/{name}")).decode()
+                data = cast(bytes, system.cat_file(f"{root}/{name}"))
             except FileNotFoundError:
                 return []
-        return parse_lines(text, f"{self.url}/{name}")
+        return parse_lines(decoded(data, f"{self.url}/{name}"), f"{self.url}/{name}")
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file."""
@@ -94,11 +100,13 @@ class Remote:
     The cache may be shared by any number of processes of a machine and by several stores: a shard's name
     there is its hash. One process downloads at a time, under a temporary name, and what arrives is compared
     with the manifest. Room is made by the shards whose last opening is the longest ago. One that a process
-    has open is locked and stays, even if the cache is then beyond its limit until it is closed.
+    has open is locked and stays, even if the cache is then beyond its limit until it is closed. A folder that held
+    other files is refused, and nothing but shards is ever removed.
     """
 
     def __init__(self, url: str, cache: str | Path, limit: int):
         self.place, self.cache, self.limit = Place(url, "data.folder"), Path(cache), limit
+        refuse_foreign(self.cache, *CACHE, only(self.cache, NAMES))
 
     def verify(self, shards: Sequence[Shard], contents: bool) -> None:
         """Refuse shards of another size than listed; of those in the cache, drop what is damaged.
@@ -155,11 +163,11 @@ class Remote:
 
     def _download(self, shard: Shard) -> None:
         path, name = self._path(shard), f"{self.place.url}/{shard['file']}"
-        self.cache.mkdir(parents=True, exist_ok=True)
+        own(self.cache, *CACHE, only(self.cache, NAMES))
         with self._alone():
             if path.exists():
                 return  # another process was faster
-            for left in self.cache.glob("*.tmp"):  # by a kill: this process alone downloads now
+            for left in self._cached("tmp"):  # by a kill: this process alone downloads now
                 left.unlink()
             self._make_room(shard["bytes"])
             temporary = path.with_suffix(".tmp")
@@ -175,9 +183,7 @@ class Remote:
 
     def _make_room(self, size: int) -> None:
         """Remove shards that nobody has open, the longest unopened first, until `size` bytes fit."""
-        files = sorted(
-            ((path.stat(), path) for path in self.cache.glob("*.safetensors")), key=lambda x: x[0].st_mtime_ns
-        )
+        files = sorted(((path.stat(), path) for path in self._cached("safetensors")), key=lambda x: x[0].st_mtime_ns)
         used = sum(stat.st_size for stat, _ in files)
         for stat, path in files:
             if used + size <= self.limit:
@@ -191,6 +197,9 @@ class Remote:
                 pass  # open somewhere
             finally:
                 os.close(lock)
+
+    def _cached(self, ending: str) -> list[Path]:
+        return [path for path in self.cache.iterdir() if re.fullmatch(rf"{DIGEST}\.{ending}", path.name)]
 
     def _path(self, shard: Shard) -> Path:
         return self.cache / f"{shard['sha256']}.safetensors"

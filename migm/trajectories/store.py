@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from migm.jsonl import append_line, read_lines
+from migm.owned import only, refuse_foreign
 from migm.runtime import UserError, file_hash, replacing
 from migm.sealed import write_tensors
 from migm.trajectories.paging import read_singly, read_start
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "migm-traj/1"
 MANIFEST = "manifest.jsonl"
+NAMES = r"(manifest\.jsonl|\d{6,}\.(safetensors|json))(\.tmp)?"  # of all that lies in a store, which a manifest marks
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8}  # of safetensors
 DTYPES |= {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 
@@ -47,6 +49,7 @@ class Store:
                 f"data.folder={folder}: no {MANIFEST} here; collect trajectories first (migm.collect)"
             )
         else:
+            refuse_foreign(self.folder, "trajectories", "data.folder", only(self.folder, NAMES))
             self.header, self.shards = {"schema": SCHEMA, **header}, []
 
     def __len__(self) -> int:

@@ -7,7 +7,6 @@ A record `{image}_{cond|uncond}` has `feat.pth` (n, t, c), `teacher_vq_ids.pth` 
 
 import importlib
 import io
-import os
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from migm.bases.base import Base
-from migm.runtime import UserError, launched
+from migm.owned import refuse_filled
+from migm.reading import files_of
+from migm.runtime import UserError, launched, replacing
 from migm.trajectories.record import Trajectories, packed, padded
 from migm.trajectories.replay import stored_features
 from migm.trajectories.store import Store
@@ -70,7 +71,7 @@ def layout_of(base: Base, store: Store, key: str) -> Layout:
 
 def read_images(folder: Path, first: int = 0) -> Iterator[tuple[str, str, list[Record]]]:
     """Tar, name and both halves, conditional first, of the images from number `first` on; no others are read."""
-    tars, number = sorted(folder.glob("*.tar")), -1
+    tars, number = files_of(folder, ".tar"), -1
     if not tars:
         raise UserError(f"import_from={folder}: no *.tar here")
     for tar in tars:
@@ -176,10 +177,8 @@ def export_tars(store: Store, folder: str | Path, base: Base) -> Iterator[int]:
     Features that the store does not hold are computed by `base`.
     """
     layout, folder = layout_of(base, store, "export_to"), Path(folder)
+    refuse_filled(folder, "export_to")
     waiting: list[Record] = []
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob("*.tar")):
-        raise UserError(f"export_to={folder} holds tars already; choose an empty folder")
     written = 0
     for shard in range(len(store.shards)):
         data = store.open(shard)
@@ -193,8 +192,8 @@ def export_tars(store: Store, folder: str | Path, base: Base) -> Iterator[int]:
 
 
 def _write_tar(final: Path, images: list[Record], layout: Layout, base: Base) -> int:
-    temporary, count = final.with_suffix(".tar.tmp"), len(images)
-    with tarfile.open(temporary, "w") as tar:
+    count = len(images)
+    with replacing(final) as temporary, tarfile.open(temporary, "w") as tar:
         for image in images:
             both = stored_features(image, base)
             for features, (key, ids, order) in zip(both, layout.write(image), strict=True):
@@ -206,6 +205,5 @@ def _write_tar(final: Path, images: list[Record], layout: Layout, base: Base) ->
                     info.size = data.tell()
                     data.seek(0)
                     tar.addfile(info, data)
-    os.replace(temporary, final)
     images.clear()
     return count

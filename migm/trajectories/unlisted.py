@@ -6,6 +6,7 @@ shards being written, and the finished store is what one process would have made
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class Unlisted:
 
     def missing(self) -> list[Planned]:
         """What nobody has written, once what is noted is listed; for the start, when nobody writes."""
-        notes = set(self.store.folder.glob("[0-9]*.json"))
+        notes = {path for path in self.store.folder.glob("*.json") if re.fullmatch(r"\d{6,}\.json", path.name)}
         if self.store.manifest.exists():  # else nothing tells what they are of
             self.list_noted()
             notes -= {self._path(shard.number) for shard in self.planned if self._noted(shard)}

@@ -109,7 +109,6 @@ def test_the_metric_is_the_mean_and_says_what_was_cut(metric):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "offical"}, ["backend=offical", "adapter, official"]),
         ({"backend": "official", "random_weights": True}, ["backend=official"]),
         ({}, ["metric.image_reward.weights=none.pt", "no such file", "THUDM/ImageReward", "paths.offline"]),
         ({"vocab": "none.txt"}, ["metric.image_reward.vocab=none.txt", "bert-base-uncased", "paths.offline"]),

@@ -110,7 +110,7 @@ def test_an_export_holds_the_original_records(made, store, tmp_path):
         for key, fields in zip(keys[2 * image : 2 * image + 2], halves, strict=True):
             for name, value in fields.items():
                 assert torch.equal(value, tensors[f"{key}/{name}"]), (key, name)
-    with pytest.raises(UserError, match=naming("export_to", "holds tars already")):
+    with pytest.raises(UserError, match=naming("export_to", "already; choose an empty folder")):
         list(export_tars(store, tmp_path / "again", base))
 
 

@@ -100,7 +100,7 @@ def test_a_signal_in_the_last_step_ends_nothing(stored, whole, tmp_path, monkeyp
 
 
 def test_the_last_ones_are_kept_and_no_more(whole):
-    files = {path.name: saved_step(path) for path in (whole / "checkpoints").iterdir()}
+    files = {path.name: saved_step(path) for path in (whole / "checkpoints").glob("*.ckpt")}
     assert files == {"resume.ckpt": 24, "resume-1.ckpt": 20, "resume-2.ckpt": 15}
     assert all(is_whole(whole / "checkpoints" / name) for name in files)
 
@@ -140,7 +140,7 @@ def test_a_kill_between_the_renames_leaves_the_one_before(stored, whole, copied,
 
 
 def test_when_all_are_damaged_they_are_named_and_nothing_is_trained(stored, copied, tmp_path):
-    for path in copied.iterdir():
+    for path in copied.glob("*.ckpt"):
         flip(path, 5000)
     with pytest.raises(UserError, match=naming("resume.ckpt", "resume-1.ckpt", "damaged", "delete")):
         run(stored, tmp_path)

@@ -1,5 +1,6 @@
 """collect(): a trajectory depends on (seed, image) alone, and a kill costs at most one shard."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def _kill(folder: Path, moment: str) -> int:
     lines = manifest.read_text().splitlines(keepends=True)
     shards = sorted(folder.glob("*.safetensors"))
     if moment == "writing the third shard":
-        shards[2].rename(f"{shards[2]}.tmp")
-        Path(f"{shards[2]}.tmp").write_bytes(b"half a shard")
+        Path(f"{shards[2]}.tmp").mkdir()
+        shards[2].rename(f"{shards[2]}.tmp/{shards[2].name}")
+        os.truncate(f"{shards[2]}.tmp/{shards[2].name}", 100)
         manifest.write_text("".join(lines[:3]))
         return 2
     if moment == "listing the third shard":

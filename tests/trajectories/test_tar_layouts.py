@@ -209,5 +209,5 @@ def test_several_processes_are_refused(made, base, tars, tmp_path, monkeypatch):
 
 
 def test_an_export_into_a_folder_with_tars_is_refused(made, base, tars, tmp_path):
-    with pytest.raises(UserError, match=naming("export_to", "holds tars already")):
+    with pytest.raises(UserError, match=naming("export_to", "already; choose an empty folder")):
         list(export_tars(stored(base, tmp_path / "made", made), tars, base))

@@ -17,6 +17,7 @@ from migm.evaluation.image_reward import (
     truncated,
 )
 from migm.evaluation.metrics.metric import Batch, QualityMetric
+from migm.reading import files_of
 from migm.runtime import DeviceName, UserError, file_hash, pick_device, tensors_hash
 from migm.scorers.install import python_of
 from migm.scorers.process import ScorerProcess
@@ -116,7 +117,7 @@ class UniPercept(ScorerMetric):
             raise FileNotFoundError(
                 f"metric.unipercept.weights={weights}: no such folder; give Thunderbolt215215/UniPercept's (16 GB)"
             )
-        files = sorted(path for path in Path(weights).iterdir() if path.is_file())
+        files = [path for path in files_of(Path(weights)) if path.is_file()]
         self.reference_hash = tensors_hash({}, *(f"{path.name} {path.stat().st_size}" for path in files))
         settings = {"weights": str(Path(weights).absolute())}
         self.score = ScorerProcess(python_of(scorers), "unipercept", str(pick_device(device)), settings)

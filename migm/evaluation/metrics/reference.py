@@ -5,7 +5,6 @@ can be read too; `features` (n, c) are for metrics of neighbours and kernels. Ou
 `n`, `protocol`, `extractor` (the hash of its weights) and `hash`, which covers all of them.
 """
 
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from migm.runtime import UserError, tensors_hash
+from migm.runtime import UserError, replacing, tensors_hash
 
 FACTS = ("n", "protocol", "extractor")
 
@@ -36,13 +35,10 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write the file at once, so that a kill leaves no half of one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
         content: Any = {name: np.array(getattr(self, name)) for name in (*FACTS, "hash")}
         content |= {name: array.numpy() for name, array in self.arrays.items()}
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **content)
-        os.replace(temporary, path)
 
 
 def load_reference(path: str | Path, key: str, arrays: tuple[str, ...]) -> Reference:
