@@ -14,6 +14,7 @@ from migm.accelerators.refresh import Always
 from migm.bases.base import Base
 from migm.config import CollectConfig, build, conf_path, load
 from migm.distributed import first_console, from_first, join, processes, rank, wait
+from migm.inputs import review
 from migm.owned import refuse_filled
 from migm.progress import progress
 from migm.runtime import UserError, command
@@ -56,6 +57,7 @@ def collect(
     The processes of a run share the shards; what is stored is the same whatever their number. What other storage
     would take is said for a training of `train_steps`.
     """
+    review(base, data.inputs(torch.arange(data.num_images)), "data.inputs")
     described, console = header(base, sampling, data, seed, sampling_config), first_console()
     store = data.store(described)
     if store.remote:
@@ -129,6 +131,7 @@ def make(
 
 def announce_online(base: Base, sampling: Sampling, data: TrajectoryData, train_steps: int) -> None:
     """Say what storage "online" will take, which has nothing to collect."""
+    review(base, data.inputs(torch.arange(data.num_images)), "data.inputs")
     work, console = measure(base, sampling, data, train_steps * data.batch_size * processes()), first_console()
     size = work.bytes("online", data.dtype)
     refuse_full_shard(data, size // data.shard_images)

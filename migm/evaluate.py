@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig
 
 from migm.bases.base import Base
@@ -15,6 +16,7 @@ from migm.config import Common, EvaluateConfig, build, conf_path, load, variant
 from migm.distributed import join, rank
 from migm.evaluation.cost import Point
 from migm.evaluation.study import Study
+from migm.inputs import review
 from migm.kinds import Count, fitted
 from migm.report.results import Results
 from migm.report.summary import summarise
@@ -74,6 +76,7 @@ def study(cfg: DictConfig, config: Common, base: Base) -> Study:
     results = Results(Path(config.paths["output_dir"]) / config.name / "results.jsonl")
     metrics = [build(metric) for metric in config.metric.values()]
     evalset, protocols = build(config.evalset), config.latency
+    review(base, evalset.inputs(torch.arange(evalset.num_images)), "evalset.inputs")
     return Study(base, points(cfg, config), config.sampling, evalset, metrics, results, protocols=protocols)
 
 

@@ -17,7 +17,7 @@ from migm.config import GenerateConfig, build, conf_path, load
 from migm.evaluate import point
 from migm.evaluation.cost import Point
 from migm.gallery import Gallery, Grid, is_grid, read_image
-from migm.inputs import read_prompts
+from migm.inputs import read_prompts, review
 from migm.progress import progress
 from migm.runtime import UserError, command, environment, tensors_hash
 from migm.sampling.loop import generate_images
@@ -84,8 +84,7 @@ def run(config: GenerateConfig) -> None:
     chosen, console = point(config), Console()
     # Eight seeds by default, or one where images are large and take long.
     seeds = list(range(8 if base.spec.num_tokens <= 256 else 1)) if config.seeds is None else config.seeds
-    for shown in inputs:
-        base.encode(repeated(shown, 1), guided=False)  # refuses what it cannot draw, before anything is made
+    review(base, [str(shown) for shown in inputs] if isinstance(inputs[0], str) else torch.tensor(inputs))
     total, grid = len(inputs) * len(seeds), Grid(len(inputs), seeds, base.spec.num_tokens, given and given[0])
     if not grid.whole and not config.folder:
         raise UserError(f"{total} images do not fit one grid: set folder=<where to keep them>")

@@ -20,6 +20,11 @@ from migm.runtime import UserError, command, write_atomic
 def main(cfg: DictConfig) -> None:
     """Export pairs, or with `votes` read what was voted on them."""
     config = load(cfg, HumanevalConfig)
+    if config.votes and (config.method or config.baseline):
+        raise UserError(
+            f"votes={config.votes} with method={config.method}, baseline={config.baseline}: give the votes alone to "
+            "score an export, or the two folders alone to make one"
+        )
     if config.votes:
         count(config)
     else:

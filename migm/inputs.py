@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from migm.bases.base import Inputs
+from migm.bases.base import Base, Inputs
+from migm.distributed import first_console
 from migm.kinds import Count
 from migm.reading import files_of, read_text
 from migm.runtime import UserError
@@ -40,9 +41,11 @@ class Prompts:
     """The prompts of a file or folder in turn, or those from `first` to before `last` alone."""
 
     def __init__(self, file: str | Path, first: int = 0, last: int | None = None):
-        self.prompts = read_prompts(Path(file))[first:last]
-        if not self.prompts:
-            raise UserError(f"inputs.file={file} has no prompts from inputs.first={first} to inputs.last={last}")
+        every = read_prompts(Path(file))
+        if not 0 <= first < (len(every) if last is None else last) <= len(every):
+            asked = f"has no prompts from inputs.first={first} to inputs.last={last}"
+            raise UserError(f"inputs.file={file} {asked}: it holds {len(every)}, numbered from 0")
+        self.prompts = every[first:last]
 
     def __call__(self, images: Tensor) -> list[str]:
         return [self.prompts[number % len(self.prompts)] for number in images.tolist()]
@@ -50,6 +53,17 @@ class Prompts:
     def fingerprint(self) -> str:
         digest = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:12]
         return f"{len(self.prompts)} prompts {digest}"
+
+
+def review(base: Base, inputs: Inputs, key: str = "") -> None:
+    """Refuse inputs that `base` cannot draw, before any is drawn, and say in one line what it leaves out of others."""
+    where = f"{key}: " if key else ""
+    try:
+        left_out = base.review(inputs.unique() if isinstance(inputs, Tensor) else list(dict.fromkeys(inputs)))
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+    if left_out:
+        first_console().print(f"{where}{left_out}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:

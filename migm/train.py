@@ -25,7 +25,7 @@ from migm.evaluate import study
 from migm.evaluation.study import Study
 from migm.inputs import InputSource
 from migm.reading import read_text
-from migm.report.wandb import tracker
+from migm.report.wandb import going_on, tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, in_sweep, launched, pick_precision, write_atomic
 from migm.sealed import refuse_foreign
@@ -33,7 +33,8 @@ from migm.shortcuts.checkpoint import FORMAT, save_shortcut
 from migm.space import refuse_full_disk, refuse_full_memory
 from migm.sweep import Recorder, one_at_a_time
 from migm.training.checkpoints import Checkpoints, newest
-from migm.training.module import ShortcutModule
+from migm.training.course import check_course, refuse_no_step
+from migm.training.module import WANDB_RUN, ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
 
 
@@ -66,7 +67,11 @@ class Training:
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
         self.max_steps = config.trainer["max_steps"]
         self.seconds: float | None = None  # of all steps, at the rate of those made here
-        parts = {"callbacks": list(build(config.callbacks).values()), "logger": list(build(config.logger).values())}
+        callbacks, loggers = build(config.callbacks), build(going_on(config.logger, self.state.get(WANDB_RUN)))
+        remark = check_course(self.module.configure_optimizers(), callbacks, config.callbacks, self.max_steps)
+        if remark:
+            self.console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        parts = {"callbacks": list(callbacks.values()), "logger": list(loggers.values())}
         own = {"precision": pick_precision(config.trainer["precision"], base.device), **parts}
         self.resolved = asdict(config)
         self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
@@ -124,6 +129,10 @@ class Training:
         finally:
             if not in_sweep():  # points are runs of their own
                 self.close()
+        if self.trainer.global_step < self.max_steps:
+            refuse_no_step(self.trainer.global_step)
+            end = f"the training ended at step {self.trainer.global_step} of trainer.max_steps={self.max_steps}"
+            self.console.print(f"{end}, by another key of trainer or a callback", style="yellow", soft_wrap=True)
         made = self.trainer.global_step - self.state["global_step"]
         self.seconds = (time.perf_counter() - start) * self.max_steps / max(made, 1)
         self.trainer.save_checkpoint(self.resume)
@@ -231,6 +240,8 @@ def show(training: Training, measured: Study, config: TrainConfig) -> None:
     logged = tracker(config.logger, training.resolved)
     if logged:
         live = training.followed[0].experiment if training.followed and in_sweep() else None
+        if live:  # said again: an earlier process may have trained, and this be a later part of its run
+            training.followed[0].log_hyperparams({"resolved": training.resolved})
         logged.log_points(measured.measured(), measured.preview, live)
     if not measured.metrics:
         training.console.print("no report: metric=\\[none] measures no quality")

@@ -83,6 +83,10 @@ class Base(Protocol):
     device: torch.device
     dtype: torch.dtype  # of its weights and features
 
+    def review(self, inputs: Inputs) -> str:
+        """Refuse inputs that it cannot draw; say what of the others it leaves out, as a clause, or nothing."""
+        ...
+
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
         """Labels (b,) or b prompts -> one branch, or both guidance halves."""
         ...

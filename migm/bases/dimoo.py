@@ -13,11 +13,12 @@ from torch.nn.functional import linear
 from migm.bases.amused import AmusedVQ
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
 from migm.bases.layers import Block, Runner, run_blocks
-from migm.bases.layout import Layout, Markers, PromptTemplate, padded_ids, read_tokenizer, words_as_ids
+from migm.bases.layout import Layout, Markers, padded_ids
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
 from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, locate
+from migm.bases.words import Checksums, PromptTemplate, TokenizerFile
 from migm.kinds import Count, Whole
 from migm.runtime import DeviceName, DTypeName, UserError, pick_device, pick_dtype, tensors_hash
 
@@ -72,10 +73,10 @@ class LuminaDiMOO:
         known = Markers(**markers)
         self.layout = Layout(grid, known, self.offset, self.device)
         if random_weights and not Path(str(text_tokenizer)).is_file():
-            encode = words_as_ids(min(markers.values()))
+            text = Checksums(min(markers.values()))
         else:
-            encode = read_tokenizer(text_tokenizer, known, "base.text_tokenizer")
-        self.template = PromptTemplate(encode, system)
+            text = TokenizerFile(text_tokenizer, known, "base.text_tokenizer")
+        self.template = PromptTemplate(text, system)
         self.unconditional = torch.tensor(self.template.unconditional, device=self.device)
         self.spec = BaseSpec(grid[0] * grid[1], grid, vocab_size, transformer.d_model, transformer.n_layers)
 
@@ -90,10 +91,17 @@ class LuminaDiMOO:
             load_shards(net, weights, "base.weights", PREFIX, self.device, self.dtype)
         return net.eval().requires_grad_(False)
 
-    def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
+    def review(self, inputs: Inputs) -> str:
+        self._prompts(inputs)
+        return self.template.left_out([str(prompt) for prompt in inputs])
+
+    def _prompts(self, inputs: Inputs) -> list[list[int]]:
         if isinstance(inputs, Tensor):
             raise UserError(f"labels={inputs[:5].tolist()}: this base draws what prompts say; give prompts")
-        prompts = [self.template(prompt) for prompt in inputs]
+        return [self.template(prompt) for prompt in inputs]
+
+    def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
+        prompts = self._prompts(inputs)
         one = self.branch(padded_ids(prompts, self.device))
         if not guided:
             return [one]

@@ -1,20 +1,12 @@
 """Lumina-DiMOO's sequence: prompt, markers around the image, a newline after each row (dimoo.md section 2)."""
 
-import re
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from migm.bases.weights import locate
-from migm.runtime import UserError
-
 PADDING = -1  # in conditions
-Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -66,36 +58,6 @@ class Layout:
         block = self.block.expand(b, -1).scatter(1, self.places.expand(b, -1), image_ids)
         # Shorter prompts are padded where their image block begins: it is written last.
         return ids.scatter(1, lengths[:, None] + torch.arange(self.num_rows, device=ids.device), block)
-
-
-class PromptTemplate:
-    """Prompts -> ids of `<system>{system}</system><user>{prompt}</user>`, the empty prompt being `<uncondition>`."""
-
-    def __init__(self, encode: Encode, system: str):
-        self.encode, self.system = encode, system
-        self.unconditional = self("<uncondition>")
-
-    def __call__(self, prompt: str) -> list[int]:
-        return self.encode(f"<system>{self.system}</system><user>{prompt}</user>")
-
-
-def read_tokenizer(path: str | Path | None, markers: Markers, key: str) -> Encode:
-    """The text tokenizer of a `tokenizer.json`, which adds no tokens of its own; other ids of markers are refused."""
-    file = locate(path, key)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exceptions
-        raise UserError(f"{key}={path} is no tokenizer.json ({error})") from error
-    for marker, name in NAMES.items():
-        found = tokenizer.token_to_id(name)
-        if found not in (None, getattr(markers, marker)):
-            raise UserError(f"base.markers.{marker}={getattr(markers, marker)}, but {name} is {found} in {key}={path}")
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def words_as_ids(num_ids: int) -> Encode:
-    """A stand-in for models with random weights: every tag, word or sign is an id below `num_ids`, by its checksum."""
-    return lambda text: [zlib.crc32(word.encode()) % num_ids for word in re.findall(r"</?\w+>|\w+|[^\w\s]", text)]
 
 
 def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -58,6 +58,10 @@ class MaskGIT:
             num_layers=len(transformer.transformer.layers),
         )
 
+    def review(self, inputs: Inputs) -> str:
+        self.encode(inputs, guided=False)
+        return ""
+
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
         n = self.transformer.num_classes
         if not isinstance(inputs, Tensor):

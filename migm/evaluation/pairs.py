@@ -26,6 +26,18 @@ from migm.runtime import UserError, write_atomic
 
 CHOICES = ("left", "right", "tie")
 SIDES = ("method", "baseline")
+# What of an image's description tells how it was made.
+MADE_BY = (
+    "base",
+    "decoder",
+    "accelerator",
+    "settings",
+    "predictor",
+    "num_steps",
+    "num_full_steps",
+    "sampling",
+    "initial",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Pair:
 def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -> list[Pair]:
     """All pairs of two folders that `migm.generate folder=` filled, or `num_pairs` of them, in random order.
 
-    Images that only one folder has, and images of other prompts, seeds or sizes, raise UserError.
+    Images that only one folder has, images of other prompts, seeds or sizes, and the same method twice raise UserError.
     """
     ours, theirs = _described(method, "method"), _described(baseline, "baseline")
     alone = sorted(ours.keys() ^ theirs.keys())
@@ -57,6 +69,11 @@ def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -
         raise UserError(
             f"method={method}, baseline={baseline}: {len(alone)} images are in one folder alone, such as that of "
             f"input {index} and seed {number}; generate both with the same inputs and seeds"
+        )
+    if method.samefile(baseline) or all(_made_alike(ours[key][1], theirs[key][1]) for key in ours):
+        raise UserError(
+            f"method={method}, baseline={baseline}: both are images of the same method with the same settings, so "
+            "there is nothing to choose between; generate one of them by another accelerator"
         )
     for key in sorted(ours):
         for what in ("prompt", "label", "run_seed", "width", "height"):
@@ -80,6 +97,11 @@ def _described(folder: Path, key: str) -> dict[tuple[int, int], tuple[Path, dict
     if not entries:
         raise UserError(f"{key}={folder} holds no images with JSON; give a folder that migm.generate folder= filled")
     return {(entry["index"], entry["seed"]): (path, entry) for path, entry in entries.items()}
+
+
+def _made_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two descriptions of images name the same base, sampler and accelerator."""
+    return all(ours.get(what) == theirs.get(what) for what in MADE_BY)
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

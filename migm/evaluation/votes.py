@@ -18,6 +18,7 @@ from migm.runtime import UserError
 
 Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
 DRAWS = 2000  # of the bootstrap
+LOST = 0.1  # of a file's lines: with more of them it is taken for votes on another export
 # A crowd platform's names of our columns; what it puts before them (Input., Answer.) is left off.
 ALIASES = {"workerid": "rater", "worker_id": "rater", "participant_id": "rater"}
 
@@ -35,28 +36,47 @@ class Vote:
 def read_votes(paths: Iterable[Path], key: Mapping[str, Any]) -> tuple[list[Vote], list[str]]:
     """Votes of CSV files with the columns study, pair, rater and choice, and what is wrong with their lines.
 
-    Lines of another study, unknown pairs and unknown choices do not count; of two votes of a rater on
-    the same pair the last does.
+    Lines of another study, unknown pairs and unknown choices do not count; a file with more than the share `LOST`
+    of such lines is refused. Of two votes of a rater on the same pair the last counts.
     """
     latest: dict[tuple[str, str], tuple[Vote, str]] = {}
     problems = []
     for path in paths:
-        for number, row in _rows(path):
-            where = f"{path}, line {number}"
-            fault = _fault(row, key)
+        faults, rows = defaultdict[str, list[int]](list), _rows(path)
+        for number, row in rows:
+            fault, where = _fault(row, key), f"{path}, line {number}"
             if fault:
-                problems.append(f"{where}: {fault}; not counted")
+                faults[fault].append(number)
                 continue
             rater, pair, side = row["rater"], row["pair"], row["choice"]
             left = key["pairs"][pair]["left"]
             right = "baseline" if left == "method" else "method"
             vote = Vote(rater, pair, {"left": left, "right": right, "tie": "tie"}[side], side)
-            if (rater, pair) in latest:
-                problems.append(
-                    f"{latest[rater, pair][1]}: {rater} votes on pair {pair} again in {where}, which counts"
-                )
+            before, earlier = latest.get((rater, pair), (vote, ""))
+            if before != vote:  # a page saved twice says the same again
+                problems.append(f"{earlier}: {rater} votes on pair {pair} again in {where}, which counts")
             latest[rater, pair] = (vote, where)
+        told = [f"{_lines(numbers)}: {fault}" for fault, numbers in faults.items()]
+        lost = sum(map(len, faults.values()))
+        if lost > LOST * len(rows):
+            raise UserError(
+                f"votes={path}: {lost} of {len(rows)} lines are no votes on this export, so nothing is scored: give "
+                f"the folder= that it belongs to, or remove them ({'; '.join(told[:3])}{'; …' * (len(told) > 3)})"
+            )
+        problems += [f"{path}, {fault}; not counted" for fault in told]
     return [vote for vote, _ in latest.values()], problems
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """Ascending numbers of lines in words, such as `lines 2 to 5, 9`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    named = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+    return f"line{'s' * (len(numbers) > 1)} {named}"
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

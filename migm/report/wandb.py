@@ -103,6 +103,13 @@ def tracker(logger: Mapping[str, Any], config: Mapping[str, Any]) -> Tracker | N
     return Tracker(logger["wandb"], config) if "wandb" in logger else None
 
 
+def going_on(logger: Mapping[str, Any], run: str | None) -> dict[str, Any]:
+    """A config's `logger` whose training goes on with the W&B run of this id, unless it names one itself."""
+    if run is None or "wandb" not in logger or logger["wandb"].get("id") or logger["wandb"].get("version"):
+        return dict(logger)
+    return {**logger, "wandb": {**logger["wandb"], "id": run, "resume": "allow"}}
+
+
 def point_values(row: Row) -> dict[str, float]:
     """What is logged of a point: `quality/<metric>`, its deviation over the seed sets, and `cost/<metric>`."""
     found: dict[str, float] = {}

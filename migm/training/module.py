@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,6 +17,7 @@ from migm.trajectories.dataset import Pairs
 from migm.trajectories.replay import with_features
 
 Held = TypeVar("Held", bound=Base)
+WANDB_RUN = "wandb_run"  # in checkpoints
 
 
 class Frozen(Generic[Held]):
@@ -44,6 +46,7 @@ class ShortcutModule(L.LightningModule):
         self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), objective
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.seed = config.get("seed", 0)
+        self.wandb_run: str | None = None  # the run of which a checkpoint tells
         self.save_hyperparameters({"config": config, "base": base.fingerprint()})
 
     def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
@@ -76,6 +79,14 @@ class ShortcutModule(L.LightningModule):
         every, *totals = self.trainer.strategy.reduce(sums, reduce_op="sum")
         every = every.clamp(min=1)
         return dict(zip(log, (total / every for total in totals), strict=True)), rows * processes / every
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the id of the run in W&B with what was trained, so that a start from here goes on with that run."""
+        runs = [logger.version for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
+        checkpoint[WANDB_RUN] = runs[0] if runs else self.wandb_run
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.wandb_run = checkpoint.get(WANDB_RUN)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.shortcut.named_parameters())

@@ -69,7 +69,7 @@ def test_a_sequence_is_prompt_markers_rows_and_newlines(base):
 
 def test_the_unconditional_half_has_its_own_words_and_length(base):
     one, none = base.encode(["a red truck"], guided=True)
-    assert none.condition.tolist() == [base.template("<uncondition>")]
+    assert none.condition.tolist() == [base.template.unconditional]
     assert one.condition.shape[1] == none.condition.shape[1] + 2
     assert one.prompt.all()
     assert none.prompt is None

@@ -12,6 +12,7 @@ from tokenizers.models import WordLevel
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.llada import PREFIX, LLaDA, LLaDAConfig
 from migm.bases.tokenizer import ConvVQ
+from migm.bases.words import TAGS
 from migm.runtime import UserError
 
 SIZES = LLaDAConfig(16, 2, 2, 24, 60, 10000.0, 1e-5)
@@ -33,7 +34,8 @@ def checkpoint(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
     SIZES.write(tmp_path / "config.json")
     save_file(ConvVQ(24, 4, 8, 1).state_dict(), tmp_path / "vq.safetensors")
-    Tokenizer(WordLevel({"cat": 3, "?": 1}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+    words = {"cat": 3, "?": 1, **{tag: 10 + i for i, tag in enumerate(TAGS)}}
+    Tokenizer(WordLevel(words, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
     return tmp_path, tensors
 
 
@@ -141,6 +143,10 @@ def break_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{")
 
 
+def other_tokenizer(folder):
+    Tokenizer(WordLevel({"cat": 3, "?": 1}, unk_token="?")).save(str(folder / "tokenizer.json"))
+
+
 def move_marker(folder):
     Tokenizer(WordLevel({"<answer>": 3, "?": 1}, unk_token="?")).save(str(folder / "tokenizer.json"))
 
@@ -160,6 +166,7 @@ def move_marker(folder):
         (no_theta, ["config.json", "lacks 'rope_theta'"]),
         (no_config, ["base.weights", "config.json", "no such file"]),
         (break_tokenizer, ["base.text_tokenizer", "is no tokenizer.json"]),
+        (other_tokenizer, ["base.text_tokenizer", "tokenizer.json", "lacks <system>"]),
         (move_marker, ["base.markers.answer=32", "<answer> is 3", "tokenizer.json"]),
     ],
 )

@@ -52,9 +52,10 @@ def test_columns_of_a_crowd_platform_are_found(tmp_path):
     ],
 )
 def test_lines_that_are_no_votes_are_named_and_do_not_count(tmp_path, row, words):
-    path = written(tmp_path / "a.csv", "abc,1,anna,left", row, "abc,2,anna,left")
+    others = [f"abc,2,r{i},left" for i in range(10)]
+    path = written(tmp_path / "a.csv", "abc,1,anna,left", row, *others)
     found, (problem,) = read_votes([path], KEY)
-    assert len(found) == 2
+    assert len(found) == 11
     assert problem.startswith(f"{path}, line 3: ")
     assert words in problem
 

@@ -23,6 +23,7 @@ from migm.bases.maskgit import MaskGIT
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.vqgan import VQGAN
 from migm.bases.weights import assign_strictly
+from migm.bases.words import TAGS
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 Vector = tuple[dict[str, Tensor], dict[str, str]]
@@ -98,7 +99,9 @@ def recorded_dimoo(read_vector, tmp_path_factory) -> Callable[..., LuminaDiMOO]:
         markers = {name: ids[key] for name, key in {**names, "end_image": "eoi", "end_answer": "eoa"}.items()}
         vq = ConvVQ(int(facts["codebook"]), 4, 8, 1)
         save_file(vq.state_dict(), folder / "vq.safetensors")
-        Tokenizer(WordLevel({"x": 0}, unk_token="x")).save(str(folder / "tokenizer.json"))
+        Tokenizer(WordLevel({"x": 0, **{tag: i + 1 for i, tag in enumerate(TAGS)}}, unk_token="x")).save(
+            str(folder / "tokenizer.json")
+        )
         side = round(sample["final_vq_ids"].numel() ** 0.5) * vq.stride
         base = LuminaDiMOO(
             LLaDAConfig.read(folder / "config.json"),
