@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test test-slow browser lint format clean help
+.PHONY: run test test-slow test-gpu browser lint format clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -24,6 +24,10 @@ test: $(STAMP)
 # make test-slow   what takes longer: several processes, real kills, every option with every command
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# make test-gpu    what needs a CUDA device: the whole chain on it, compared with the CPU
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # make browser     a Chromium for the tests that open pages: Debian's for root, else the one playwright brings
 browser: $(STAMP)

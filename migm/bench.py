@@ -1,6 +1,7 @@
 """`python -m migm.bench`: what steps, the sampling around them and whole runs cost, side by side."""
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -112,9 +113,11 @@ def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) ->
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-            Console().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
-            batch_size //= 2
-            torch.cuda.empty_cache()
+        # Out here the error is gone, and with it the frames that held the tensors.
+        gc.collect()
+        torch.cuda.empty_cache()
+        Console().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
+        batch_size //= 2
 
 
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -140,8 +143,14 @@ def main(cfg: DictConfig) -> None:
     path = Path(config.output)
     for wanted in config.batch_sizes:
         batch, rows = fitting(lambda b: measure(base, sampling, shortcut, runs, source, b, config.repeats), wanted)
-        show(rows, f"batch {batch}, {environment(base.device)['device']}")
-        shared = {"base": base.fingerprint(), "batch_size": batch, "repeats": config.repeats}
+        lowered = "" if batch == wanted else f" ({wanted} does not fit the memory)"
+        show(rows, f"batch {batch}{lowered}, {environment(base.device)['device']}")
+        shared = {
+            "base": base.fingerprint(),
+            "batch_size": batch,
+            "wanted_batch_size": wanted,
+            "repeats": config.repeats,
+        }
         for each in rows:
             when = time.strftime("%Y-%m-%dT%H:%M:%S")
             append_line(path, {**each, **shared, **environment(base.device), "time": when})

@@ -28,6 +28,7 @@ class AmusedVQ(nn.Module):
         super().__init__()
         levels = len(channels)
         self.stride, self.num_codes = 2 ** (levels - 1), num_codes
+        self.pixel_channels = max(channels[:2])
         vq = VQModel(
             in_channels=3,
             out_channels=3,
@@ -59,4 +60,5 @@ class AmusedVQ(nn.Module):
         return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _like_weights(self, x: Tensor) -> Tensor:
-        return x.to(self.quantize.embedding.weight.dtype)
+        weight = self.quantize.embedding.weight
+        return x.to(weight.device, weight.dtype)

@@ -116,7 +116,7 @@ class Base(Protocol):
         ...
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """tokens (b, l) -> uint8 images (b, 3, h, w)."""
+        """tokens (b, l) -> uint8 images (b, 3, h, w), in parts of bounded memory (`migm.bases.decoding`)."""
         ...
 
     def tokenize(self, images: Tensor) -> Tensor:

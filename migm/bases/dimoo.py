@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from migm.bases.amused import AmusedVQ
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.decoding import decode
 from migm.bases.layers import Block, Runner, run_blocks
 from migm.bases.layout import Layout, Markers, padded_ids
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
@@ -164,7 +165,7 @@ class LuminaDiMOO:
         return Control(embeddings, torch.cat([before, rows], 1), keys, q, branch.mask)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.to_images(tokens, self.spec.grid)
+        return decode(self.tokenizer, tokens, self.spec.grid)
 
     def tokenize(self, images: Tensor) -> Tensor:
         refuse_other_size(images, self.spec, self.tokenizer.stride)

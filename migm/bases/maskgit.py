@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.decoding import decode
 from migm.bases.layers import Block, Runner, run_blocks
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
@@ -104,7 +105,7 @@ class MaskGIT:
         return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.to_images(tokens, self.spec.grid)
+        return decode(self.tokenizer, tokens, self.spec.grid)
 
     def tokenize(self, images: Tensor) -> Tensor:
         refuse_other_size(images, self.spec, self.tokenizer.stride)

@@ -30,6 +30,7 @@ class ConvVQ(nn.Module):
     def __init__(self, num_codes: Count = 256, code_channels: Count = 16, channels: Count = 96, depth: Whole = 2):
         super().__init__()
         wide = 2 * channels
+        self.pixel_channels = max(channels // 4, 12)
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
             nn.Conv2d(12, channels, 3, padding=1),
@@ -67,4 +68,5 @@ class ConvVQ(nn.Module):
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
     def _like_weights(self, x: Tensor) -> Tensor:
-        return x.to(self.quantize.embedding.weight.dtype).contiguous(memory_format=torch.channels_last)
+        weight = self.quantize.embedding.weight
+        return x.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last)

@@ -14,15 +14,23 @@ Inner = TypeVar("Inner", bound=nn.Module)
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Softmax attention over (b, heads, t, head channels); `mask` (b, 1, 1, keys) is True where a key counts.
 
-    Zero where none does. torch's fused kernel is about half as fast as two matrix products for bfloat16 on CPUs.
+    Zero where none does. No kernel is asked for that: fused ones of CUDA give other values there. torch's fused
+    kernel is about half as fast as two matrix products for bfloat16 on CPUs.
     """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+    if mask is None:
+        return _attended(q, k, v, None, dropout)
+    some = mask.any(-1, keepdim=True)
+    return _attended(q, k, v, mask | ~some, dropout).masked_fill(~some, 0)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """By a fused kernel, but where that is the slower one or there are no keys; some key counts in every row."""
+    if k.shape[-2] and (q.device.type != "cpu" or q.dtype != torch.bfloat16):
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # not -inf, which makes NaN of no keys
-    out = torch.dropout(scores.softmax(-1), dropout, train=dropout > 0) @ v
-    return out if mask is None else out * mask.any(-1, keepdim=True)
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.dropout(scores.softmax(-1), dropout, train=dropout > 0) @ v
 
 
 class PackedAttention(nn.Module):

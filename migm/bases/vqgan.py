@@ -56,6 +56,7 @@ class VQGAN(nn.Module):
         self.pixels = pixels
         self.levels = len(ddconfig["ch_mult"])
         self.stride = 2 ** (self.levels - 1)
+        self.pixel_channels = ddconfig["ch"] * max(ddconfig["ch_mult"][:2])
         # Compared with the nominal resolution, whatever the size of the images (maskgit.md 2.2).
         sides = [ddconfig["resolution"] >> level for level in range(self.levels)]
         attends = ["Attn" if side in ddconfig["attn_resolutions"] else "" for side in sides]
@@ -116,7 +117,8 @@ class VQGAN(nn.Module):
         return ((x - low) / (high - low) * 255).to(torch.uint8)
 
     def _like_weights(self, x: Tensor) -> Tensor:
-        return x.to(self.vq.quantize.embedding.weight.dtype)
+        weight = self.vq.quantize.embedding.weight
+        return x.to(weight.device, weight.dtype)
 
 
 def read_model_yaml(path: str) -> tuple[Mapping[str, Any], int, int]:

@@ -88,7 +88,8 @@ class Loading:
                 yield {"part": "step", "form": form, **self._steps(stores[form], data, train)}
             if getattr(base, "tars", None):
                 yield from self._tars(stores["bfloat16"], folder, base, rate)
-            replayed = islice(loader(stores["tokens"], data), self.base_batches)
+            read = islice(loader(stores["tokens"], data), self.base_batches)
+            replayed = (move_data_to_device(batch, base.device) for batch in read)
             yield rate("tokens", "warm", (len(with_features(batch, base).steps) for batch in replayed))
             yield rate("online", "none", (len(batch.steps) for batch in self._online(data)))
 
@@ -197,7 +198,11 @@ def random_trajectories(
 ) -> Iterator[Trajectories]:
     """Shards of the base's shape without its meaning: normal features, tokens revealed in a random order."""
     spec, n, guided = base.spec, sampling.num_steps, sampling.guidance is not None
-    one = base.encode(data.inputs(torch.zeros(1, dtype=torch.long)), guided)
+
+    def length(image: int) -> int:
+        return max(branch.condition.shape[1] for branch in base.encode(data.inputs(torch.tensor([image])), guided))
+
+    one = base.encode(data.inputs(torch.tensor([max(range(images), key=length)])), guided)  # the longest
     empty, ratio = (
         torch.full((1, spec.num_tokens), spec.vocab_size, device=base.device),
         torch.ones(1, device=base.device),

@@ -134,10 +134,9 @@ class Recipe:
         fit(module, data, self.folder / "base", 128, steps, self.seed, recipe, callbacks=(average,))
         save(net, path)
         tokens, labels = self._tokens(vq, "test")
-        net.eval()
-        losses = {
-            ratio: masked_loss(net, tokens[:2000, 0].long(), labels[:2000], ratio) for ratio in (1, 0.75, 0.5, 0.25)
-        }
+        net.to(base.device).eval()
+        held = tokens[:2000, 0].long().to(base.device), labels[:2000].to(base.device)
+        losses = {ratio: masked_loss(net, *held, ratio) for ratio in (1, 0.75, 0.5, 0.25)}
         shown = ", ".join(f"{loss:.3f} at {ratio}" for ratio, loss in losses.items())
         self.console.print(f"base: test cross-entropy {shown} masked; written to {path}")
 
@@ -189,7 +188,7 @@ class Recipe:
             with progress(self.console, "photos") as bar:
                 task = bar.add_task(f"tokens of {split}", total=len(images))
                 for part in images.split(500):
-                    rows.append(torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).to(torch.int16))
+                    rows.append(torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).cpu().to(torch.int16))
                     bar.advance(task, len(part))
             with replacing(path) as temporary:
                 save_file({"tokens": torch.cat(rows), "labels": labels}, temporary)

@@ -88,4 +88,4 @@ class VQModule(L.LightningModule):
 def reconstruct(vq: ConvVQ, images: Tensor, batch_size: int = 250) -> Tensor:
     """uint8 images (n, 3, h, w) -> their uint8 reconstructions, same shape."""
     grid = (images.shape[2] // vq.stride, images.shape[3] // vq.stride)
-    return torch.cat([vq.to_images(vq.to_tokens(part), grid) for part in images.split(batch_size)])
+    return torch.cat([vq.to_images(vq.to_tokens(part), grid).cpu() for part in images.split(batch_size)])

@@ -1,6 +1,5 @@
 """DiMOO-Shortcut (arXiv 2602.23996): the light network that predicts Lumina-DiMOO's next hidden state."""
 
-import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Control
@@ -28,13 +27,8 @@ class ShortcutBlock(nn.Module):
         return self.self_attn(x, ctx)
 
     def _cross(self, x: Tensor, ctx: Context, new: Tensor, at: Context) -> Tensor:
-        block, mask = self.cross_attn, at.mask
-        k, v = block.k(new, at), block.v(new, at)
-        if mask is not None:
-            # Where no key counts all do, and add nothing: a softmax over none of them would be NaN.
-            v = v.masked_fill(~mask.transpose(-1, -2), 0)
-            mask = mask | ~mask.any(-1, keepdim=True)
-        x = x + block.attn_delta(x, ctx._replace(mask=mask), k, v)
+        block = self.cross_attn
+        x = x + block.attn_delta(x, ctx._replace(mask=at.mask), block.k(new, at), block.v(new, at))
         return x + block.mlp_delta(x, ctx)
 
 
@@ -104,13 +98,7 @@ class DiMOOShortcut(nn.Module):
         return features + self.proj_out(x)
 
     def _source(self, new: Control, ctx: Context) -> New:
-        """What is attended to; where there is nothing it is one masked token, as not all kernels do without any."""
+        """What is attended to."""
         first = 0 if self.config["prompt"] else new.prompt
-        embeddings, rows = new.embeddings[:, first:], new.rows[:, first:]
-        mask = None if new.mask is None else new.mask[:, first:]
-        if not rows.shape[1]:
-            b, _, c = embeddings.shape
-            embeddings, rows = embeddings.new_zeros(b, 1, c), rows.new_zeros(b, 1)
-            mask = torch.zeros_like(rows, dtype=torch.bool)
-        at = ctx.at(rows)._replace(mask=None if mask is None else mask[:, None, None])
-        return self.new_token_proj_in(embeddings), at
+        mask = None if new.mask is None else new.mask[:, None, None, first:]
+        return self.new_token_proj_in(new.embeddings[:, first:]), ctx.at(new.rows[:, first:])._replace(mask=mask)

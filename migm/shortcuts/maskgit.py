@@ -77,7 +77,8 @@ class MaskGITShortcut(nn.Module):
         and values so small that training first spends hundreds of steps on growing them.
         """
         if self.config["cross_attention"] and isinstance(self.new_token_proj_in, nn.Linear):
-            self.new_token_proj_in.weight /= embeddings.float().std()
+            weight = self.new_token_proj_in.weight
+            weight /= embeddings.float().std().to(weight.device)
 
     def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
         """Features of the next step (b, t, c).
