@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from migm.config import AblationsConfig, conf_path, load
 from migm.report.ablations import write_ablations
 from migm.runtime import command
+from migm.writing import writing
 
 
 @hydra.main(config_path=conf_path(), config_name="ablations", version_base="1.3")
@@ -16,7 +17,8 @@ def main(cfg: DictConfig) -> None:
     """Read what `migm.train` left of the sweeps, write tables and figures."""
     config = load(cfg, AblationsConfig)
     experiment = Path(config.paths["output_dir"]) / config.name
-    write_ablations(experiment, config.sweeps, config.reference, Path(config.folder))
+    with writing(config.folder, f"folder={config.folder}", folder=True):
+        write_ablations(experiment, config.sweeps, config.reference, Path(config.folder))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from pathlib import Path
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 
 from migm.analyses.recording import Setting
 from migm.config import AnalyseConfig, build, conf_path, load
+from migm.console import Plain
 from migm.evaluate import points
 from migm.owned import only, own
 from migm.progress import progress
 from migm.runtime import UserError, command, environment, write_atomic
+from migm.writing import writing
 
 NEED_POINTS = {"feature_error", "images"}  # the others look at vanilla runs
 
@@ -24,13 +25,14 @@ NEED_POINTS = {"feature_error", "images"}  # the others look at vanilla runs
 def main(cfg: DictConfig) -> None:
     """Load the config and run the analyses that it names."""
     config = load(cfg, AnalyseConfig)
-    run(config, cfg)
+    with writing(config.folder, f"folder={config.folder}", folder=True):
+        run(config, cfg)
 
 
 @torch.inference_mode()
 def run(config: AnalyseConfig, cfg: DictConfig) -> None:
     """Write a figure and its numbers for every analysis."""
-    names, folder, console = chosen(config), Path(config.folder), Console()
+    names, folder, console = chosen(config), Path(config.folder), Plain()
     known = "|".join(map(re.escape, config.analyses))
     own(folder, "analyses", "folder", only(folder, rf"({known})\.(png|json)"))
     compared = points(cfg, config) if NEED_POINTS & set(names) else []
@@ -44,7 +46,7 @@ def run(config: AnalyseConfig, cfg: DictConfig) -> None:
             figure = folder / f"{name}.png"
             numbers = build(config.analyses[name]).run(setting, figure)
             write_atomic(folder / f"{name}.json", json.dumps({**numbers, "about": about}, indent=1) + "\n")
-            console.print(f"{name}: {figure} and {figure.with_suffix('.json').name}", soft_wrap=True)
+            console.print(f"{name}: {figure} and {figure.with_suffix('.json').name}")
             bar.advance(task)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
 from migm.bases.base import Base, Inputs
 from migm.config import BenchConfig, build, conf_path, load
+from migm.console import Plain
 from migm.evaluate import points
 from migm.evaluation import loading, waiting
 from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate
@@ -28,6 +28,7 @@ from migm.jsonl import append_line
 from migm.progress import progress
 from migm.runtime import command, environment
 from migm.sampling.loop import Sampling, generate_images
+from migm.writing import refuse_unwritable, writing
 
 Job = Callable[[], object]
 
@@ -80,7 +81,7 @@ def measure(
 
     steps = step_jobs(base, sampling, shortcut, inputs)
     jobs = {**steps, "overhead": run(reused), **{point.label: run(point) for point in runs}}
-    with progress(Console(), "runs") as bar:
+    with progress(Plain(), "runs") as bar:
         seconds = interleaved(list(jobs.values()), repeats, base.device, bar)
     ms = {part: 1e3 * s / batch_size for part, s in zip(jobs, seconds, strict=True)}
     work: dict[str, float] = {part: counted(job) for part, job in step_jobs(base, sampling, shortcut, one).items()}
@@ -116,7 +117,7 @@ def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) ->
         # Out here the error is gone, and with it the frames that held the tensors.
         gc.collect()
         torch.cuda.empty_cache()
-        Console().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
+        Plain().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
         batch_size //= 2
 
 
@@ -126,7 +127,7 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     for each in rows:
         numbers = (f"{each['ms_per_image']:.3f}", f"{each['of_full_step']:.3f}", f"{each['gflop']:.3f}")
         table.add_row(each["part"], *numbers, f"{each['floor_ms']:.3f}", f"{each['of_floor']:.0%}")
-    Console().print(table)
+    Plain().print(table)
 
 
 @hydra.main(config_path=conf_path(), config_name="bench", version_base="1.3")
@@ -135,6 +136,7 @@ def main(cfg: DictConfig) -> None:
     """Measure steps and the runs of `points`, print a table a batch size, append JSON lines to `output`."""
     config = load(cfg, BenchConfig)
     others = {"loading": bench_loading, "waiting": bench_waiting}
+    refuse_unwritable(config.output, f"output={config.output}")
     if config.part in others:
         others[config.part](config)
         return
@@ -154,7 +156,7 @@ def main(cfg: DictConfig) -> None:
         for each in rows:
             when = time.strftime("%Y-%m-%dT%H:%M:%S")
             append_line(path, {**each, **shared, **environment(base.device), "time": when})
-    Console().print(f"appended to {path}")
+    Plain().print(f"appended to {path}")
 
 
 def bench_loading(config: BenchConfig) -> None:
@@ -166,8 +168,10 @@ def bench_loading(config: BenchConfig) -> None:
     shared = {"base": base.fingerprint(), "tokens": base.spec.num_tokens, "channels": base.spec.channels}
     shared |= {"batch_size": data.batch_size, "num_workers": data.num_workers}
     measured = build(config.loading)
-    rows = kept(config, measured.measure(base, sampling, data, train), measured.rows(base), shared, base.device)
-    loading.draw(rows, Path(config.output).with_name("loading.png"))
+    figure = Path(config.output).with_name("loading.png")
+    with writing(figure, f"output={config.output}"):
+        rows = kept(config, measured.measure(base, sampling, data, train), measured.rows(base), shared, base.device)
+        loading.draw(rows, figure)
     loading.show(rows, f"{config.name}, {environment(base.device)['device']}")
 
 
@@ -183,11 +187,11 @@ def kept(
 ) -> list[dict[str, Any]]:
     """The `count` rows of a measurement, each appended to `output` as soon as it is there."""
     rows, path = [], Path(config.output)
-    with progress(Console(), "parts") as bar:
+    with progress(Plain(), "parts") as bar:
         for each in bar.track(measured, count, description=config.part):
             rows.append({**each, **shared})
             append_line(path, {**rows[-1], **environment(device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")})
-    Console().print(f"appended to {path}")
+    Plain().print(f"appended to {path}")
     return rows
 
 

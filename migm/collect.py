@@ -1,31 +1,33 @@
 """`python -m migm.collect`: run the vanilla base and store its trajectories, or carry those of the released code."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base
 from migm.config import CollectConfig, build, conf_path, load
+from migm.console import Plain
 from migm.distributed import first_console, from_first, join, processes, rank, wait
 from migm.inputs import review
 from migm.owned import refuse_filled
 from migm.progress import progress
-from migm.runtime import UserError, command
+from migm.runtime import UserError, command, is_url
 from migm.sampling.loop import Sampling
 from migm.space import readable, refuse_full_disk, refuse_full_memory
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.estimate import Work, comparison, duration, measure
 from migm.trajectories.record import record
-from migm.trajectories.store import Store
+from migm.trajectories.store import MANIFEST, Store
 from migm.trajectories.tars import export_tars, import_tars
 from migm.trajectories.unlisted import Planned, Unlisted
+from migm.writing import LOCK, refuse_unwritable, writing
 
 
 def header(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> dict[str, Any]:
@@ -62,6 +64,29 @@ def collect(
     store = data.store(described)
     if store.remote:
         return complete(store, data, console)
+    with filling(store, data, console):
+        _fill(base, sampling, data, seed, described, train_steps, console)
+    return Store(data.folder, described)
+
+
+def filling(store: Store, data: TrajectoryData, console: Plain) -> AbstractContextManager[bool | None]:
+    """Of commands that want one store the first fills it, the others wait; a whole one may be read only."""
+    if len(store) >= data.num_images and not (store.folder / LOCK).exists():  # a kill leaves one
+        return nullcontext()
+    return writing(store.folder, f"data.folder={data.folder}", folder=True, waiting=console.print)
+
+
+def refuse_unwritable_store(data: dict[str, Any]) -> None:
+    """UserError where the store that the config's `data` names is to be made and cannot."""
+    folder = data.get("folder")
+    if data.get("storage") != "online" and folder and not is_url(folder) and not (Path(folder) / MANIFEST).exists():
+        refuse_unwritable(folder, f"data.folder={folder}", folder=True)
+
+
+def _fill(
+    base: Base, sampling: Sampling, data: TrajectoryData, seed: int, described: Any, train_steps: int, console: Plain
+) -> None:
+    store = data.store(described)  # as it is now that nobody else writes
     store.verify(contents=False)  # nothing is added to what cannot be used
     unlisted = Unlisted(store, data.num_images, data.shard_images)
     # Only rank 0 looks, so that all processes go by the same plan.
@@ -79,10 +104,9 @@ def collect(
     if rank() == 0:
         unlisted.list_noted()
     wait()
-    return Store(data.folder, described)
 
 
-def complete(store: Store, data: TrajectoryData, console: Console) -> Store:
+def complete(store: Store, data: TrajectoryData, console: Plain) -> Store:
     """A store at a URL, which has to hold everything: nothing is collected there."""
     if len(store) < data.num_images:
         raise UserError(
@@ -93,7 +117,7 @@ def complete(store: Store, data: TrajectoryData, console: Console) -> Store:
     return store
 
 
-def announce(work: Work, data: TrajectoryData, images: int, console: Console) -> None:
+def announce(work: Work, data: TrajectoryData, images: int, console: Plain) -> None:
     """Say what so many trajectories will take, and other storage, and refuse it where the disk is too small."""
     size = work._replace(images=images).bytes(data.storage, data.dtype)
     about = duration(images * work.num_steps * work.seconds / processes())
@@ -113,7 +137,7 @@ def make(
     sampling: Sampling,
     data: TrajectoryData,
     seed: int,
-    console: Console,
+    console: Plain,
 ) -> None:
     """Write and note the shards of this process; rank 0 lists those of all meanwhile."""
     vanilla = Accelerator(Always())
@@ -155,6 +179,9 @@ def refuse_full_shard(data: TrajectoryData, image: int) -> None:
 def main(cfg: DictConfig) -> None:
     """Load the config, build, collect."""
     config = load(cfg, CollectConfig)
+    refuse_unwritable_store(config.data)
+    if config.export_to:
+        refuse_unwritable(config.export_to, f"export_to={config.export_to}", folder=True)
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
     join(base.device)
     described = trajectory_sampling(config.sampling)
@@ -168,24 +195,25 @@ def main(cfg: DictConfig) -> None:
     if config.export_to:
         refuse_filled(Path(config.export_to), "export_to")  # before hours of collecting
     if config.import_from:
-        store = data.store(header(base, sampling, data, config.seed, described))
-        follow("import", import_tars(config.import_from, store, base, data.shard_images, data.kept))
-        Console().print(f"{len(store)} trajectories in {data.folder}")
+        with writing(data.folder, f"data.folder={data.folder}", folder=True):
+            store = data.store(header(base, sampling, data, config.seed, described))
+            follow("import", import_tars(config.import_from, store, base, data.shard_images, data.kept))
+        Plain().print(f"{len(store)} trajectories in {data.folder}")
     else:
         store = collect(base, sampling, data, config.seed, described, config.trainer["max_steps"])
     if config.export_to:
         follow("export", export_tars(store, config.export_to, base), total=len(store))
-        Console().print(f"{len(store)} trajectories in {config.export_to}")
+        Plain().print(f"{len(store)} trajectories in {config.export_to}")
     if config.publish_to:
         from migm.trajectories.remote import publish  # see TrajectoryData.store
 
         follow("publish", publish(store, config.publish_to), total=len(store))
-        Console().print(f"{len(store)} trajectories in {config.publish_to}")
+        Plain().print(f"{len(store)} trajectories in {config.publish_to}")
 
 
 def follow(what: str, counts: Iterator[int], total: int | None = None) -> None:
     """Run an import or export to its end, showing the images done."""
-    with progress(Console(), "images") as bar:
+    with progress(Plain(), "images") as bar:
         task = bar.add_task(what, total=total)
         for count in counts:
             bar.advance(task, count)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
+from migm.console import Plain
 from migm.runtime import UserError, launched, local_rank
 
 Value = TypeVar("Value")
@@ -68,9 +68,9 @@ def wait() -> None:
         _together(lambda: dist.barrier(group=_group(dist.group.WORLD)))
 
 
-def first_console() -> Console:
+def first_console() -> Plain:
     """A console that only rank 0 shows."""
-    return Console(quiet=rank() > 0)
+    return Plain(quiet=rank() > 0)
 
 
 @functools.cache

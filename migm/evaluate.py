@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from migm.bases.base import Base
 from migm.config import Common, EvaluateConfig, build, conf_path, load, variant
@@ -21,7 +21,8 @@ from migm.kinds import Count, fitted
 from migm.report.results import Results
 from migm.report.summary import summarise
 from migm.report.wandb import tracker
-from migm.runtime import UserError, command
+from migm.runtime import UserError, command, write_atomic
+from migm.writing import refuse_unwritable, writing
 
 
 def points(cfg: DictConfig, config: Common) -> list[Point]:
@@ -93,11 +94,22 @@ def objectives(study: Study) -> tuple[float, float] | None:
     return None if row.seconds is None else (row.seconds, value)
 
 
+def keep(cfg: DictConfig, path: Path, named: str) -> None:
+    """Write what was asked for, resolved, beside the results, whose records hold hashes of it."""
+    with writing(path, named, waiting=lambda _: None) as first:
+        if first:
+            write_atomic(path, OmegaConf.to_yaml(cfg, resolve=True))
+
+
 @hydra.main(config_path=conf_path(), config_name="evaluate", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> tuple[float, float] | None:
     """Load the config, build, measure what is missing; what is returned is for sweepers."""
     config = load(cfg, EvaluateConfig)
+    output = config.paths["output_dir"]
+    folder, named = Path(output) / config.name, f"paths.output_dir={output}"
+    refuse_unwritable(folder / "results.jsonl", named)
+    keep(cfg, folder / "evaluate.yaml", named)
     base = build(config.base)
     join(base.device)
     logged = tracker(config.logger, asdict(config)) if rank() == 0 else None

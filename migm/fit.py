@@ -7,7 +7,6 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.accumulate import Indicator, relative_change, signal
@@ -16,11 +15,13 @@ from migm.accelerators.refresh import Always
 from migm.bases.base import Base, StepRecord
 from migm.bases.layers import LayerBase, layered
 from migm.config import FitConfig, build, conf_path, load
+from migm.console import Plain
 from migm.inputs import InputSource
 from migm.progress import progress
 from migm.runtime import command
 from migm.sampling.loop import Sampling, generate_images
 from migm.sealed import refuse_foreign
+from migm.writing import writing
 
 INDICATORS: tuple[Indicator, ...] = ("input", "first_block")
 
@@ -58,7 +59,7 @@ def calibrate(
     """Run vanilla sampling on the first images of `source` in the run of `seed`, and fit."""
     own, n = layered(base, "migm.fit"), sampling.num_steps
     gram, changes = np.zeros((n, n)), {name: [] for name in (*INDICATORS, "features")}
-    with progress(Console(), "images") as bar:
+    with progress(Plain(), "images") as bar:
         task = bar.add_task("fit", total=num_images)
         for images in torch.arange(num_images).split(batch_size):
             moves = Moves(own, n)
@@ -86,12 +87,13 @@ def calibrate(
 def main(cfg: DictConfig) -> None:
     """Fit on `num_images` trajectories of vanilla sampling and write `output`."""
     config, started = load(cfg, FitConfig), time.perf_counter()
-    refuse_foreign(Path(config.output), FORMAT, "output=")
-    base, sampling = build(config.base), build(config.sampling)
-    source = build(config.evalset["inputs"])
-    found = calibrate(base, sampling, source, config.num_images, config.batch_size, config.seed)
-    found.save(Path(config.output))
-    Console().print(f"fitted on {config.num_images} images in {time.perf_counter() - started:.0f} s: {config.output}")
+    with writing(config.output, f"output={config.output}"):
+        refuse_foreign(Path(config.output), FORMAT, "output=")
+        base, sampling = build(config.base), build(config.sampling)
+        source = build(config.evalset["inputs"])
+        found = calibrate(base, sampling, source, config.num_images, config.batch_size, config.seed)
+        found.save(Path(config.output))
+    Plain().print(f"fitted on {config.num_images} images in {time.perf_counter() - started:.0f} s: {config.output}")
 
 
 if __name__ == "__main__":

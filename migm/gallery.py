@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,6 @@ class Gallery:
     """
 
     def __init__(self, folder: Path, inputs: Sequence[int] | Sequence[str], settings: Mapping[str, Any]):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"folder={folder} is a file; choose a folder")
         self.folder, self.inputs = folder, inputs
         self.settings = json.loads(json.dumps(settings))  # as it is read back
         self.done: dict[tuple[int, int], Path] = {}
@@ -118,6 +117,16 @@ class Gallery:
 
 def _named(shown: int | str) -> dict[str, int | str]:
     return {"prompt" if isinstance(shown, str) else "label": shown}
+
+
+def refuse_unknown_format(output: str) -> None:
+    """UserError unless the ending of a file's name is that of a format that images can be written in."""
+    ending = Path(output).suffix
+    try:
+        Image.new("RGB", (1, 1)).save(BytesIO(), Image.registered_extensions()[ending.lower()])
+    except (KeyError, OSError, ValueError) as error:
+        fault = f"{ending} is no format that images are written in" if ending else "no ending says the format"
+        raise UserError(f"output={output}: {fault}; name it such as {output.removesuffix(ending)}.png") from error
 
 
 def slug(shown: int | str) -> str:

@@ -2,25 +2,27 @@
 
 import time
 from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from migm.bases.base import Base, Inputs, StepRecord
 from migm.config import GenerateConfig, build, conf_path, load
+from migm.console import Plain
 from migm.evaluate import point
 from migm.evaluation.cost import Point
-from migm.gallery import Gallery, Grid, is_grid, read_image
+from migm.gallery import Gallery, Grid, is_grid, read_image, refuse_unknown_format
 from migm.inputs import read_prompts, review
 from migm.progress import progress
 from migm.runtime import UserError, command, environment, tensors_hash
 from migm.sampling.loop import generate_images
+from migm.writing import writing
 
 FIRST = 10  # inputs of the evalset that are drawn when none are given
 
@@ -79,9 +81,18 @@ def main(cfg: DictConfig) -> None:
 def run(config: GenerateConfig) -> None:
     """One row per label or prompt, one column per seed; a seed is the number of an image in the run of `seed`."""
     refuse(config)
+    with ExitStack() as stack:
+        stack.enter_context(writing(config.output, f"output={config.output}"))
+        if config.folder:
+            stack.enter_context(writing(config.folder, f"folder={config.folder}", folder=True))
+        make(config)
+
+
+def make(config: GenerateConfig) -> None:
+    """Build, and fill the grid and the folder."""
     inputs, given = wanted_inputs(config), photo_and_mask(config)
     base = build(config.base)
-    chosen, console = point(config), Console()
+    chosen, console = point(config), Plain()
     # Eight seeds by default, or one where images are large and take long.
     seeds = list(range(8 if base.spec.num_tokens <= 256 else 1)) if config.seeds is None else config.seeds
     review(base, [str(shown) for shown in inputs] if isinstance(inputs[0], str) else torch.tensor(inputs))
@@ -129,7 +140,8 @@ def refuse(config: GenerateConfig) -> None:
         raise UserError(f"prompt={config.prompt} is empty: give one, or null")
     if (config.image is None) != (config.mask is None):
         raise UserError(f"image={config.image}, mask={config.mask}: in-painting needs both")
-    if Path(config.output).exists() and not is_grid(Path(config.output)):
+    refuse_unknown_format(config.output)
+    if Path(config.output).is_file() and not is_grid(Path(config.output)):
         raise UserError(f"output={config.output} is there, and not a grid that migm made; choose another, or delete it")
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 
 from migm.config import HumanevalConfig, conf_path, load
+from migm.console import Plain
 from migm.evaluation.pairs import export, find_pairs, read_key
 from migm.evaluation.votes import read_votes, score, wilson
 from migm.runtime import UserError, command, write_atomic
+from migm.writing import writing
 
 
 @hydra.main(config_path=conf_path(), config_name="humaneval", version_base="1.3")
@@ -25,10 +25,11 @@ def main(cfg: DictConfig) -> None:
             f"votes={config.votes} with method={config.method}, baseline={config.baseline}: give the votes alone to "
             "score an export, or the two folders alone to make one"
         )
-    if config.votes:
-        count(config)
-    else:
-        hand_out(config)
+    with writing(config.folder, f"folder={config.folder}", folder=True):
+        if config.votes:
+            count(config)
+        else:
+            hand_out(config)
 
 
 def hand_out(config: HumanevalConfig) -> None:
@@ -38,31 +39,27 @@ def hand_out(config: HumanevalConfig) -> None:
             f"method={config.method}, baseline={config.baseline}: give two folders of migm.generate to export "
             "pairs, or votes=[...] to read what was voted on an export"
         )
-    folder, console = Path(config.folder), Console()
+    folder, console = Path(config.folder), Plain()
     pairs = find_pairs(Path(config.method), Path(config.baseline), config.num_pairs, config.seed)
     export(pairs, folder, config.question, config.url)
     n = len(pairs)
     low, high = wilson(n // 2, n)
-    console.print(
-        f"{n} pairs; one vote on each tells the win rate to about ±{50 * (high - low):.0f} points", soft_wrap=True
-    )
-    console.print(
-        f"hand out {folder / 'page'} (open index.html) or {folder / 'crowd.csv'} with page/images", soft_wrap=True
-    )
-    console.print(f"keep {folder / 'key.json'} to yourself: it tells which side is which", soft_wrap=True)
+    console.print(f"{n} pairs; one vote on each tells the win rate to about ±{50 * (high - low):.0f} points")
+    console.print(f"hand out {folder / 'page'} (open index.html) or {folder / 'crowd.csv'} with page/images")
+    console.print(f"keep {folder / 'key.json'} to yourself: it tells which side is which")
 
 
 def count(config: HumanevalConfig) -> None:
     """Print and write the score of the votes; what is wrong with their files is said by line."""
-    folder, console = Path(config.folder), Console()
+    folder, console = Path(config.folder), Plain()
     votes, problems = read_votes(map(Path, config.votes), read_key(folder / "key.json"))
     for problem in problems:
-        console.print(f"[yellow]{escape(problem)}[/yellow]", soft_wrap=True)
+        console.print(problem, style="yellow")
     found = score(votes, config.seed)
     write_atomic(folder / "score.json", json.dumps({**found, "problems": problems}, indent=1) + "\n")
     for line in told(found):
-        console.print(line, soft_wrap=True)
-    console.print(f"score in {folder / 'score.json'}", soft_wrap=True)
+        console.print(line)
+    console.print(f"score in {folder / 'score.json'}")
 
 
 def told(found: dict[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def review(base: Base, inputs: Inputs, key: str = "") -> None:
     except UserError as error:
         raise UserError(f"{where}{error}") from None
     if left_out:
-        first_console().print(f"{where}{left_out}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        first_console().print(f"{where}{left_out}", style="yellow")
 
 
 def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from migm.reading import decoded
 from migm.runtime import UserError, write_atomic
+from migm.writing import writing
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -29,8 +30,20 @@ def parse_lines(text: str, origin: object) -> list[dict[str, Any]]:
 
 
 def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Add objects in one write and sync; what a kill left of a line is removed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add objects in one write and sync; what a kill left of a line is removed first.
+
+    Several commands may add to one file: they take turns.
+    """
+    with writing(path, str(path), waiting=lambda _: None):
+        _append(path, entries)
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add one object, as `append_lines`."""
+    append_lines(path, [entry])
+
+
+def _append(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     text = _text(path) if path.exists() else ""
     if text and (not text.endswith("\n") or _is_wide(path)):
         whole, cut_off = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
@@ -39,11 +52,6 @@ def append_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         file.flush()
         os.fsync(file.fileno())
-
-
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add one object, as `append_lines`."""
-    append_lines(path, [entry])
 
 
 def _text(path: Path) -> str:

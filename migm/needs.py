@@ -6,9 +6,9 @@ from typing import Any
 import hydra
 from hydra.utils import get_object
 from omegaconf import DictConfig
-from rich.console import Console
 
 from migm.config import EvaluateConfig, conf_path, load
+from migm.console import Plain
 from migm.evaluation.files import Need
 from migm.runtime import command
 
@@ -38,12 +38,12 @@ def _of_evalset(evalset: dict[str, Any]) -> list[Need]:
 @command
 def main(cfg: DictConfig) -> None:
     """Print a line per file, and below a missing one where to get it."""
-    config, console = load(cfg, EvaluateConfig), Console(soft_wrap=True, highlight=False)
+    config, console = load(cfg, EvaluateConfig), Plain(highlight=False)
     for need, users in needs(config.metric, config.evalset).items():
         there = need.path.exists()
-        console.print(f"{'present' if there else 'missing'}  {need.path}  ({', '.join(users)})", markup=False)
+        console.print(f"{'present' if there else 'missing'}  {need.path}  ({', '.join(users)})")
         if not there:
-            console.print(f"         {need.source}", markup=False)
+            console.print(f"         {need.source}")
 
 
 if __name__ == "__main__":

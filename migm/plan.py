@@ -2,10 +2,10 @@
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from migm.config import PlanConfig, conf_path, load
+from migm.console import Plain
 from migm.evaluate import points
 from migm.evaluation.cost import Point, planned_seconds
 from migm.runtime import command
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     vanilla = max((point.sampling.num_steps for point in found if point.accelerator.name == "vanilla"), default=None)
     for point in found:
         table.add_row(*planned(point, config.full, config.cheap, vanilla))
-    Console().print(table)
+    Plain().print(table)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """`python -m migm.pretrain`: train feature net, tokenizer and base from the photos, and bundle them."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 from migm.config import PretrainConfig, build, conf_path, load
-from migm.runtime import command
+from migm.extras import in_checkout
+from migm.runtime import UserError, command
+from migm.writing import writing
 
 
 @hydra.main(config_path=conf_path(), config_name="pretrain", version_base="1.3")
@@ -12,8 +16,20 @@ from migm.runtime import command
 def main(cfg: DictConfig) -> None:
     """Run the stages in order; each goes on where it stopped."""
     config = load(cfg, PretrainConfig)
-    base = build({**config.base, "random_weights": True, "dtype": "float32"})
-    build(config.pretrain).run(config.stages, base)
+    folder, assets = config.pretrain["folder"], config.pretrain["assets"]
+    refuse_package(Path(assets))
+    shown = f"pretrain.folder={folder}", f"paths.assets={assets}"
+    with writing(folder, shown[0], folder=True), writing(assets, shown[1], folder=True):
+        base = build({**config.base, "random_weights": True, "dtype": "float32"})
+        build(config.pretrain).run(config.stages, base)
+
+
+def refuse_package(assets: Path) -> None:
+    """UserError for the folder of an installed package, which only its installer writes to."""
+    if not in_checkout() and Path(__file__).resolve().parent in (assets.resolve(), *assets.resolve().parents):
+        raise UserError(
+            f"paths.assets={assets} is inside the installed package; say where to write by paths.assets=<folder>"
+        )
 
 
 if __name__ == "__main__":

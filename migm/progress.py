@@ -4,9 +4,10 @@ import math
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from migm.console import Plain
 
 
 class Rate(ProgressColumn):
@@ -38,9 +39,10 @@ class LineProgress(Progress):
             self.console.print(self)
 
 
-def progress(console: Console, unit: str) -> Progress:
+def progress(console: Plain, unit: str) -> Progress:
     """Done of total, rate and remaining time: a bar in a terminal, lines elsewhere."""
+    described = TextColumn("{task.description}", markup=False)
     columns = (MofNCompleteColumn(), TextColumn(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
     kind = Progress if console.is_terminal else LineProgress
     # The rate is that of the last ten minutes: rich's half minute would hold no two of the slowest steps.
-    return kind(TextColumn("{task.description}"), BarColumn(), *columns, console=console, speed_estimate_period=600)
+    return kind(described, BarColumn(), *columns, console=console, speed_estimate_period=600)

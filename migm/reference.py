@@ -1,19 +1,21 @@
 """`python -m migm.reference`: what real images give, written to the `reference` of every metric that lacks it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 
 from migm.config import ReferenceConfig, build, conf_path, load
+from migm.console import Plain
 from migm.evaluation.metrics.inception import InceptionMetric
 from migm.evaluation.metrics.metric import Batch
 from migm.evaluation.photos import Photos
 from migm.progress import progress
 from migm.runtime import UserError, command, pick_device
+from migm.writing import writing
 
 
 def missing(metrics: dict[str, Any]) -> dict[Path, InceptionMetric]:
@@ -29,7 +31,7 @@ def missing(metrics: dict[str, Any]) -> dict[Path, InceptionMetric]:
     return wanted
 
 
-def make(wanted: dict[Path, InceptionMetric], photos: Photos, config: ReferenceConfig, console: Console) -> None:
+def make(wanted: dict[Path, InceptionMetric], photos: Photos, config: ReferenceConfig, console: Plain) -> None:
     """One pass over the photos, then the files."""
     device = pick_device(config.device)
     for metric in wanted.values():
@@ -51,14 +53,17 @@ def make(wanted: dict[Path, InceptionMetric], photos: Photos, config: ReferenceC
 @command
 def main(cfg: DictConfig) -> None:
     """Load the config, build, write what is missing."""
-    config, console = load(cfg, ReferenceConfig), Console()
+    config, console = load(cfg, ReferenceConfig), Plain()
     if config.images is None:
         raise UserError("images=null: give a folder or a zip of real images")
     wanted = missing(config.metric)
     if not wanted:
         console.print("nothing to do: every reference is there; delete a file to make it again")
         return
-    make(wanted, Photos(config.images, config.size), config, console)
+    with ExitStack() as stack:
+        for path in wanted:
+            stack.enter_context(writing(path, f"metric.*.reference={path}"))
+        make(wanted, Photos(config.images, config.size), config, console)
 
 
 if __name__ == "__main__":

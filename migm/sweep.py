@@ -3,19 +3,19 @@
 import hashlib
 import itertools
 import json
+import os
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from filelock import FileLock
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,17 +23,31 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig
-from rich.console import Console
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from migm.config import TrainConfig
+from migm.console import Plain
 from migm.report.tables import comma_separated, markdown
 from migm.report.trials import Trial, finished_trials, grouped, read_trial, trial_rows, trial_table
-from migm.runtime import environment, in_sweep, is_url, launched, write_atomic
+from migm.runtime import UserError, environment, in_sweep, is_url, launched, write_atomic
+from migm.writing import refuse_unwritable
 
 ERROR = "error.txt"
 GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Of each command the keys that say where it writes what another run of it would replace. What is only added to
+# (the results of evaluate, the rows of bench, the store of collect) is not among them.
+OWN = {
+    "ablations": ("folder",),
+    "analyse": ("folder",),
+    "collect": ("export_to",),
+    "fit": ("output",),
+    "generate": ("output", "folder"),
+    "humaneval": ("folder",),
+    "pretrain": ("pretrain.folder", "pretrain.assets"),
+    "report": ("folder",),
+    "train": ("name",),
+}
 
 
 class Recorder:
@@ -49,7 +63,7 @@ class Recorder:
     def finished(self) -> Trial | None:
         """The trial, if it has ended with the same config."""
         if self.trial and self.trial.finished and self.trial.config == self.config:
-            Console().print(f"finished already: {self.folder}", soft_wrap=True)
+            Plain().print(f"finished already: {self.folder}")
             return self.trial
         return None
 
@@ -75,28 +89,30 @@ class Recorder:
 class Sweep(Callback):
     """Hydra's callback around a multirun: plan first, errors of trials kept for the end, then the table.
 
-    `folder` is that of the trials. A single run passes through untouched.
+    A single run passes through untouched.
     """
 
-    def __init__(self, folder: str):
-        self.folder = Path(folder)
+    folder: Path  # of the trials
+
+    def __init__(self) -> None:
         self.planned: list[DictConfig] = []
         self.keys: list[str] = []  # what differs between trials
         self.training = False
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Say how many trials there are, how many have ended, and as far as known what the others take."""
-        self.folder.mkdir(parents=True, exist_ok=True)  # a sweeper may keep its own state there
-        self.training, self.keys = config_name == "train", list(swept(config))
-        if config.hydra.sweeper._target_ == GRID:
-            self.planned = [compose(config_name, trial, return_hydra_config=True) for trial in grid(config)]
-            if self.training and len({cfg.name for cfg in self.planned}) < len(self.planned):
-                print(
-                    f"error: name={self.planned[0].name} is the folder of several trials; put +sweep= behind "
-                    "+experiment=, and name the folder of all by group=",
-                    file=sys.stderr,
-                )
-                sys.exit(2)
+        try:
+            refuse_unwritable(config.hydra.sweep.dir, f"paths.output_dir={config.paths.output_dir}", folder=True)
+            self.training, self.keys = config_name == "train", list(swept(config))
+            if config.hydra.sweeper._target_ == GRID:
+                self.planned = [compose(config_name, trial, return_hydra_config=True) for trial in grid(config)]
+                refuse_shared(str(config_name), self.planned, self.keys)
+            self.folder = Path(config.paths.output_dir) / config.group
+            self.folder.mkdir(parents=True, exist_ok=True)  # a sweeper may keep its own state there
+        except UserError as error:  # to Hydra an exception of a callback is but a warning
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if self.planned:
             _say(self.plan())
 
     def plan(self) -> str:
@@ -125,7 +141,7 @@ class Sweep(Callback):
             return
         if job_return.status == JobStatus.FAILED:
             error = job_return._return_value
-            task = config.hydra.overrides.task
+            task = given(config)
             own = [text for text in task if text.lstrip("+").partition("=")[0] in self.keys] or task
             line = f"{' '.join(own)}: {' '.join(str(error).split()) or type(error).__name__}"
             path = Path(config.hydra.runtime.output_dir) / ERROR
@@ -147,6 +163,36 @@ class Sweep(Callback):
             sys.exit(1)
 
 
+def refuse_shared(command: str, jobs: Sequence[DictConfig], keys: Sequence[str]) -> None:
+    """UserError where jobs of a sweep over `keys`, composed with Hydra's node, would replace each other's output."""
+    for key in OWN.get(command, ()):
+        counts = Counter(place for job in jobs if (place := _place(job, key)) is not None)
+        (place, number), *_ = counts.most_common(1) or [("", 0)]
+        if number < 2:
+            continue
+        value = next(str(OmegaConf.select(job, key)) for job in jobs if _place(job, key) == place)
+        choices = jobs[0].hydra.runtime.choices
+        varying = "_".join(f"${{migm_choice:{each}}}" if each in choices else f"${{{each}}}" for each in keys)
+        stem, suffix = os.path.splitext(value) if key == "output" else (value, "")
+        example = f"let it vary, such as '{key}={stem}_{varying}{suffix}'"
+        if key == "name":
+            sweep = "put +sweep= behind +experiment=, and name the folder of all by group="
+            raise UserError(f"name={value} is the folder of several trials; {sweep}; or {example}")
+        raise UserError(
+            f"{key}={value} is where {number} of {len(jobs)} jobs would write, each replacing the last; {example}"
+        )
+
+
+def _place(job: DictConfig, key: str) -> str | None:
+    """Where a job writes; None where it does not, or where only the running job knows (`${hydra.job.num}`)."""
+    try:
+        value = OmegaConf.select(job, key)
+        whole = Path(job.paths.output_dir) / value if key == "name" else value
+    except (OmegaConfBaseException, TypeError):
+        return None
+    return os.path.abspath(whole) if whole else None
+
+
 def write_tables(folder: Path, keys: list[str]) -> None:
     """`table.md`, `table.csv` and `trials.csv` of a sweep's folder; the first is also printed."""
     groups = grouped(folder, keys)
@@ -158,17 +204,22 @@ def write_tables(folder: Path, keys: list[str]) -> None:
     print(f"trials in {folder / 'table.md'}, mean ± standard deviation over seeds")
 
 
-def overrides(given: Any) -> dict[str, str]:
+def overrides(task: Any) -> dict[str, str]:
     """Key -> value of overrides such as `+a.b=c`."""
-    pairs = [text.lstrip("+").partition("=") for text in given if "=" in text]
+    pairs = [text.lstrip("+").partition("=") for text in task if "=" in text]
     return {key: value for key, _, value in pairs}
+
+
+def given(config: DictConfig) -> list[str]:
+    """The overrides as they were written: what they refer to differs from trial to trial."""
+    return cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
 
 
 def swept(config: DictConfig) -> dict[str, Override]:
     """Key without + -> override, of what a multirun's config sweeps over, in order."""
     own: dict[str, Any] = dict(config.hydra.sweeper.get("params") or {})
-    given = [*(f"{key}={value}" for key, value in own.items()), *config.hydra.overrides.task]
-    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(given)}
+    every = [*(f"{key}={value}" for key, value in own.items()), *given(config)]
+    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(every)}
     chosen = {str(key).lstrip("+") for key in own}
     return {key: override for key, override in last.items() if override.is_sweep_override() or key in chosen}
 
@@ -176,7 +227,7 @@ def swept(config: DictConfig) -> dict[str, Override]:
 def grid(config: DictConfig) -> list[list[str]]:
     """Overrides of every trial of Hydra's own sweeper."""
     over = swept(config)
-    fixed = [text for text in config.hydra.overrides.task if text.lstrip("+~").partition("=")[0] not in over]
+    fixed = [text for text in given(config) if text.lstrip("+~").partition("=")[0] not in over]
     return [[*fixed, *trial] for trial in itertools.product(*map(_each, over.values()))]
 
 
@@ -187,20 +238,9 @@ def _each(override: Override) -> list[str]:
     return [f"{key}={override.get_value_element_as_str()}"]
 
 
-@contextmanager
-def one_at_a_time(folder: str | Path) -> Iterator[None]:
-    """Let trials that run side by side fill a store in turn: the second finds nothing to do."""
-    if not in_sweep() or rank_zero_only.rank != 0 or is_url(folder):
-        yield
-        return
-    Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        yield
-
-
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _say(text: str) -> None:
-    Console().print(text, soft_wrap=True)
+    Plain().print(text)

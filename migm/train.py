@@ -18,24 +18,25 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from migm.bases.base import Base
-from migm.collect import announce_online, collect, header, trajectory_sampling
+from migm.collect import announce_online, collect, header, refuse_unwritable_store, trajectory_sampling
 from migm.config import TrainConfig, build, conf_path, load, with_own_points
 from migm.distributed import first_console, join, rank
 from migm.evaluate import study
 from migm.evaluation.study import Study
 from migm.inputs import InputSource
 from migm.reading import read_text
-from migm.report.wandb import going_on, tracker
+from migm.report.wandb import going_on, refuse_untracked, tracker
 from migm.report.write import write_report
 from migm.runtime import UserError, command, in_sweep, launched, pick_precision, write_atomic
 from migm.sealed import refuse_foreign
 from migm.shortcuts.checkpoint import FORMAT, save_shortcut
 from migm.space import refuse_full_disk, refuse_full_memory
-from migm.sweep import Recorder, one_at_a_time
+from migm.sweep import Recorder
 from migm.training.checkpoints import Checkpoints, newest
 from migm.training.course import check_course, refuse_no_step
 from migm.training.module import WANDB_RUN, ShortcutModule
 from migm.trajectories.datamodule import TrajectoryData
+from migm.writing import writing
 
 
 class Training:
@@ -70,7 +71,7 @@ class Training:
         callbacks, loggers = build(config.callbacks), build(going_on(config.logger, self.state.get(WANDB_RUN)))
         remark = check_course(self.module.configure_optimizers(), callbacks, config.callbacks, self.max_steps)
         if remark:
-            self.console.print(remark, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(remark, style="yellow")
         parts = {"callbacks": list(callbacks.values()), "logger": list(loggers.values())}
         own = {"precision": pick_precision(config.trainer["precision"], base.device), **parts}
         self.resolved = asdict(config)
@@ -81,7 +82,8 @@ class Training:
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
         for path in self.damaged:
-            self.console.print(f"[yellow]{path} is damaged (SHA-256 differs): an older checkpoint is used[/yellow]")
+            told = f"{path} is damaged (SHA-256 differs): an older checkpoint is used"
+            self.console.print(told, style="yellow")
         if self.state["global_step"] < self.max_steps:
             self._fit(data)
         else:  # a run that ended: its checkpoint holds the averaged weights
@@ -132,7 +134,7 @@ class Training:
         if self.trainer.global_step < self.max_steps:
             refuse_no_step(self.trainer.global_step)
             end = f"the training ended at step {self.trainer.global_step} of trainer.max_steps={self.max_steps}"
-            self.console.print(f"{end}, by another key of trainer or a callback", style="yellow", soft_wrap=True)
+            self.console.print(f"{end}, by another key of trainer or a callback", style="yellow")
         made = self.trainer.global_step - self.state["global_step"]
         self.seconds = (time.perf_counter() - start) * self.max_steps / max(made, 1)
         self.trainer.save_checkpoint(self.resume)
@@ -202,6 +204,16 @@ def main(cfg: DictConfig) -> float:
     recorder = Recorder(config)
     if done := recorder.finished():
         return done.feature_mse
+    output = config.paths["output_dir"]
+    with writing(Path(output) / config.name, f"name={config.name} in paths.output_dir={output}", folder=True):
+        return run(config, cfg, recorder)
+
+
+def run(config: TrainConfig, cfg: DictConfig, recorder: Recorder) -> float:
+    """The parts that are asked for, one after the other -> the validation error."""
+    refuse_untracked(config.logger)
+    if config.collect:
+        refuse_unwritable_store(config.data)
     base, data = build(config.base), build(config.data)
     join(base.device)
     console = first_console()
@@ -216,8 +228,7 @@ def main(cfg: DictConfig) -> float:
         announce_online(base, sampling, data, training.max_steps)
     elif config.collect:
         console.rule("collect")
-        with one_at_a_time(data.folder):
-            collect(base, sampling, data, config.seed, described, training.max_steps)
+        collect(base, sampling, data, config.seed, described, training.max_steps)
     else:
         data.store(header(base, sampling, data, config.seed, described))
     console.rule("train")
@@ -244,7 +255,7 @@ def show(training: Training, measured: Study, config: TrainConfig) -> None:
             training.followed[0].log_hyperparams({"resolved": training.resolved})
         logged.log_points(measured.measured(), measured.preview, live)
     if not measured.metrics:
-        training.console.print("no report: metric=\\[none] measures no quality")
+        training.console.print("no report: metric=[none] measures no quality")
     elif config.report:
         write_report([measured.results.path], training.folder / "report", logged=logged)
 

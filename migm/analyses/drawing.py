@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from migm.figures import plt
 
 COLOURS = "viridis"  # of steps, early to late
 

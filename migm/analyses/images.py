@@ -3,13 +3,13 @@
 import textwrap
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 
 from migm.analyses.drawing import save
 from migm.analyses.recording import Setting
 from migm.evaluation.cost import Protocol, latency, work
 from migm.evaluation.study import captioned
+from migm.figures import plt
 from migm.kinds import Count, Whole
 from migm.runtime import UserError
 from migm.sampling.loop import generate_images

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting, Trajectories, record
+from migm.figures import plain_ticks
 from migm.kinds import Count, Length, Whole
 
 
@@ -56,6 +57,7 @@ class LocalLipschitz:
         ends = torch.tensor([float(x.min()), float(x.max())])
         left.plot(ends, ends, "k:", linewidth=1, label="ratio 1")
         left.set(xscale="log", yscale="log", xlabel="distance of inputs", ylabel="distance of next features")
+        plain_ticks(left.xaxis, left.yaxis)
         left.legend(frameon=False, fontsize=8)
         ratio = y / x
         bins = torch.linspace(0, float(ratio.quantile(0.995)), 50).tolist()

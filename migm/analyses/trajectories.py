@@ -1,6 +1,7 @@
 """Fig. 1: how alike the features of the steps of a generation are, and the path that they take."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from migm.analyses.drawing import COLOURS, panels, save
 from migm.analyses.recording import Setting, cosine, record
+from migm.extras import optional
 from migm.kinds import Count, Positive
 from migm.runtime import UserError
 
@@ -53,12 +55,9 @@ class TrajectorySimilarity:
 
 def embedded(features: Tensor, perplexity: float, seed: int) -> np.ndarray:
     """t-SNE of features (b, n, d) -> places (b, n, 2)."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise UserError("analysis=trajectories needs scikit-learn: pip install -e .[analyse]") from error
+    manifold: Any = optional("sklearn.manifold", "analysis=trajectories")
     flat = features.flatten(0, 1).numpy()
     if not 0 < perplexity < len(flat):
         raise UserError(f"analyses.trajectories.perplexity={perplexity} must be between 0 and {len(flat)}, the points")
-    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat)
+    places = manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(flat)
     return places.reshape(*features.shape[:2], 2)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from migm.bases.weights import locate
+from migm.console import Plain
 from migm.progress import progress
 from migm.reading import read_text
 from migm.runtime import UserError
@@ -29,7 +29,7 @@ def load_shards(
     """
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     files = _files(weights, key, set(wanted))
-    with progress(Console(stderr=True), "tensors") as bar:
+    with progress(Plain(stderr=True), "tensors") as bar:
         task = bar.add_task("load weights", total=len(wanted))
         for file, names in files.items():
             for name, tensor in _tensors(locate(f"{weights}/{file}", key), names, wanted, f"{key}={weights}/{file}"):

@@ -1,8 +1,6 @@
 """Files of others that an evaluation needs: found, checked, fetched if allowed, or named with their source."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 from urllib.error import URLError
 
@@ -41,11 +39,3 @@ def _fetch(path: Path, sha256: str, source: str, offline: bool, key: str) -> Non
         torch.hub.download_url_to_file(source, str(path), sha256 or None)
     except (URLError, OSError, RuntimeError) as error:
         raise FileNotFoundError(f"{wanted} (fetching it failed: {error})") from error
-
-
-def extra(module: str) -> ModuleType:
-    """An optional package's module, or a UserError that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; pip install 'migm[metrics]', or -e '.[metrics]'") from error

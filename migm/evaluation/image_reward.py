@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from migm.bases.weights import assign_strictly, read_tensors
-from migm.evaluation.files import extra
+from migm.extras import optional
 from migm.runtime import UserError
 
 WEIGHTS_URL = "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt"
@@ -52,7 +52,7 @@ class RewardModel(nn.Module):
         vocab_size: int = 30524,
     ):
         super().__init__()
-        blip, text = extra("transformers"), extra("transformers.models.blip.modeling_blip_text")
+        blip, text = optional("transformers"), optional("transformers.models.blip.modeling_blip_text")
         vision_config = blip.BlipVisionConfig(
             hidden_size=vision_channels,
             intermediate_size=4 * vision_channels,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from migm.bases.weights import assign_strictly, read_tensors
-from migm.evaluation.files import extra, required
+from migm.evaluation.files import required
+from migm.extras import optional
 from migm.runtime import tensors_hash
 
 SIDE = 299  # pixels of the network's input
@@ -46,7 +47,7 @@ class Protocol:
             images = stretched(images)
         if self.clean:
             return _clean_resize(images)
-        resize = extra("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
+        resize = optional("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
         return resize(images.float(), size=(SIDE, SIDE), align_corners=False)
 
 
@@ -75,7 +76,7 @@ def stretched(images: Tensor) -> Tensor:
 
 
 def _clean_resize(images: Tensor) -> Tensor:
-    resize = extra("cleanfid.resize").build_resizer("clean")
+    resize = optional("cleanfid.resize").build_resizer("clean")
     resized = [torch.from_numpy(resize(image.permute(1, 2, 0).cpu().numpy())) for image in images]
     return torch.stack(resized).permute(0, 3, 1, 2).to(images.device)
 
@@ -125,7 +126,7 @@ def load_inception(
 
 def _empty() -> nn.Module:
     """torch-fidelity's network before any weights, in eval mode."""
-    extractor = extra("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    extractor = optional("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 
     class Empty(extractor):  # type: ignore[misc, valid-type]
         def load_state_dict(self, state_dict, strict=True, assign=False):

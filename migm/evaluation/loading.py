@@ -16,18 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from migm.bases.base import Base
+from migm.console import Plain
 from migm.evaluation.cost import synchronise
+from migm.figures import plain_ticks, plt
 from migm.kinds import Count
 from migm.runtime import UserError
 from migm.sampling.loop import Sampling
@@ -253,7 +250,7 @@ def show(rows: Sequence[Row], title: str) -> None:
         cells = ["" if number is None else f"{number:.1f}" for number in numbers]
         share = f"{row['wait_share']:.1%}" if "wait_share" in row else ""
         table.add_row(row["part"], row["form"], row.get("cache", ""), *cells, share)
-    Console().print(table)
+    Plain().print(table)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -263,6 +260,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     bars = axes.barh(list(rates), list(rates.values()), color="tab:blue")
     axes.bar_label(bars, fmt=lambda rate: f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}", padding=3)
     axes.set(xscale="log", xlabel="training pairs per second")
+    plain_ticks(axes.xaxis)
     axes.set_xlim(right=3 * max(rates.values()))  # room for the numbers
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -10,7 +10,6 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from migm.gallery import read_image
+from migm.markup import filled
 from migm.owned import own
 from migm.reading import files_of, read_text
 from migm.report.pictures import gallery_entry
@@ -139,9 +139,8 @@ def export(pairs: Sequence[Pair], folder: Path, question: str, url: str) -> str:
 
 def _page(study: str, question: str, pairs: Sequence[Pair]) -> str:
     shown = {"study": study, "pairs": [{"name": pair.name, "prompt": pair.prompt} for pair in pairs]}
-    data = json.dumps(shown, ensure_ascii=False).replace("</", "<\\/")
     document = (Path(__file__).parent / "vote.html").read_text(encoding="utf-8")
-    return document.replace("@question@", escape(question)).replace("@data@", data)
+    return filled(document, {"question": question}, shown)
 
 
 def read_key(path: Path) -> dict[str, Any]:

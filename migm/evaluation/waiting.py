@@ -17,11 +17,11 @@ from subprocess import Popen
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from migm import SPINS
 from migm.config import BenchConfig, build
+from migm.console import Plain
 from migm.evaluation.cost import synchronise
 from migm.evaluation.loading import random_trajectories, training_step
 from migm.kinds import Count, Threads
@@ -135,4 +135,4 @@ def show(rows: Sequence[Row], title: str) -> None:
             for others in (0, 1)
         ]
         table.add_row(name, str(threads), *(f"{cell:.0f}" for cell in cells))
-    Console().print(table)
+    Plain().print(table)

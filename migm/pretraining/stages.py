@@ -8,7 +8,6 @@ from typing import get_args
 
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.bases.weights import load_strictly, read_tensors
+from migm.console import Plain
 from migm.evaluation.cifarnet import CifarNet, load_cifarnet
 from migm.evaluation.metrics.frechet import frechet_distance, moments
 from migm.kinds import NotNegative, Seed, Stage
@@ -68,7 +68,7 @@ class Recipe:
             "base": base_epochs,
             "text_base": text_base_epochs,
         }
-        self.warm_start, self.console = warm_start, Console()
+        self.warm_start, self.console = warm_start, Plain()
 
     def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
         """Run `stages` in their given order; `base` and `text_base` train the transformer of `base`."""

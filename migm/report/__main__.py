@@ -9,6 +9,7 @@ from migm.config import ReportConfig, conf_path, load
 from migm.report.wandb import tracker
 from migm.report.write import write_report
 from migm.runtime import command
+from migm.writing import writing
 
 
 @hydra.main(config_path=conf_path(), config_name="report", version_base="1.3")
@@ -16,8 +17,9 @@ from migm.runtime import command
 def main(cfg: DictConfig) -> None:
     """Read `results`, write `folder`."""
     config = load(cfg, ReportConfig)
-    logged = tracker(config.logger, asdict(config))
-    write_report(config.results, config.folder, config.baseline, config.images, logged)
+    with writing(config.folder, f"folder={config.folder}", folder=True):
+        logged = tracker(config.logger, asdict(config))
+        write_report(config.results, config.folder, config.baseline, config.images, logged)
 
 
 if __name__ == "__main__":

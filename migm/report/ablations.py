@@ -4,14 +4,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
+from migm.figures import plt
 from migm.owned import only, own
 from migm.report.results import read
 from migm.report.summary import Row, summarise

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from migm.runtime import UserError
+from migm.extras import optional
 
 
 def workspace(entity: str, project: str, group: str, metrics: Sequence[str], costs: Sequence[str]) -> Any:
@@ -12,13 +12,8 @@ def workspace(entity: str, project: str, group: str, metrics: Sequence[str], cos
 
     `costs` are keys of `migm.report.wandb.point_values`. Nothing is sent before its `save()`.
     """
-    try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
-    except ImportError as error:
-        raise UserError(
-            "logger=wandb needs the package wandb-workspaces: pip install 'migm[wandb]', or choose logger=csv"
-        ) from error
+    wr: Any = optional("wandb_workspaces.reports.v2", "logger=wandb")
+    ws: Any = optional("wandb_workspaces.workspaces", "logger=wandb")
     planes: list[Any] = [
         wr.ScatterPlot(
             title=f"{metric} against {cost.removeprefix('cost/')}",

@@ -1,11 +1,10 @@
 """One static HTML file that opens without network: studies with plane, tables and images side by side."""
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from migm.markup import filled
 from migm.report.pictures import Pictures
 from migm.report.plots import colours
 from migm.report.summary import Row, Summary, further_costs
@@ -19,18 +18,10 @@ COSTS = (  # key of a row, name in full, name in tables
 
 def page(title: str, studies: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> str:
     """The whole document: `page.html` with its style, script and data."""
-    data = json.dumps({"studies": studies, "problems": problems}, ensure_ascii=False).replace("</", "<\\/")
     here = Path(__file__).parent
-    parts = {
-        "@title@": escape(title),
-        "@style@": (here / "page.css").read_text(encoding="utf-8"),
-        "@script@": (here / "page.js").read_text(encoding="utf-8"),
-        "@data@": data,
-    }
-    document = (here / "page.html").read_text(encoding="utf-8")
-    for mark, text in parts.items():
-        document = document.replace(mark, text)
-    return document
+    document, style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    data = {"studies": studies, "problems": problems}
+    return filled(document, {"title": title}, data, style=style, script=script)
 
 
 def study_data(

@@ -5,11 +5,7 @@ from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from migm.figures import plt
 from migm.report.pareto import front
 from migm.report.summary import Row, Summary
 

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 
+from migm import markup
 from migm.report.pareto import front, hypervolume
 from migm.report.summary import Row, Summary, further_costs, table
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, and one list of cells per row
-LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "&%$#_{}"}}
 
 
 def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table, numbers to the right."""
     rule = "|" + "|".join(["---"] + ["---:"] * (len(headings) - 1)) + "|"
-    lines = ["| " + " | ".join(row) + " |" for row in [headings, *cells]]
+    lines = ["| " + " | ".join(map(markup.markdown, row)) + " |" for row in [headings, *cells]]
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
@@ -32,7 +32,7 @@ def latex(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+    return " & ".join(map(markup.latex, cells)) + r" \\"
 
 
 def comma_separated(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

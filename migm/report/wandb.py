@@ -5,16 +5,16 @@ Runs of an experiment share a group; `evaluate` and `report` are their job types
 """
 
 import hashlib
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from migm.extras import optional, refuse_missing
 from migm.reading import files_of
 from migm.report.dashboard import spec, workspace
 from migm.report.results import file_name
 from migm.report.summary import Row, Summary, summarise, table
-from migm.runtime import UserError, write_atomic
+from migm.runtime import write_atomic
 
 KEPT = ("project", "entity", "group", "tags", "notes")  # of the settings of Lightning's logger
 QUIET = {"silent": True, "console": "off", "x_disable_stats": True}
@@ -24,12 +24,7 @@ class Tracker:
     """Writes runs; `settings` is the config's `logger.wandb`, `config` the resolved config, kept in every run."""
 
     def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]):
-        try:  # here, since it is an optional extra that takes seconds to import
-            self.wandb: Any = importlib.import_module("wandb")
-        except ImportError as error:
-            raise UserError(
-                "logger=wandb needs the package wandb: pip install 'migm[wandb]', or choose logger=csv"
-            ) from error
+        self.wandb: Any = optional("wandb", "logger=wandb")
         self.settings, self.config = settings, config
         self.folder, self.offline = Path(settings["save_dir"]), bool(settings["offline"])
 
@@ -98,8 +93,15 @@ class Tracker:
             run.log(dict(values))
 
 
+def refuse_untracked(logger: Mapping[str, Any]) -> None:
+    """UserError where W&B is chosen and a package is missing that will be needed, be it at the very end."""
+    if "wandb" in logger:
+        refuse_missing("wandb", "wandb_workspaces", wanted_by="logger=wandb (logger=csv does without)")
+
+
 def tracker(logger: Mapping[str, Any], config: Mapping[str, Any]) -> Tracker | None:
     """Of a config's `logger`; None where W&B is not chosen."""
+    refuse_untracked(logger)
     return Tracker(logger["wandb"], config) if "wandb" in logger else None
 
 

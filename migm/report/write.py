@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from migm.console import Plain
 from migm.owned import own
 from migm.reading import read_text
 from migm.report.audit import Problem, StudyLines, audit, located
@@ -38,8 +37,8 @@ def write_report(
     are folders of `migm.generate folder=` to compare; by default the previews beside the results.
     `logged` keeps the studies in W&B too, and writes their dashboard beside the page.
     """
-    folder, console = Path(folder), Console()
-    console.width = max(console.width, 120)  # one line a row, also where there is no terminal
+    folder, console = Path(folder), Plain()
+    console.width = max(console.width, 120)  # one line a row
     studies, problems = audit(results)
     if not studies:
         raise UserError(". ".join(["results: no records; run migm.evaluate first", *map(str, problems[:SHOWN])]))
@@ -61,12 +60,10 @@ def write_report(
     write_atomic(folder / "problems.txt", "".join(f"{problem}\n" for problem in problems))
     write_atomic(html, page(TITLE, shown, [str(problem) for problem in problems]))
     for problem in problems[:SHOWN]:
-        console.print(f"[yellow]{escape(str(problem))}[/yellow]", soft_wrap=True)
+        console.print(str(problem), style="yellow")
     if len(problems) > SHOWN:
-        console.print(
-            f"[yellow]and {len(problems) - SHOWN} more, in {folder / 'problems.txt'}[/yellow]", soft_wrap=True
-        )
-    console.print(f"report in {html}", soft_wrap=True)
+        console.print(f"and {len(problems) - SHOWN} more, in {folder / 'problems.txt'}", style="yellow")
+    console.print(f"report in {html}")
     return html
 
 
@@ -112,7 +109,7 @@ def _pictures(study: StudyLines, summary: Summary, images: Sequence[str | Path])
     return pictures
 
 
-def _print(console: Console, name: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _print(console: Plain, name: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     shown = Table(*headings, title=name)
     for row in cells:
         shown.add_row(*row)

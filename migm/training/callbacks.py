@@ -3,9 +3,9 @@
 from typing import Any
 
 import lightning as L
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from migm.console import Plain
 from migm.kinds import Count
 from migm.progress import progress
 
@@ -23,7 +23,7 @@ class StepProgress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.bar = progress(Console(), "steps")
+            self.bar = progress(Plain(), "steps")
             self.bar.start()
             self.task = self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step)
 

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from migm.console import Plain
 from migm.runtime import UserError
 from migm.trajectories.dataset import Pairs
 
@@ -51,7 +51,7 @@ class FiniteGuard(L.Callback):
             parameter.grad = None  # which optimizers leave alone, moments and weight decay included
         self.skipped += 1
         pl_module.log("train/skipped_steps", float(self.skipped))
-        Console(stderr=True).print(f"left out: {where}", soft_wrap=True, highlight=False)
+        Plain(stderr=True).print(f"left out: {where}", highlight=False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

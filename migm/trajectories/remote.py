@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
+from migm.extras import install
 from migm.jsonl import parse_lines
 from migm.owned import only, own, refuse_foreign
 from migm.reading import decoded
@@ -81,7 +82,7 @@ class Place:
         try:
             return fsspec.url_to_fs(self.url)
         except ImportError as error:
-            raise UserError(f"{self.key}={self.url}: {error}; for s3:// that is pip install -e .[remote]") from error
+            raise UserError(f"{self.key}={self.url}: {error}; for s3:// that is {install('remote')}") from error
         except ValueError as error:
             raise UserError(f"{self.key}={self.url}: {error}") from error
 

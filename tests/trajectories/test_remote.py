@@ -362,7 +362,7 @@ def test_what_cannot_be_reached_is_said_in_a_line(tmp_path, address, words):
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3")  # so that it is imported again
-    with pytest.raises(UserError, match=naming(f"data.folder=s3://{BUCKET}/x", "s3fs", "pip install -e .[remote]")):
+    with pytest.raises(UserError, match=naming(f"data.folder=s3://{BUCKET}/x", "s3fs", 'pip install -e ".[remote]"')):
         data_at(f"s3://{BUCKET}/x", tmp_path).setup()
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms.v2.functional import to_pil_image
 
-from migm.evaluation.files import Need, extra
+from migm.evaluation.files import Need
 from migm.evaluation.metrics.metric import Batch, QualityMetric
+from migm.extras import optional
 from migm.runtime import UserError, tensors_hash
 
 
@@ -98,7 +99,7 @@ def load_clip(model: str, pretrained: str, source: str | None, cache_dir: str | 
     Activation and image transform are those that `pretrained` was trained with: open_clip itself takes
     other ones, with a warning or without, when the weights come from a file or from OpenAI.
     """
-    open_clip = extra("open_clip")
+    open_clip = optional("open_clip")
     if model not in open_clip.list_models():
         raise UserError(f"metric.*.model={model} is unknown to open_clip; such as ViT-L-14, ViT-g-14")
     known = open_clip.get_pretrained_cfg(model, pretrained)
@@ -128,7 +129,7 @@ def _source(model: str, pretrained: str, weights: str | None, offline: bool, cac
         if not Path(weights).is_file():
             raise FileNotFoundError(f"metric.*.weights={weights}: no such file; see `python -m migm.needs`")
         return weights
-    open_clip = extra("open_clip")
+    open_clip = optional("open_clip")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
         raise UserError(f"metric.*.pretrained={pretrained} is unknown for {model}; one of {', '.join(tags)}")

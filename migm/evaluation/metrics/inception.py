@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from migm.evaluation.files import Need, extra
+from migm.evaluation.files import Need
 from migm.evaluation.inception import PROTOCOLS, URL, Inception, ProtocolName
 from migm.evaluation.metrics.frechet import MomentsMetric, frechet_distance
 from migm.evaluation.metrics.metric import Batch, QualityMetric
 from migm.evaluation.metrics.reference import Reference, load_reference
+from migm.extras import optional
 from migm.kinds import Count
 from migm.runtime import UserError
 
@@ -163,6 +164,6 @@ class InceptionScore(FeaturesMetric):
         self.splits = splits
 
     def compute(self) -> Tensor:
-        score = extra("torch_fidelity.metric_isc").isc_features_to_metric
+        score = optional("torch_fidelity.metric_isc").isc_features_to_metric
         logits = self.inception.logits(self.all_features())
         return torch.tensor(score(logits, self.splits)["inception_score_mean"], dtype=torch.float64)

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from migm.evaluation.files import extra
 from migm.evaluation.inception import Inception, ProtocolName
 from migm.evaluation.metrics.inception import FeaturesMetric
+from migm.extras import optional
 from migm.kinds import Count, Limits
 from migm.runtime import UserError
 
@@ -38,7 +38,7 @@ class KID(FeaturesMetric):
             raise UserError(
                 f"metric.*.subset_size={self.subset_size} is more than the {min(len(generated), len(real))} images"
             )
-        score = extra("torch_fidelity.metric_kid").kid_features_to_metric
+        score = optional("torch_fidelity.metric_kid").kid_features_to_metric
         found = score(generated, real, kid_subset_size=self.subset_size, verbose=False)
         return torch.tensor(found["kernel_inception_distance_mean"], dtype=torch.float64)
 
@@ -77,7 +77,7 @@ class Neighbours(FeaturesMetric):
 
     def _of(self, generated: Tensor, real: Tensor) -> float:
         if self.quantity in ("precision", "recall"):
-            score = extra("torch_fidelity.metric_prc").prc_features_to_metric
+            score = optional("torch_fidelity.metric_prc").prc_features_to_metric
             found = score(generated, real, prc_neighborhood=self.k, save_cpu_ram=True, verbose=False)
             return found[self.quantity]
         return density_or_coverage(generated, real, self.k)[self.quantity == "coverage"]
