@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from migm.bases.base import Base
-from migm.config import Common, EvaluateConfig, build, conf_path, load, variant
+from migm.config import Common, EvaluateConfig, build, conf_path, load, variant, with_own_points
 from migm.distributed import join, rank
 from migm.evaluation.cost import Point
 from migm.evaluation.study import Study
@@ -98,7 +98,7 @@ def keep(cfg: DictConfig, path: Path, named: str) -> None:
     """Write what was asked for, resolved, beside the results, whose records hold hashes of it."""
     with writing(path, named, waiting=lambda _: None) as first:
         if first:
-            write_atomic(path, OmegaConf.to_yaml(cfg, resolve=True))
+            write_atomic(path, OmegaConf.to_yaml(with_own_points(cfg), resolve=True))
 
 
 @hydra.main(config_path=conf_path(), config_name="evaluate", version_base="1.3")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from safetensors import safe_open
-from test_commands import finish, process
+from test_commands import MAINS
 
 SMALL = [
     "base.random_weights=true",
@@ -52,10 +52,10 @@ def arguments(folder, *more):
     ("storage", "objective"),
     [("tokens", "mse_all_rows"), ("features", "rollout"), ("online", "mse_kl")],
 )
-def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, storage, objective):
+def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, call_main, storage, objective):
     args = arguments(tmp_path, f"data.storage={storage}", f"objective={objective}")
     for command in ("collect", "train"):
-        code, out, err = finish(process(command, args))
+        code, out, err = call_main(MAINS[command], *args)
         assert code == 0, out + err
     folder = tmp_path / "dimoo_shortcut"
     with safe_open(folder / "shortcut.safetensors", "pt") as file:
@@ -67,8 +67,8 @@ def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, stor
     assert found == {(m, *p) for m in costs for p in points}
 
 
-def test_the_shrunk_experiment_is_benched_with_a_prompt_of_100_tokens(tmp_path):
-    code, out, err = finish(process("bench", arguments(tmp_path, "repeats=1", "batch_sizes=[1]")))
+def test_the_shrunk_experiment_is_benched_with_a_prompt_of_100_tokens(tmp_path, call_main):
+    code, out, err = call_main(MAINS["bench"], *arguments(tmp_path, "repeats=1", "batch_sizes=[1]"))
     assert code == 0, out + err
     rows = [json.loads(line) for line in (tmp_path / "dimoo_shortcut" / "bench.jsonl").read_text().splitlines()]
     by_part = {row["part"]: row for row in rows}

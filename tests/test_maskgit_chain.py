@@ -4,7 +4,7 @@ import json
 
 import pytest
 from safetensors import safe_open
-from test_commands import finish, process
+from test_commands import MAINS
 
 SMALL = [
     "base.random_weights=true",
@@ -36,10 +36,10 @@ SMALL = [
 
 
 @pytest.mark.parametrize("objective", ["mse", "rollout"])
-def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, objective):
+def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, call_main, objective):
     args = ["+experiment=maskgit_shortcut", f"paths.output_dir={tmp_path}", f"objective={objective}", *SMALL]
     for command in ("collect", "train"):
-        code, out, err = finish(process(command, args))
+        code, out, err = call_main(MAINS[command], *args)
         assert code == 0, out + err
     folder = tmp_path / "maskgit_shortcut"
     with safe_open(folder / "shortcut.safetensors", "pt") as file:

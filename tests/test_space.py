@@ -93,13 +93,13 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(run, tmp_path, monkey
     assert (folder / "shortcut.safetensors").exists()
 
 
-@pytest.mark.parametrize("after", [0, 2, 4])
+@pytest.mark.parametrize("after", [0, 1, 3, 5])  # the first is of what was asked for
 def test_a_full_disk_while_evaluating_keeps_what_was_measured(run, tmp_path, monkeypatch, after):
     with monkeypatch.context() as patch:
         fill_up(patch, after)
         refused(run("evaluate"))
     path = tmp_path / "tiny_shortcut" / "results.jsonl"
-    kept = path.read_bytes()
+    kept = path.read_bytes() if after else b""
     assert run("evaluate")[0] == 0
     assert path.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
     records = read(path)

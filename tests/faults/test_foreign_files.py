@@ -346,7 +346,9 @@ def test_a_training_replaces_no_file_of_others(tmp_path):
 
 # What is asked for help does nothing else.
 
+# `migm` itself, which only starts these, is tested in test_wheel.py.
 STARTED = [path for path in sorted((ROOT / "migm").rglob("*.py")) if 'if __name__ == "__main__"' in path.read_text()]
+STARTED.remove(ROOT / "migm" / "__main__.py")
 
 
 def answers_help(call_main: Callable[..., Any], path: Path) -> None:
@@ -370,7 +372,7 @@ def test_every_command_takes_its_options_from_a_library_that_answers_help(call_m
     for path in STARTED:
         text = path.read_text()
         assert "@hydra.main(" in text or "ArgumentParser(" in text, path
-        if "@hydra.main(" not in text:
+        if "ArgumentParser(" in text:
             answers_help(call_main, path)
 
 
