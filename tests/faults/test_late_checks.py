@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from test_config import ROOTS
 from tiny_parts import ROOT, composed, naming
 
 from migm.accelerators.accumulate import Accumulate
@@ -21,20 +22,7 @@ from migm.analyses.forks import Forks
 from migm.bases.amused import AmusedVQ
 from migm.bases.vqgan import VQGAN
 from migm.checks import check_arguments
-from migm.config import (
-    AnalyseConfig,
-    BenchConfig,
-    Common,
-    EvaluateConfig,
-    FitConfig,
-    GenerateConfig,
-    HumanevalConfig,
-    PlanConfig,
-    PretrainConfig,
-    ReferenceConfig,
-    TrainConfig,
-    load,
-)
+from migm.config import load
 from migm.evaluation.inception import load_inception
 from migm.evaluation.metrics.image_reward import ImageReward
 from migm.evaluation.metrics.inception import FID
@@ -45,18 +33,6 @@ from migm.runtime import UserError
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.training.rollout import Rollout
 
-ROOTS: dict[str, type[Common]] = {
-    "analyse": AnalyseConfig,
-    "bench": BenchConfig,
-    "evaluate": EvaluateConfig,
-    "fit": FitConfig,
-    "generate": GenerateConfig,
-    "humaneval": HumanevalConfig,
-    "plan": PlanConfig,
-    "pretrain": PretrainConfig,
-    "reference": ReferenceConfig,
-    "train": TrainConfig,
-}
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 2**63
 
 
