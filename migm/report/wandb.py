@@ -107,9 +107,14 @@ def tracker(logger: Mapping[str, Any], config: Mapping[str, Any]) -> Tracker | N
 
 def going_on(logger: Mapping[str, Any], run: str | None) -> dict[str, Any]:
     """A config's `logger` whose training goes on with the W&B run of this id, unless it names one itself."""
-    if run is None or "wandb" not in logger or logger["wandb"].get("id") or logger["wandb"].get("version"):
+    if "wandb" not in logger:
         return dict(logger)
-    return {**logger, "wandb": {**logger["wandb"], "id": run, "resume": "allow"}}
+    node = dict(logger["wandb"])
+    if node.get("offline"):  # Lightning says so by a variable, which W&B reads only when a process begins with it
+        node.setdefault("mode", "offline")
+    if run is not None and not node.get("id") and not node.get("version"):
+        node |= {"id": run, "resume": "allow"}
+    return {**logger, "wandb": node}
 
 
 def point_values(row: Row) -> dict[str, float]:
