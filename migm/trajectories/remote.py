@@ -21,7 +21,6 @@ from torch import Tensor
 from migm.extras import install
 from migm.jsonl import parse_lines
 from migm.owned import only, own, refuse_foreign
-from migm.reading import decoded
 from migm.runtime import UserError, file_hash, is_url, launched
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Place:
                 data = cast(bytes, system.cat_file(f"{root}/{name}"))
             except FileNotFoundError:
                 return []
-        return parse_lines(decoded(data, f"{self.url}/{name}"), f"{self.url}/{name}")
+        return parse_lines(data, f"{self.url}/{name}")
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file."""

@@ -23,7 +23,7 @@ from migm.generate import photo_and_mask
 from migm.inputs import Prompts, read_prompts
 from migm.jsonl import append_line, parse_lines, read_lines
 from migm.pretraining import cifar10
-from migm.reading import decoded, files_of, read_picture, read_text
+from migm.reading import files_of, read_picture, read_text
 from migm.report.audit import audit
 from migm.report.pictures import Pictures
 from migm.report.trials import read_trial
@@ -105,7 +105,21 @@ def test_results_copied_through_other_systems_are_read_and_continued(tmp_path, f
     append_line(path, {"c": 3})
     append_line(path, {"d": 4})
     assert read_lines(path) == [*entries, {"c": 3}, {"d": 4}]
-    assert parse_lines(decoded(FORMS[form](lines(entries)), "x"), "x") == entries
+    assert parse_lines(FORMS[form](lines(entries)), "x") == entries
+
+
+@pytest.mark.parametrize("last", ['{"a": 1', "a word"])
+def test_a_file_in_utf_16_without_a_whole_line_is_refused_and_kept(tmp_path, last):
+    """Nothing that is appended here begins so: taken for cut off, a damaged file would count as empty."""
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(codecs.BOM_UTF16_LE + last.encode("utf-16-le"))
+    before = path.read_bytes()
+    for task in (lambda: read_lines(path), lambda: append_line(path, {"b": 2})):
+        with pytest.raises(UserError, match=naming(f"{path}, line 1", "not a JSON object")):
+            task()
+    assert path.read_bytes() == before
+    path.write_bytes(codecs.BOM_UTF16_LE)
+    assert read_lines(path) == []
 
 
 @pytest.mark.parametrize("form", sorted(FORMS.keys() - {"joined"}))
