@@ -54,7 +54,7 @@ def run(config: Any, monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None
 def ids(folder: Path) -> list[str]:
     """Those of the offline runs, in the order of their beginning."""
     paths = sorted(folder.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
-    return [path.name.rpartition("-")[2] for path in paths]
+    return [path.name.split("-")[3] for path in paths]  # a number follows where two began in one second
 
 
 def test_what_is_trained_further_is_one_run_and_what_starts_anew_another(config, monkeypatch):
