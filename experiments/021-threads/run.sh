@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Five minutes on a machine that does nothing else. Run from the repository's root.
+# Ten minutes on a machine that does nothing else. Run from the repository's root.
 set -euo pipefail
 here=experiments/021-threads
-python -m migm.bench +experiment=cifar10_shortcut part=waiting name=threads waiting.rounds=1 waiting.steps=15 output=$here/bench.jsonl
+python -m migm.bench +experiment=cifar10_shortcut part=waiting name=threads waiting.rounds=2 waiting.steps=15 output=$here/bench.jsonl
