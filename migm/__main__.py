@@ -10,6 +10,7 @@ from pathlib import Path
 from migm import __version__, wait_briefly
 
 HERE = Path(__file__).parent
+RENAMED = {"fit": "calibrate", "reference": "metric_reference", "scorers.install": "install_scorers"}
 USAGE = """usage: migm <command> [key=value ...]      (python -m migm.<command> is the same)
 
 {commands}
@@ -21,12 +22,11 @@ migm <command> --help shows what can be set, migm --version the version.
 def commands() -> dict[str, str]:
     """Every command and what it does, by the first line of its file; nothing is imported, which would take seconds."""
     found = {}
-    for path in sorted(HERE.rglob("*.py")):
+    for path in sorted(HERE.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if "\n@command\ndef main(" in text:
-            name = ".".join(path.relative_to(HERE).with_suffix("").parts).removesuffix(".__main__")
             docstring = ast.get_docstring(ast.parse(text)) or ""
-            found[name] = docstring.partition("\n")[0].partition("`: ")[2]
+            found[path.stem] = docstring.partition("\n")[0].partition("`: ")[2]
     return found
 
 
@@ -39,13 +39,19 @@ def main() -> None:
         print(USAGE.format(commands="\n".join(f"  {each:{width}}{told}" for each, told in known.items())), end="")
     elif name in ("--version", "-V"):
         print(f"migm {__version__}")
-    elif name not in known:
+    elif name not in {*known, *RENAMED}:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"error: migm {name} is unknown{hint} (known: {', '.join(known)})", file=sys.stderr)
         sys.exit(2)
     else:
         run(name, rest)
+
+
+def run_renamed(name: str) -> None:
+    """Run the command that an old name stands for, and say what it is called now."""
+    print(f"migm.{name} is called migm.{RENAMED[name]} now; the old name goes with the next version", file=sys.stderr)
+    run(RENAMED[name], sys.argv[1:])
 
 
 def run(name: str, arguments: list[str]) -> None:

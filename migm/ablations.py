@@ -5,10 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from migm.config import AblationsConfig, conf_path, load
-from migm.report.ablations import write_ablations
-from migm.runtime import command
-from migm.writing import writing
+from migm.config.building import conf_path, load
+from migm.config.roots import AblationsConfig
+from migm.reporting.ablations import write_ablations
+from migm.runtime.errors import command
+from migm.runtime.writing import writing
 
 
 @hydra.main(config_path=conf_path(), config_name="ablations", version_base="1.3")

@@ -4,11 +4,12 @@ import hydra
 from omegaconf import DictConfig
 from rich.table import Table
 
-from migm.config import PlanConfig, conf_path, load
-from migm.console import Plain
-from migm.evaluate import points
+from migm.config.building import conf_path, load
+from migm.config.points import points
+from migm.config.roots import PlanConfig
 from migm.evaluation.cost import Point, planned_seconds
-from migm.runtime import command
+from migm.runtime.console import Plain
+from migm.runtime.errors import command
 
 
 def planned(point: Point, full: float, cheap: float, baseline: int | None = None) -> list[str]:

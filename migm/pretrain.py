@@ -5,10 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from migm.config import PretrainConfig, build, conf_path, load
-from migm.extras import in_checkout
-from migm.runtime import UserError, command
-from migm.writing import writing
+from migm.config.building import build, conf_path, load
+from migm.config.roots import PretrainConfig
+from migm.runtime.errors import UserError, command
+from migm.runtime.extras import in_checkout
+from migm.runtime.writing import writing
 
 
 @hydra.main(config_path=conf_path(), config_name="pretrain", version_base="1.3")

@@ -20,13 +20,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from migm.config import CollectConfig, EvaluateConfig, TrainConfig, conf_path, load
+from migm.config.building import conf_path, load
+from migm.config.roots import CollectConfig, EvaluateConfig, TrainConfig
 
 ROOTS: dict[str, Any] = {"collect": CollectConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 # Where the work of each command begins: before it lie only config and building.
 WORK = {
-    "collect": ("migm.collect", "record"),
-    "train": ("migm.train", "Training._fit"),
+    "collect": ("migm.trajectories.collect", "record"),
+    "train": ("migm.training.run", "Training._fit"),
     "evaluate": ("migm.evaluation.study", "Study.run"),
 }
 

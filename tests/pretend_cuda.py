@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from migm.evaluation.cifarnet import load_cifarnet
-from migm.evaluation.inception import load_inception
-from migm.runtime import environment
+from migm.cifar10.net import load_cifarnet
+from migm.metrics.networks.inception import load_inception
+from migm.runtime.provenance import environment
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 aten = torch.ops.aten

@@ -10,7 +10,7 @@ import sys
 import pytest
 from tiny_parts import ROOT
 
-from migm.report.results import read
+from migm.evaluation.results import read
 
 TEXT = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 

@@ -7,8 +7,9 @@ from tiny_parts import composed
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.config import TrainConfig, asset_path, build, load
-from migm.evaluation.metrics.metric import Batch
+from migm.config.building import asset_path, build, load
+from migm.config.roots import TrainConfig
+from migm.metrics.metric import Batch
 from migm.sampling.loop import generate_images
 
 

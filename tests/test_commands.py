@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from tiny_parts import ROOT, same_tensors
 
 import migm.bench
+import migm.benchmarks.compute
 import migm.collect
 import migm.evaluate
 import migm.generate
-import migm.report.__main__
+import migm.report
 import migm.train
-from migm.report.results import identity, read
+from migm.evaluation.results import identity, read
 
 MAINS = {
     "collect": migm.collect.main,
@@ -34,7 +35,7 @@ MAINS = {
     "evaluate": migm.evaluate.main,
     "generate": migm.generate.main,
     "bench": migm.bench.main,
-    "report": migm.report.__main__.main,
+    "report": migm.report.main,
 }
 Outcome = tuple[int, str, str]  # exit code, standard output, standard error
 
@@ -161,7 +162,7 @@ def test_bench_halves_a_batch_that_does_not_fit():
             raise torch.OutOfMemoryError
         return [{"part": "full"}]
 
-    assert migm.bench.fitting(measured, 12) == (3, [{"part": "full"}])
+    assert migm.benchmarks.compute.fitting(measured, 12) == (3, [{"part": "full"}])
     assert tried == [12, 6, 3]
 
 

@@ -11,28 +11,26 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from tiny_parts import naming
 
-from migm.config import (
+from migm.config.building import build, conf_path, load
+from migm.config.points import variant
+from migm.config.roots import (
     AblationsConfig,
     AnalyseConfig,
     BenchConfig,
+    CalibrateConfig,
     CollectConfig,
     Common,
     EvaluateConfig,
-    FitConfig,
     GenerateConfig,
     HumanevalConfig,
+    MetricReferenceConfig,
     PlanConfig,
     PretrainConfig,
-    ReferenceConfig,
     ReportConfig,
     TrainConfig,
-    build,
-    conf_path,
-    load,
-    variant,
 )
-from migm.runtime import UserError
-from migm.sweep import grid
+from migm.reporting.sweep import grid
+from migm.runtime.errors import UserError
 
 CONF = Path(conf_path())
 ROOTS: dict[str, type[Common]] = {
@@ -40,14 +38,14 @@ ROOTS: dict[str, type[Common]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "ablations": AblationsConfig,
-    "fit": FitConfig,
+    "calibrate": CalibrateConfig,
     "plan": PlanConfig,
     "report": ReportConfig,
     "generate": GenerateConfig,
     "bench": BenchConfig,
     "pretrain": PretrainConfig,
     "humaneval": HumanevalConfig,
-    "reference": ReferenceConfig,
+    "metric_reference": MetricReferenceConfig,
     "analyse": AnalyseConfig,
 }
 ADDED = ("experiment", "sweep", "storage", "launcher")  # with +, and with a package of their own

@@ -73,7 +73,7 @@ def test_the_shrunk_experiment_is_benched_with_a_prompt_of_100_tokens(tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "dimoo_shortcut" / "bench.jsonl").read_text().splitlines()]
     by_part = {row["part"]: row for row in rows}
     assert set(by_part) == {"full", "cheap", "decode", "overhead", "vanilla 8", "ml_cache_w01 8,2", "shortcut 8,3"}
-    # Two halves of 100 and 14 words, 6 x 8 codes, 6 newlines and 4 markers (dimoo.md section 10).
+    # Two halves of 100 and 14 words, 6 x 8 codes, 6 newlines and 4 markers (docs/originals/dimoo.md, Cost).
     halves = [words + 6 * 8 + 6 + 4 for words in (100, 14)]
     full = sum(2 * t * 2 * (4 * 32 * 32 + 3 * 32 * 48) + 4 * t * t * 32 * 2 for t in halves)
     assert by_part["full"]["gflop"] * 1e9 == pytest.approx(full)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_config import ROOTS
 from tiny_parts import ROOT
 
-from migm.config import conf_path, load
+from migm.config.building import conf_path, load
 
 SCRIPTS = sorted((ROOT / "experiments").glob("*/run*.sh"))
 NOTE = """#!{python}

@@ -3,12 +3,14 @@
 import pytest
 from tiny_parts import composed
 
+import migm.calibrate
 import migm.evaluate
-import migm.fit
 import migm.plan
 from migm.accelerators.calibration import Calibration
-from migm.config import EvaluateConfig, PlanConfig, build, load
-from migm.evaluate import points, study
+from migm.config.building import build, load
+from migm.config.points import points
+from migm.config.roots import EvaluateConfig, PlanConfig
+from migm.evaluation.study import study
 from migm.plan import planned
 
 
@@ -22,7 +24,7 @@ def call(call_main, monkeypatch, tmp_path):
 
 def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):
     code, out, _ = call(
-        migm.fit.main, "num_images=5", "batch_size=2", "sampling.num_steps=4", "sampling.num_full_steps=2"
+        migm.calibrate.main, "num_images=5", "batch_size=2", "sampling.num_steps=4", "sampling.num_full_steps=2"
     )
     assert code == 0
     assert "fitted on 5 images" in out
@@ -40,7 +42,7 @@ def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):
     known = Calibration.load(tmp_path / "tiny_shortcut" / "fit_n4.safetensors", base, 4, "fit")
     assert known.gram.shape == (4, 4)
     assert (known.gram == known.gram.T).all()
-    done = study(cfg, config, base)
+    done = study(points(cfg, config), config, base)
     done.run()
     found = {r["accelerator"]: r["predictor"] for r in done.results.records if r["metric"] == "ffe"}
     assert found["l2p"] == found["teacache"] == known.fingerprint()
@@ -51,7 +53,7 @@ def test_a_method_whose_fit_is_missing_says_how_to_make_it(call):
     code, _, err = call(migm.evaluate.main, "points=null", "accelerator=l2p", "metric=[none]")
     assert code == 2
     assert "accelerator.predictor.rule.fit=" in err
-    assert "python -m migm.fit" in err
+    assert "python -m migm.calibrate" in err
 
 
 def test_without_cost_only_quality_is_measured(tmp_path):
@@ -60,7 +62,7 @@ def test_without_cost_only_quality_is_measured(tmp_path):
         "evaluate", *overrides, "metric=[none]", "cost=false", "evalset.num_images=2", "evalset.batch_size=2"
     )
     config = load(cfg, EvaluateConfig)
-    done = study(cfg, config, build(config.base))
+    done = study(points(cfg, config), config, build(config.base))
     done.run(cost=config.cost)
     assert done.results.records == []
 

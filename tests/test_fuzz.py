@@ -14,19 +14,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tiny_parts import composed, feature_net, reference_for, synthetic
 
-from migm.config import TrainConfig, build, load
-from migm.evaluate import study
-from migm.jsonl import append_line
-from migm.report.audit import audit
-from migm.report.results import REQUIRED, Results
-from migm.report.summary import summarise, table
-from migm.report.tables import best_two, deltas, fronts
-from migm.report.write import equal_time, write_report
-from migm.train import Training
+from migm.config.building import build, load
+from migm.config.points import points
+from migm.config.roots import TrainConfig
+from migm.evaluation.results import REQUIRED, Results
+from migm.evaluation.study import study
+from migm.reporting.audit import audit
+from migm.reporting.summary import summarise, table
+from migm.reporting.tables import best_two, deltas, fronts
+from migm.reporting.write import equal_time, write_report
+from migm.runtime.jsonl import append_line
+from migm.training.run import Training
 from migm.trajectories.dataset import PairDataset
 from migm.trajectories.store import Store
 
-# What `migm.runtime.command` shows as one line; anything else reaches the user as a traceback.
+# What `migm.runtime.errors.command` shows as one line; anything else reaches the user as a traceback.
 REFUSALS = (ValueError, OSError)
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -234,7 +236,7 @@ def make_training(config: Any, data: st.DataObject) -> None:
         base, sampling, made = build(loaded.base), build(loaded.sampling), build(loaded.data)
         training = Training(loaded, base)
         training.refuse_without_room()
-        study(changed, loaded, base)
+        study(points(changed, loaded), loaded, base)
         made.attach(base, sampling, loaded.seed)
     except REFUSALS:
         pass

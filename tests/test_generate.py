@@ -17,14 +17,14 @@ from test_commands import refused
 from tiny_parts import composed, naming, tiny
 from torch import Tensor
 
-import migm.gallery
-import migm.generate
-import migm.runtime
+import migm.sampling.gallery
+import migm.sampling.generation
 from migm.bases.base import Inputs
 from migm.bases.maskgit import MaskGIT
-from migm.config import GenerateConfig, build, load
-from migm.gallery import Gallery, read_image, slug
-from migm.runtime import UserError
+from migm.config.building import build, load
+from migm.config.roots import GenerateConfig
+from migm.runtime.errors import UserError
+from migm.sampling.gallery import Gallery, read_image, slug
 
 call = test_commands.call  # the fixture
 FLAT = {"sampling.draw.inverse_temperature": 0.3}  # else the random base makes some images twice
@@ -53,7 +53,7 @@ def generate(shared, tmp_path, capfd) -> Callable[..., str]:
         cfg = copy.deepcopy(shared)
         for key, value in {"paths.output_dir": str(tmp_path), **FLAT, **(changes or {}), **keys}.items():
             OmegaConf.update(cfg, key, str(value) if isinstance(value, Path) else value, merge=False)
-        migm.generate.run(load(cfg, GenerateConfig))
+        migm.sampling.generation.run(load(cfg, GenerateConfig))
         return " ".join(capfd.readouterr().out.split())
 
     return run
@@ -62,7 +62,7 @@ def generate(shared, tmp_path, capfd) -> Callable[..., str]:
 def prompts(output: Path, *lines: str) -> dict[str, Any]:
     """Changes that make the tiny base one for prompts, those of a file."""
     (output / "own.txt").write_text("\n".join(lines))
-    source = {"_target_": "migm.inputs.Prompts", "file": str(output / "own.txt")}
+    source = {"_target_": "migm.bases.inputs.Prompts", "file": str(output / "own.txt")}
     return {"base._target_": "test_generate.Captioned", "evalset.inputs": source}
 
 
@@ -208,7 +208,7 @@ def test_a_folder_of_other_settings_is_refused_and_left_alone(generate, tmp_path
 
 
 def test_a_grid_shows_what_fits_and_the_folder_keeps_the_rest(generate, monkeypatch, tmp_path):
-    monkeypatch.setattr(migm.gallery, "GRID_TOKENS", 5 * 16)
+    monkeypatch.setattr(migm.sampling.gallery, "GRID_TOKENS", 5 * 16)
     with pytest.raises(UserError, match=naming("6 images", "folder=")):
         generate(labels=[3, 7, 5], seeds=[0, 1])
     assert "(the first 2 x 2)" in generate(labels=[3, 7, 5], seeds=[0, 1], folder=tmp_path / "kept")
@@ -300,7 +300,7 @@ def test_a_kill_while_writing_leaves_no_image_without_its_description(monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(migm.runtime.os, "replace", killed)
+        patched.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             gallery.add(0, 1, image, {})
     assert [path.name for path in tmp_path.iterdir()] == [".migm-images"]

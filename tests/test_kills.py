@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_parts import ROOT, feature_net, reference_for
 
-from migm.report.results import identity, read
+from migm.evaluation.results import identity, read
 
 SEED = int(os.environ.get("MIGM_TEST_SEED", "0"))
 TIMINGS = ("time", "seconds", "run", "commit")  # of a record, and the value of seconds_per_image/...

@@ -10,7 +10,7 @@ import pytest
 from test_commands import Outcome, arguments
 from tiny_parts import ROOT, feature_net, reference_for
 
-from migm.report.results import read
+from migm.evaluation.results import read
 
 TWO = ["trainer.max_steps=4", "trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=4", "~callbacks.progress"]
 SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]

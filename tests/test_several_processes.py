@@ -13,13 +13,15 @@ from together import together
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from migm.config import EvaluateConfig, build, load
-from migm.distributed import join, rank
-from migm.evaluate import study
-from migm.evaluation.metrics.metric import Batch, QualityMetric
-from migm.runtime import UserError
-from migm.train import Training
+from migm.config.building import build, load
+from migm.config.points import points
+from migm.config.roots import EvaluateConfig
+from migm.evaluation.study import study
+from migm.metrics.metric import Batch, QualityMetric
+from migm.runtime.distributed import join, rank
+from migm.runtime.errors import UserError
 from migm.training.module import ShortcutModule
+from migm.training.run import Training
 from migm.trajectories.unlisted import Unlisted
 
 CPU = torch.device("cpu")
@@ -163,7 +165,7 @@ def measuring(output: Path, assets: Path) -> list[dict[str, Any]]:
     cfg = composed("evaluate", *chosen)
     config = load(cfg, EvaluateConfig)
     join(CPU)
-    measured = study(cfg, config, build(config.base))
+    measured = study(points(cfg, config), config, build(config.base))
     measured.metrics = [*measured.metrics, Ordered()]
     measured.repeats = 1
     measured.run()

@@ -13,9 +13,9 @@ from tiny_parts import ROOT, same_tensors
 
 import migm.evaluate
 import migm.train
-from migm.report.ablations import ablation_table, differences, write_ablations
-from migm.report.trials import Trial, grouped, trial_table
-from migm.runtime import UserError
+from migm.reporting.ablations import ablation_table, differences, write_ablations
+from migm.reporting.trials import Trial, grouped, trial_table
+from migm.runtime.errors import UserError
 
 
 def arguments(output: Path, assets: Path, *more: str) -> list[str]:

@@ -19,10 +19,11 @@ from migm.bases.llada import LLaDAConfig
 from migm.bases.maskgit import MaskGIT
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
-from migm.collect import collect, trajectory_sampling
-from migm.config import Common, TrainConfig, build, conf_path, load
-from migm.evaluation.cifarnet import CifarNet
-from migm.runtime import tensors_hash
+from migm.cifar10.net import CifarNet
+from migm.config.building import build, conf_path, load
+from migm.config.roots import Common, EvaluateConfig, TrainConfig
+from migm.runtime.files import tensors_hash
+from migm.trajectories.collect import collect, trajectory_sampling
 from migm.trajectories.record import Trajectories
 from migm.trajectories.store import Store
 
@@ -40,6 +41,22 @@ def tiny(output: Path, *overrides: str, command: str = "train", root: type[Commo
     fixed = ["+experiment=tiny_shortcut", f"paths.output_dir={output}", "device=cpu"]
     quiet = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.enable_progress_bar=false"]
     return load(composed(command, *fixed, *quiet, "~callbacks.progress", *overrides), root)
+
+
+def study_config(output: Path, assets: Path, *overrides: str) -> tuple[DictConfig, Any]:
+    """What `migm.evaluate` gets of the tiny experiment for points that are all named in `overrides`, and as checked."""
+    cfg = composed(
+        "evaluate",
+        "+experiment=tiny_shortcut",
+        f"paths.output_dir={output}",
+        f"paths.assets={assets}",
+        "metric=[fd_cifarnet,class_agreement]",
+        "~points.shortcut",
+        "~points.vanilla",
+        "~points.reuse",
+        *overrides,
+    )
+    return cfg, load(cfg, EvaluateConfig)
 
 
 def collected(config: Any) -> Store:

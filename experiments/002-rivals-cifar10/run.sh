@@ -6,7 +6,7 @@ study=outputs/rivals_cifar10
 mkdir -p $study
 if [ -f $here/results.jsonl ] && [ ! -f $study/results.jsonl ]; then cp $here/results.jsonl $study/; fi
 python -m migm.train +experiment=rivals_cifar10 evaluate=false
-python -m migm.fit +experiment=rivals_cifar10
+python -m migm.calibrate +experiment=rivals_cifar10
 python -m migm.evaluate +experiment=rivals_cifar10
 python -m migm.report +experiment=rivals_cifar10 baseline="vanilla 16"
 cp $study/results.jsonl $study/report/table.md $study/report/equal_time.md $study/report/best.md $study/report/fronts.md $here/

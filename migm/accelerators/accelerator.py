@@ -9,7 +9,7 @@ from torch import Tensor
 from migm.accelerators.refresh import AdaptivePolicy, Policy
 from migm.bases.base import Base, Branch
 from migm.bases.layers import Runner, layered, run_blocks
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 
 class Forecast(Protocol):

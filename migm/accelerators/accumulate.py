@@ -1,4 +1,4 @@
-"""TeaCache: the base runs whenever its output is expected to have changed enough (methods.md 1.9)."""
+"""TeaCache: the base runs once its output should have changed enough (docs/originals/methods.md, TeaCache)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from migm.accelerators.calibration import Calibration
 from migm.bases.base import Base, Branch, of_images
 from migm.bases.layers import Block, LayerBase, layered
-from migm.kinds import NotNegative
+from migm.runtime.kinds import NotNegative
 
 Indicator = Literal["input", "first_block"]
 
@@ -21,7 +21,7 @@ class Accumulate:
     What is expected of a step is a polynomial in how much an `indicator` changed since the step
     before, mean |difference| over mean |before|, of both guidance halves together: `input` is what
     enters the blocks, `first_block` what the first of them makes of it, which costs that block at
-    every step. `coefficients` of the polynomial come highest first; `fit` is a file of `migm.fit` to
+    every step. `coefficients` of the polynomial come highest first; `fit` is a file of `migm.calibrate` to
     read them from, and without both the change is taken as it is. The first and the last step are
     always full. Every image has a sum of its own, and the decision waits for the device.
     """

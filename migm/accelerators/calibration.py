@@ -1,4 +1,4 @@
-"""What some methods need to know of a base: how its features move along vanilla trajectories (`migm.fit`)."""
+"""What some methods need to know of a base: how its features move along vanilla trajectories (`migm.calibrate`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from migm.accelerators.extrapolation import Weights
 from migm.bases.base import Base
-from migm.kinds import Count, NotNegative, Whole
-from migm.runtime import UserError, replacing, tensors_hash
-from migm.sealed import check_seal, sealed, write_tensors
+from migm.runtime.errors import UserError
+from migm.runtime.files import replacing, tensors_hash
+from migm.runtime.kinds import Count, NotNegative, Whole
+from migm.runtime.sealed import check_seal, sealed, write_tensors
 
 POLYNOMIAL_DEGREE = 4  # TeaCache's
 
@@ -44,17 +45,17 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path, base: Base, num_steps: int | None, key: str) -> "Calibration":
-        """Read a file of `migm.fit`; one of another base or another number of steps is refused."""
+        """Read a file of `migm.calibrate`; one of another base or another number of steps is refused."""
         if not Path(path).exists():
-            raise UserError(f"{key}={path}: no such file; write it by python -m migm.fit with the same settings")
+            raise UserError(f"{key}={path}: no such file; write it by python -m migm.calibrate with the same settings")
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         except SafetensorError as error:
-            raise UserError(f"{key}={path} is not a file of migm.fit ({error})") from error
+            raise UserError(f"{key}={path} is not a file of migm.calibrate ({error})") from error
         if about.get("format") != FORMAT:
-            raise UserError(f"{key}={path} is not a file of migm.fit")
+            raise UserError(f"{key}={path} is not a file of migm.calibrate")
         check_seal(tensors, about, {"format", "base"}, f"{key}={path}")
         if about["base"] != base.fingerprint():
             raise UserError(f"{key}={path} was fitted for base {about['base']}, this one is {base.fingerprint()}")

@@ -1,4 +1,4 @@
-"""Forecasts of a value from those of the last full steps, as weights of a sum (methods.md 1.6 to 1.8).
+"""Forecasts from the values of the last full steps, as weights (docs/originals/methods.md, TaylorSeer, HiCache, FoCa).
 
 Every rule here is linear in the known values, with weights that depend on their steps alone: they
 are worked out in float64 on the host, and a forecast is one weighted sum.
@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from migm.kinds import Limits, Whole
+from migm.runtime.kinds import Limits, Whole
 
 Weights = NDArray[np.float64]
 

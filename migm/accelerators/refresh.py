@@ -8,8 +8,8 @@ from torch import Tensor
 
 from migm.bases.base import Base, Branch
 from migm.bases.layers import Block
-from migm.kinds import Count, Length, Share, Whole
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count, Length, Share, Whole
 
 
 class Policy(Protocol):
@@ -75,7 +75,7 @@ class Interval:
     """TaylorSeer's and dLLM-Cache's: the first `first_enhance` steps, then one after every `interval` - 1 cheap steps.
 
     Without `first_enhance` (1) that is every step divisible by `interval`. The number of full steps follows
-    (methods.md 1.5, 1.6); `num_full_steps` is not read.
+    (docs/originals/methods.md, dLLM-Cache and TaylorSeer); `num_full_steps` is not read.
     """
 
     def __init__(self, interval: Count, first_enhance: Count = 1):
@@ -120,7 +120,7 @@ class Groups:
     """ReCAP's (u, T, T'): u full steps, then T - u groups of one full step and its share of the T' local ones.
 
     T is `num_full_steps`, and T' what is left of `num_steps`; where it does not divide, some groups are one step
-    longer, the last among them (methods.md 1.4).
+    longer, the last among them (docs/originals/methods.md, ReCAP).
     """
 
     def __init__(self, num_full_steps: Count, u: Whole = 0):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from migm.figures import plt
+from migm.runtime.figures import plt
 
 COLOURS = "viridis"  # of steps, early to late
 

@@ -10,9 +10,9 @@ from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting
 from migm.bases.base import Base, StepRecord, image_rows
 from migm.evaluation.cost import Point
-from migm.kinds import Count
-from migm.report.plots import colours
-from migm.runtime import UserError
+from migm.reporting.plots import colours
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count
 from migm.sampling.loop import generate_images
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from migm.analyses.drawing import COLOURS, panels, save
 from migm.analyses.recording import Setting, record, step_lengths
-from migm.kinds import Length, Limits, Whole
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Length, Limits, Whole
 
 
 class Forks:

@@ -7,11 +7,11 @@ import torch
 
 from migm.analyses.drawing import save
 from migm.analyses.recording import Setting
+from migm.bases.inputs import captioned
 from migm.evaluation.cost import Protocol, latency, work
-from migm.evaluation.study import captioned
-from migm.figures import plt
-from migm.kinds import Count, Whole
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.figures import plt
+from migm.runtime.kinds import Count, Whole
 from migm.sampling.loop import generate_images
 
 

@@ -12,7 +12,7 @@ from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting, cosine
 from migm.bases.base import Base, Branch, StepRecord, image_rows
 from migm.bases.layers import layered
-from migm.kinds import Count
+from migm.runtime.kinds import Count
 from migm.sampling.loop import generate_images
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from migm.analyses.drawing import panels, save
 from migm.analyses.recording import Setting, Trajectories, record
-from migm.figures import plain_ticks
-from migm.kinds import Count, Length, Whole
+from migm.runtime.figures import plain_ticks
+from migm.runtime.kinds import Count, Length, Whole
 
 
 class LocalLipschitz:

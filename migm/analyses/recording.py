@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, StepRecord, image_rows
+from migm.bases.inputs import InputSource
 from migm.evaluation.cost import Point
-from migm.inputs import InputSource
 from migm.sampling.loop import Sampling, generate
 from migm.sampling.noise import KeyedNoise, Noise, Step
 

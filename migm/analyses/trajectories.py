@@ -9,9 +9,9 @@ from torch import Tensor
 
 from migm.analyses.drawing import COLOURS, panels, save
 from migm.analyses.recording import Setting, cosine, record
-from migm.extras import optional
-from migm.kinds import Count, Positive
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.extras import optional
+from migm.runtime.kinds import Count, Positive
 
 
 class TrajectorySimilarity:

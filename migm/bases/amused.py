@@ -7,11 +7,11 @@ import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
-from migm.kinds import Count, Length
+from migm.runtime.kinds import Count, Length
 
 
 class AmusedVQ(nn.Module):
-    """Images (b, 3, h, w) in [0, 1] <-> ids (b, l), a code for every `stride` squared pixels (dimoo.md section 2).
+    """Images (b, 3, h, w) in [0, 1] <-> ids (b, l), by squares of `stride` (docs/originals/dimoo.md, Image tokenizer).
 
     `channels` are the widths of the encoder's levels from the image inwards; the stride is
     2 ** (levels - 1). Weights are the `vqvae` folder's `diffusion_pytorch_model.safetensors`.

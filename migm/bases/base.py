@@ -1,4 +1,4 @@
-"""What every base offers: tier 1 of the base contract (DESIGN section 4)."""
+"""What every base offers: tier 1 of the base contract."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 Inputs = Tensor | Sequence[str]  # what images are asked to show: labels (b,), or b prompts
 

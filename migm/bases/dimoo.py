@@ -1,4 +1,4 @@
-"""Lumina-DiMOO, text to image: transformer, prompts and tokenizer behind the base contract (dimoo.md 1 to 3)."""
+"""Lumina-DiMOO, text to image, behind the base contract (docs/originals/dimoo.md, Transformer to Sampler)."""
 
 import dataclasses
 import functools
@@ -20,8 +20,10 @@ from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, locate
 from migm.bases.words import Checksums, PromptTemplate, TokenizerFile
-from migm.kinds import Count, Whole
-from migm.runtime import DeviceName, DTypeName, UserError, pick_device, pick_dtype, tensors_hash
+from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
+from migm.runtime.errors import UserError
+from migm.runtime.files import tensors_hash
+from migm.runtime.kinds import Count, Whole
 
 SAMPLE = 65_536  # elements of a tensor that its fingerprint looks at
 

@@ -1,4 +1,4 @@
-"""Tier 2 of the base contract (DESIGN section 4): the layers of a base, on any rows of its sequence."""
+"""Tier 2 of the base contract: the layers of a base, on any rows of its sequence."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from migm.bases.base import Base, Branch
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 
 class Context(Protocol):

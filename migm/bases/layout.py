@@ -1,4 +1,4 @@
-"""Lumina-DiMOO's sequence: prompt, markers around the image, a newline after each row (dimoo.md section 2)."""
+"""Lumina-DiMOO's sequence: prompt, then rows of the image between markers (docs/originals/dimoo.md, Sequence)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

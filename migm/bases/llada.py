@@ -1,4 +1,4 @@
-"""The bidirectional LLaDA transformer of Lumina-DiMOO, with the keys of its checkpoint (dimoo.md section 1)."""
+"""Lumina-DiMOO's bidirectional LLaDA, with the keys of its checkpoint (docs/originals/dimoo.md, Transformer)."""
 
 import json
 import math
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from migm.bases.transformer import attention
-from migm.kinds import Count, NotNegative, Positive
-from migm.reading import read_text
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count, NotNegative, Positive
+from migm.runtime.reading import read_text
 
 PREFIX = "model.transformer."  # of every key in the checkpoint
 

@@ -15,7 +15,9 @@ from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
 from migm.bases.weights import load_strictly
-from migm.runtime import DeviceName, DTypeName, UserError, pick_device, pick_dtype, tensors_hash
+from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
+from migm.runtime.errors import UserError
+from migm.runtime.files import tensors_hash
 
 
 class MaskGIT:

@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from migm.bases.weights import locate
-from migm.console import Plain
-from migm.progress import progress
-from migm.reading import read_text
-from migm.runtime import UserError
+from migm.runtime.console import Plain
+from migm.runtime.errors import UserError
+from migm.runtime.progress import progress
+from migm.runtime.reading import read_text
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 

@@ -4,7 +4,7 @@ import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from torch import Tensor, nn
 
-from migm.kinds import Count, Whole
+from migm.runtime.kinds import Count, Whole
 
 
 class ResidualConv(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from migm.kinds import Count, Dropout
+from migm.runtime.kinds import Count, Dropout
 
 Inner = TypeVar("Inner", bound=nn.Module)
 

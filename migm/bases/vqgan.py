@@ -10,11 +10,11 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from migm.bases.weights import locate
-from migm.kinds import Count
-from migm.reading import read_text
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count
+from migm.runtime.reading import read_text
 
-# Names of taming-transformers -> names of diffusers, applied in this order (maskgit.md 2.4).
+# Names of taming-transformers -> names of diffusers, applied in this order (docs/originals/maskgit.md, VQGAN names).
 RENAMED = (
     (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
     (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
@@ -38,7 +38,7 @@ class VQGAN(nn.Module):
 
     The stride is 2 ** (levels - 1), 16 for the published one. `pixels` says how decoded values
     become uint8: `clamp` to [-1, 1], or `min_max`, each image stretched to 0...255 and floored,
-    as MaskGIT's own evaluation does (maskgit.md section 8). A `model_yaml` (a file, or
+    as MaskGIT's own evaluation does (docs/originals/maskgit.md, Pixels). A `model_yaml` (a file, or
     `hf://owner/repository/file`) replaces the first three arguments by those it holds.
     """
 
@@ -57,7 +57,7 @@ class VQGAN(nn.Module):
         self.levels = len(ddconfig["ch_mult"])
         self.stride = 2 ** (self.levels - 1)
         self.pixel_channels = ddconfig["ch"] * max(ddconfig["ch_mult"][:2])
-        # Compared with the nominal resolution, whatever the size of the images (maskgit.md 2.2).
+        # Compared with the nominal resolution, at any image size (docs/originals/maskgit.md, Nominal resolution).
         sides = [ddconfig["resolution"] >> level for level in range(self.levels)]
         attends = ["Attn" if side in ddconfig["attn_resolutions"] else "" for side in sides]
         self.vq = VQModel(

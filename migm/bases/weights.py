@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 HUB = "hf://"
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")

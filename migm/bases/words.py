@@ -1,4 +1,4 @@
-"""Prompts -> ids: text in which nothing is a marker, framed by the markers of a template (dimoo.md section 2)."""
+"""Prompts -> ids: text without markers, framed by those of a template (docs/originals/dimoo.md, Prompt)."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from migm.bases.layout import NAMES, Markers
 from migm.bases.weights import locate
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 TAGS = ("<system>", "</system>", "<user>", "</user>", "<uncondition>")
 PIECES = re.compile(r"\w+|[^\w\s]+")

@@ -21,11 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import AdaptivePolicy, Always
 from migm.bases.base import Base
+from migm.bases.inputs import InputSource
+from migm.config.fitting import fitted
 from migm.evaluation.memory import peak_bytes
 from migm.evaluation.meter import CPU_ATTENTION, Reading, read_meter
-from migm.inputs import InputSource
-from migm.kinds import Latency, fitted
-from migm.report.results import point_label
+from migm.evaluation.results import point_label
+from migm.runtime.kinds import Latency
 from migm.sampling.loop import Sampling, generate_images
 
 ADAPTIVE_IMAGES = 20  # that the cost of a policy is averaged over which decides for each image
@@ -179,7 +180,7 @@ def work(base: Base, points: Sequence[Point], inputs: InputSource, bar: Progress
 
 
 def planned_seconds(full_steps: float, num_steps: int, full: float, cheap: float) -> float:
-    """Seconds of a run from those of its full and of its cheap steps (methods.md section 0)."""
+    """Seconds of a run from those of its full and of its cheap steps (docs/originals/methods.md, Costs)."""
     return full_steps * full + (num_steps - full_steps) * cheap
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from migm.bases.base import Inputs
-from migm.inputs import InputSource
-from migm.kinds import Count, Length, Limits, Seed
+from migm.bases.inputs import InputSource
+from migm.runtime.kinds import Count, Length, Limits, Seed
 
 
 class EvalSet:

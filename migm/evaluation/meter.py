@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from migm.accelerators.accelerator import Accelerator, Run
 from migm.bases.base import Base, Branch, StepRecord
+from migm.bases.inputs import InputSource
 from migm.bases.layers import Block, Runner, run_blocks
-from migm.inputs import InputSource
 from migm.sampling.loop import Sampling, generate_images
 
 # torch counts its fused attention kernels on CUDA, not the one on CPUs.

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
-from torchvision.utils import make_grid
 
-from migm.bases.base import Base, Inputs
-from migm.distributed import first_console, from_first, processes, rank, to_first, wait
+from migm.bases.base import Base
+from migm.bases.inputs import captioned, review
+from migm.config.building import build
+from migm.config.roots import Common
 from migm.evaluation.cost import Point, Protocol, latency, peaks, work
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.memory import COUNTERS
-from migm.evaluation.metrics.metric import Batch, ImageMetric, result_name
+from migm.evaluation.results import Results, file_name, identity
 from migm.evaluation.unfinished import Part, Unfinished
-from migm.progress import progress
-from migm.report.results import Results, file_name, identity
-from migm.runtime import environment, replacing
+from migm.metrics.metric import Batch, ImageMetric, result_name
+from migm.runtime.distributed import first_console, from_first, processes, rank, to_first, wait
+from migm.runtime.pictures import save_grid
+from migm.runtime.progress import progress
+from migm.runtime.provenance import environment
 from migm.sampling.loop import generate_images
 
 PREVIEW = 20  # images of each point that are kept to look at
@@ -230,18 +230,10 @@ class Study:
         }
 
 
-def captioned(inputs: Inputs) -> list[str]:
-    """What each image of a batch was asked to show."""
-    return [f"label {label}" for label in inputs.tolist()] if isinstance(inputs, Tensor) else list(inputs)
-
-
-def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions: Sequence[str] = ()) -> None:
-    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` says where they are."""
-    large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    gap = scale if len(images) > 1 else 0  # make_grid puts none around a single image
-    layout = {"count": len(images), "columns": columns, "gap": gap, "scale": scale, "captions": list(captions)}
-    about = PngInfo()
-    about.add_text("migm", json.dumps({**layout, "height": large.shape[2], "width": large.shape[3]}))
-    grid = make_grid(large, nrow=columns, padding=gap).permute(1, 2, 0)
-    with replacing(path) as temporary:
-        Image.fromarray(grid.cpu().numpy()).save(temporary, pnginfo=about)
+def study(points: Sequence[Point], config: Common, base: Base) -> Study:
+    """The study of a config at its `points`, writing to `<output_dir>/<name>/results.jsonl`."""
+    results = Results(Path(config.paths["output_dir"]) / config.name / "results.jsonl")
+    metrics = [build(metric) for metric in config.metric.values()]
+    evalset, protocols = build(config.evalset), config.latency
+    review(base, evalset.inputs(torch.arange(evalset.num_images)), "evalset.inputs")
+    return Study(base, points, config.sampling, evalset, metrics, results, protocols=protocols)

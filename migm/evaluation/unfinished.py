@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from migm.evaluation.metrics.metric import ImageMetric
-from migm.runtime import replacing
+from migm.metrics.metric import ImageMetric
+from migm.runtime.files import replacing
 
 EVERY = 60.0  # seconds between two saves, or more:
 COST = 0.05  # of the time is the most they take

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from migm.evaluation.cifarnet import CifarNet
-from migm.pretraining.cifar10 import augment, to_unit
+from migm.cifar10.classes import augment, to_unit
+from migm.cifar10.net import CifarNet
 from migm.pretraining.fit import step_generator
 
 

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from migm.runtime import UserError, pick_device, pick_precision
+from migm.runtime.device import pick_device, pick_precision
+from migm.runtime.errors import UserError
 from migm.training.callbacks import StepProgress
 from migm.trajectories.loader import StatefulLoader
 

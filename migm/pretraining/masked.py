@@ -16,7 +16,7 @@ from migm.training.schedule import trapezoid
 class MaskedModule(L.LightningModule):
     """Cross-entropy on all tokens; mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1.
 
-    Known tokens count too, as in the authors' second version (maskgit.md section 11): to predict them is
+    Known tokens count too, as in the original (docs/originals/maskgit.md, Base training): to predict them is
     easy, but it makes their rows of the hidden state say which token stands there, from which a shortcut can
     then see the context.
     Batches are tokens (b, 2, l) of each photo and its mirror image, and labels (b,). The learning

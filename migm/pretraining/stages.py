@@ -19,12 +19,9 @@ from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.bases.weights import load_strictly, read_tensors
-from migm.console import Plain
-from migm.evaluation.cifarnet import CifarNet, load_cifarnet
-from migm.evaluation.metrics.frechet import frechet_distance, moments
-from migm.kinds import NotNegative, Seed, Stage
-from migm.owned import only, own, refuse_foreign
-from migm.pretraining import cifar10
+from migm.cifar10 import classes as cifar10
+from migm.cifar10.net import CifarNet, load_cifarnet
+from migm.metrics.frechet import frechet_distance, moments
 from migm.pretraining.feature_net import FeatureNetModule, accuracy
 from migm.pretraining.fit import Rows, fit
 from migm.pretraining.masked import MaskedModule, masked_loss
@@ -32,8 +29,12 @@ from migm.pretraining.text import build_tokenizer, captions_of, facts_of_photos,
 from migm.pretraining.text_base import TextModule
 from migm.pretraining.text_base import masked_loss as text_loss
 from migm.pretraining.vq import VQModule, reconstruct
-from migm.progress import progress
-from migm.runtime import UserError, replacing, tensors_hash
+from migm.runtime.console import Plain
+from migm.runtime.errors import UserError
+from migm.runtime.files import replacing, tensors_hash
+from migm.runtime.kinds import NotNegative, Seed, Stage
+from migm.runtime.owned import only, own, refuse_foreign
+from migm.runtime.progress import progress
 
 ASSETS = Path(__file__).parents[1] / "assets"
 NAMES = rf"hydra|({'|'.join(get_args(Stage))})(\.safetensors)?|tokens-.*\.safetensors(\.tmp)?"  # of all in `folder`

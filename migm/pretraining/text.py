@@ -10,9 +10,9 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
-from migm.evaluation.captions import WORDS, Facts, caption, facts_of
-from migm.pretraining.cifar10 import CLASSES
-from migm.runtime import UserError
+from migm.cifar10.captions import WORDS, Facts, caption, facts_of
+from migm.cifar10.classes import CLASSES
+from migm.runtime.errors import UserError
 
 UNKNOWN = "[UNK]"
 SPECIAL = (
@@ -32,7 +32,7 @@ MENTIONED = (0.7, 0.8, 0.7)  # shares of captions that say brightness, colour an
 
 
 def build_tokenizer() -> Tokenizer:
-    """One id a word of the captions, dense from 0, then those of SPECIAL, named as by Lumina-DiMOO (dimoo.md 2).
+    """An id for each word of the captions, then one for each of SPECIAL (names: docs/originals/dimoo.md, Sequence).
 
     Case is ignored, other words and punctuation become UNKNOWN, and nothing is added to what is encoded.
     """

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss, normalize
 
 from migm.bases.tokenizer import ConvVQ
-from migm.evaluation.cifarnet import CifarNet
-from migm.pretraining.cifar10 import to_unit
+from migm.cifar10.classes import to_unit
+from migm.cifar10.net import CifarNet
 from migm.pretraining.fit import step_generator
 
 

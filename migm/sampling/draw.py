@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from migm.kinds import NotNegative
+from migm.runtime.kinds import NotNegative
 from migm.sampling.noise import DRAW, Noise, Step
 
 DTypeName = Literal["bfloat16", "float32", "float64"]
@@ -46,7 +46,7 @@ class GumbelMax:
     """argmax(logits + Gumbel noise), one noise value per vocabulary entry: the published samplers' draw.
 
     The dtype is part of the sampler: in bfloat16 the noise is coarse, and nominal temperature 1 acts
-    like 0.45 to 0.75 (dimoo.md section 3). The confidence that goes with a token is its probability
+    like 0.42 to 0.77 (docs/originals/dimoo.md, Gumbel noise). The confidence that goes with a token is its probability
     with the temperature (MaskGIT), or without it (`plain_confidence`, Lumina-DiMOO).
     """
 

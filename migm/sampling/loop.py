@@ -9,7 +9,7 @@ from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
 from migm.bases.base import Base, Branch, Inputs, StepRecord, image_rows
-from migm.kinds import Count
+from migm.runtime.kinds import Count
 from migm.sampling.guidance import Guidance, combine
 from migm.sampling.noise import KeyedNoise, Noise, Step
 from migm.sampling.schedule import Schedule
@@ -58,7 +58,7 @@ def generate(
     every row; the schedule is that of a whole image and ends when nothing is masked any more.
 
     All shapes are known before the first step and nothing waits for the device. Revealed tokens
-    never change; the confidence sampler of MaskGIT and Lumina-DiMOO (methods.md section 0).
+    never change; the confidence sampler of MaskGIT and Lumina-DiMOO (docs/originals/maskgit.md, Sampler).
     """
     spec, n = base.spec, sampling.num_steps
     branches = base.encode(inputs, guided=sampling.guidance is not None)

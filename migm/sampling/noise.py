@@ -1,7 +1,7 @@
 """Counter-based noise: a pure function of (seed, image, step, position), alike on every device.
 
 An image gets the same noise at any batch size, rank count or resume, and every method sees
-the same noise for the same image (DESIGN 5.7). No generator has to be kept or restored.
+the same noise for the same image. No generator has to be kept or restored.
 """
 
 from typing import Protocol
@@ -34,7 +34,7 @@ def to_gumbel(uniform: Tensor, dtype: torch.dtype) -> Tensor:
     """Uniforms in [0, 1) -> standard Gumbel noise, all of it computed in `dtype`.
 
     The dtype is part of a sampler: bfloat16 uniforms end at 255/256, so that their noise ends at 5.5, and
-    0, which is also what rounds to 1, gives -3.8 (dimoo.md section 3).
+    0, which is also what rounds to 1, gives -3.8 (docs/originals/dimoo.md, Gumbel noise).
     """
     u = uniform.to(dtype)
     u = u.where(u < 1, 0)

@@ -5,8 +5,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from migm.kinds import NotNegative
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import NotNegative
 from migm.sampling.draw import DTYPES, DTypeName
 from migm.sampling.noise import SELECT, Noise, Step
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from migm.bases.weights import assign_strictly, is_published, read_tensors
-from migm.runtime import UserError, replacing, tensors_hash
-from migm.sealed import check_seal, sealed, write_tensors
+from migm.runtime.errors import UserError
+from migm.runtime.files import replacing, tensors_hash
+from migm.runtime.sealed import check_seal, sealed, write_tensors
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
 
@@ -78,7 +79,7 @@ def described(metadata: Mapping[str, str], base_fingerprint: str, origin: str) -
 
 
 def published(tensors: Mapping[str, Tensor], origin: str) -> tuple[type[Network], dict[str, Any]]:
-    """Class and constructor arguments that a published state dict tells (maskgit.md 4.3, dimoo.md 6).
+    """Class and constructor arguments that a published state dict tells (docs/originals/maskgit.md, Shortcut keys).
 
     With R = 1 it looks the same with and without cross attention, and is taken to be with.
     """

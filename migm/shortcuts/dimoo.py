@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.llada import Context, LlamaBlock, RMSNorm, init_block, rotations
-from migm.kinds import Count, NotNegative, Positive
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count, NotNegative, Positive
 from migm.shortcuts.parts import TimeEmbedder, inner_width
 
 New = tuple[Tensor, Context]  # new tokens (b, k, c), and the rotations of their rows and which of them count
@@ -33,7 +33,7 @@ class ShortcutBlock(nn.Module):
 
 
 class DiMOOShortcut(nn.Module):
-    """features + S(features, new tokens, mask ratio), with the keys of the published checkpoint (dimoo.md section 6).
+    """features + S(features, new tokens, mask ratio), with published keys (docs/originals/dimoo.md, Shortcut network).
 
     `bottleneck_ratio` R divides the width, not the heads' number nor `mlp_channels`; no projections at
     R = 1. `depth` D counts cross+self attention pairs. Ablations: `cross_attention` off makes the first

@@ -12,7 +12,7 @@ Direction = Literal["teacher_student", "student_teacher"]
 def masked_mse(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     """Mean squared error over the still masked rows and all channels; (b, l, c), masked (b, l) -> scalar.
 
-    Revealed and class rows are never supervised (maskgit.md 7.2, step 6).
+    Revealed and class rows are never supervised (docs/originals/maskgit.md, Training loss).
     """
     weight = masked[..., None].to(torch.float32)
     error = (predicted.float() - target.float()).square() * weight

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.transformer import FeedForward, PackedAttention, PreNorm, Wrapped
-from migm.kinds import Count, Dropout, Whole
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count, Dropout, Whole
 from migm.shortcuts.parts import TimeEmbedder, inner_width
 
 

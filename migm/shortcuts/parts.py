@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 
 class TimeEmbedder(nn.Module):

@@ -5,9 +5,9 @@ from typing import Any
 import lightning as L
 from rich.progress import Progress, TaskID
 
-from migm.console import Plain
-from migm.kinds import Count
-from migm.progress import progress
+from migm.runtime.console import Plain
+from migm.runtime.kinds import Count
+from migm.runtime.progress import progress
 
 
 class StepProgress(L.Callback):

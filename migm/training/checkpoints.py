@@ -16,9 +16,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from migm.kinds import Count
-from migm.owned import only, own, refuse_foreign
-from migm.runtime import Stopped, UserError, replacing
+from migm.runtime.errors import Stopped, UserError
+from migm.runtime.files import replacing
+from migm.runtime.kinds import Count
+from migm.runtime.owned import only, own, refuse_foreign
 
 MARK = b"sha256="
 SEAL = len(MARK) + 64  # bytes

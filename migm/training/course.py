@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.lr_scheduler import LambdaLR
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 LITTLE = 0.5  # of the learning rate asked for, and of the saved weights, is worth a remark
 LOOKED_AT = 1000  # steps at which a schedule is looked at

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from migm.console import Plain
-from migm.runtime import UserError
+from migm.runtime.console import Plain
+from migm.runtime.errors import UserError
 from migm.trajectories.dataset import Pairs
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, image_rows
-from migm.kinds import NotNegative, Positive
+from migm.runtime.kinds import NotNegative, Positive
 from migm.shortcuts.losses import Direction, masked_cosine, masked_kl, masked_mse
 from migm.training.rollout import Rollout, Situation, predict
 from migm.trajectories.dataset import Pairs

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from migm.kinds import NotNegative
-from migm.runtime import pick_dtype
+from migm.runtime.device import pick_dtype
+from migm.runtime.kinds import NotNegative
 
 
 class Muon(torch.optim.Muon):

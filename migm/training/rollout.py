@@ -1,4 +1,4 @@
-"""Several steps of the shortcut's own before it is judged, as it will be used (maskgit.md 7.2)."""
+"""Several steps of the shortcut's own before it is judged, as it will be used (docs/originals/maskgit.md, Rollouts)."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, image_rows
-from migm.kinds import Count, Seed
+from migm.runtime.kinds import Count, Seed
 from migm.sampling.loop import Draw, Select
 from migm.sampling.noise import KeyedNoise
 from migm.sampling.schedule import Schedule

@@ -5,7 +5,7 @@ from typing import Annotated
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from migm.kinds import Count, Limits
+from migm.runtime.kinds import Count, Limits
 
 
 def trapezoid(

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, Inputs
-from migm.inputs import InputSource
-from migm.kinds import Count, Seed, Whole
-from migm.runtime import UserError, is_url
+from migm.bases.inputs import InputSource
+from migm.runtime.errors import UserError
+from migm.runtime.files import is_url
+from migm.runtime.kinds import Count, Seed, Whole
 from migm.sampling.loop import Sampling
 from migm.trajectories.dataset import InMemory, PairDataset
 from migm.trajectories.loader import StatefulLoader, as_is

@@ -1,4 +1,4 @@
-"""Records of the released DiMOO-Shortcut code: `{index:06d}_{cond|uncond}`, of whole sequences (dimoo.md section 5).
+"""Records of the released DiMOO-Shortcut code: `{index:06d}_{cond|uncond}` (docs/originals/dimoo.md, Tars).
 
 Ids are those of the vocabulary, -100 at the unconditional prompt; the order is -1 outside image codes.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from migm.bases.dimoo import LuminaDiMOO
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.trajectories.tars import KINDS, Image, Record
 
 NO_PROMPT = -100

@@ -9,8 +9,8 @@ import torch
 from rich.table import Table
 
 from migm.bases.base import Base
+from migm.runtime.resources import available_memory, free_disk, readable
 from migm.sampling.loop import Sampling
-from migm.space import available_memory, free_disk, readable
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.store import estimate_bytes, estimate_token_bytes
 

@@ -1,6 +1,6 @@
 """Records of the released MaskGIT-Shortcut code, `{batch:05d}_{index:03d}_{label}_{cond|uncond}`.
 
-Behind the l tokens, ids hold the raw label or the id of "no class", and the order -1 (maskgit.md section 6).
+Behind the l tokens, ids hold the raw label or the id of "no class", and the order -1 (docs/originals/maskgit.md, Tars).
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from migm.bases.maskgit import MaskGIT
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.trajectories.tars import KINDS, Image, Record
 
 BATCH = 10  # images the released code generates at once

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.trajectories.dataset import PairDataset, Pairs
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from migm.accelerators.accelerator import Accelerator
 from migm.bases.base import Base, Inputs, StepRecord
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.loop import Sampling, generate_images
 
 

@@ -18,10 +18,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
-from migm.extras import install
-from migm.jsonl import parse_lines
-from migm.owned import only, own, refuse_foreign
-from migm.runtime import UserError, file_hash, is_url, launched
+from migm.runtime.errors import UserError
+from migm.runtime.extras import install
+from migm.runtime.files import file_hash, is_url
+from migm.runtime.jsonl import parse_lines
+from migm.runtime.launch import launched
+from migm.runtime.owned import only, own, refuse_foreign
 
 if TYPE_CHECKING:
     from migm.trajectories.store import Store

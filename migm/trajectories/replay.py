@@ -1,4 +1,4 @@
-"""Features that were not kept, computed again from tokens and the order they were revealed in (dimoo.md section 5)."""
+"""Features that were not kept, computed again from tokens and order (docs/originals/dimoo.md, Trajectories)."""
 
 import torch
 from torch import Tensor

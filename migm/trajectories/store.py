@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from migm.jsonl import append_line, read_lines
-from migm.owned import only, refuse_foreign
-from migm.runtime import UserError, file_hash, replacing
-from migm.sealed import write_tensors
+from migm.runtime.errors import UserError
+from migm.runtime.files import file_hash, replacing
+from migm.runtime.jsonl import append_line, read_lines
+from migm.runtime.owned import only, refuse_foreign
+from migm.runtime.sealed import write_tensors
 from migm.trajectories.paging import read_singly, read_start
 from migm.trajectories.record import Trajectories
 

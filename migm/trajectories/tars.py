@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from migm.bases.base import Base
-from migm.owned import refuse_filled
-from migm.reading import files_of
-from migm.runtime import UserError, launched, replacing
+from migm.runtime.errors import UserError
+from migm.runtime.files import replacing
+from migm.runtime.launch import launched
+from migm.runtime.owned import refuse_filled
+from migm.runtime.reading import files_of
 from migm.trajectories.record import Trajectories, packed, padded
 from migm.trajectories.replay import stored_features
 from migm.trajectories.store import Store

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from migm.runtime import write_atomic
+from migm.runtime.files import write_atomic
 from migm.trajectories.store import Store
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Branch, StepRecord
-from migm.config import build, conf_path
-from migm.fit import calibrate
+from migm.config.building import build, conf_path
+from migm.sampling.calibrate import calibrate
 from migm.sampling.loop import Sampling, generate
 from migm.sampling.noise import KeyedNoise, Noise
 from migm.shortcuts.checkpoint import Network, save_shortcut

@@ -1,4 +1,4 @@
-"""The forecasters' formulas as their papers write them (methods.md 1.6 to 1.8), each on values, none on weights."""
+"""The forecasters' formulas as published, on values (docs/originals/methods.md, TaylorSeer, HiCache, FoCa)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Laws of every method (methods.md section 5), each a plain function that raises AssertionError where one is broken."""
+"""Laws of every method (docs/originals/methods.md, Laws), each a function that raises AssertionError if broken."""
 
 import copy
 import dataclasses
@@ -48,7 +48,7 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = ROUNDING) -> None:
 
 
 def is_vanilla(family: Family, accelerator: Accelerator) -> None:
-    """Invariants 5, 6 and 8: what leaves nothing out is vanilla sampling at every step."""
+    """Laws 5, 6 and 8: what leaves nothing out is vanilla sampling at every step."""
     tokens, records = family.first(accelerator)
     wanted, vanilla = family.vanilla
     assert torch.equal(tokens, wanted)
@@ -74,7 +74,7 @@ def same_rows(ours: Tensor, theirs: Tensor, branch: Branch) -> None:
 
 
 def tokens_follow_the_schedule(family: Family, accelerator: Accelerator) -> None:
-    """Invariant 11: what is revealed stays, as many are masked as the schedule says, and all are tokens in the end."""
+    """Law 11: what is revealed stays, as many are masked as the schedule says, and all are tokens in the end."""
     tokens, records = family.first(accelerator)
     v, left = family.base.spec.vocab_size, family.base.spec.num_tokens
     counts = family.sampling.schedule.counts(left, N)
@@ -163,7 +163,7 @@ def attributes(value: Any) -> dict[str, Any]:
 
 
 def unchanged_tokens_keep_their_features(family: Family, accelerator: Accelerator) -> None:
-    """Invariants 2 and 5: cheap steps on the tokens of the only full step come out as it did."""
+    """Laws 2 and 5: cheap steps on the tokens of the only full step come out as it did."""
     base, generator = family.base, torch.Generator().manual_seed(0)
     tokens = torch.randint(0, base.spec.vocab_size + 1, (3, base.spec.num_tokens), generator=generator)
     ratio, none = torch.full((3,), 0.5), torch.zeros(3, 0, dtype=torch.long)
@@ -177,7 +177,7 @@ def unchanged_tokens_keep_their_features(family: Family, accelerator: Accelerato
 
 
 def new_tokens_are_exact(family: Family, accelerator: Accelerator) -> None:
-    """Invariant 4 in a generation: with a single layer, rows that a cheap step computes are those of a full pass.
+    """Law 4 in a generation: with a single layer, rows that a cheap step computes are those of a full pass.
 
     All others' keys and values are of their present token, so what the step before revealed comes out exactly.
     """

@@ -1,4 +1,4 @@
-"""Laws that hold between accelerators (methods.md section 5, invariants 8-11)."""
+"""Laws that hold between accelerators (docs/originals/methods.md, Laws 8 to 11)."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
 from migm.bases.transformer import PackedAttention
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import save_shortcut
 
 

@@ -1,4 +1,4 @@
-"""Forecasts of numbers (methods.md section 5, invariants 6 and 7): no base but where trajectories have to be real."""
+"""Forecasts of numbers (docs/originals/methods.md, Laws 6, 7): no base but where trajectories have to be real."""
 
 import itertools
 import math
@@ -15,8 +15,8 @@ from migm.accelerators.calibration import Calibration, LearnedWeights
 from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
 from migm.accelerators.predictors.forecast import Forecast, histories
 from migm.accelerators.refresh import Always
-from migm.fit import calibrate
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.sampling.calibrate import calibrate
 from migm.sampling.loop import generate_images
 
 ANCHORS = (0, 4, 8, 12)
@@ -185,8 +185,8 @@ def test_a_fit_of_something_else_is_refused_by_its_key(vanilla, tiny_base, make_
     key = "accelerator.predictor.rule.fit="
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     for file, base, n, message in (
-        (tmp_path / "none", tiny_base, 6, "no such file; write it by python -m migm.fit"),
-        (tmp_path / "broken.safetensors", tiny_base, 6, "is not a file of migm.fit"),
+        (tmp_path / "none", tiny_base, 6, "no such file; write it by python -m migm.calibrate"),
+        (tmp_path / "broken.safetensors", tiny_base, 6, "is not a file of migm.calibrate"),
         (path, make_base(seed=1), 6, "was fitted for base"),
         (path, tiny_base, 7, "was fitted for sampling.num_steps=6, this is 7"),
     ):

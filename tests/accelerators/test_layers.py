@@ -1,4 +1,4 @@
-"""The layers of both bases and the ways through them (methods.md section 5, invariants 1 to 4)."""
+"""The layers of both bases and the ways through them (docs/originals/methods.md, Laws 1 to 4)."""
 
 import pytest
 import torch

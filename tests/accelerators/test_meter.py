@@ -1,4 +1,4 @@
-"""What methods compute and keep: rows, FLOPs and bytes by formula, latencies by plan (methods.md sections 0 and 2)."""
+"""What methods compute and keep: rows, FLOPs, bytes by formula, seconds by plan (docs/originals/methods.md, Costs)."""
 
 import dataclasses
 import functools
@@ -238,8 +238,8 @@ def test_steps_without_a_network_cost_the_head_alone(proportioned, method):
 
 # --- plans: Table 2 of the paper, one H200, from its full step of 0.361 s and one cheap step a method ---
 
-# N, B, accelerator and its settings; the latency and where it is from: "table" as quoted in dimoo.md section 10 and
-# conf/experiment/dimoo_shortcut.yaml, "speed-up" as methods.md quotes it, "fit" remade from its row of section 0.
+# N, B, accelerator and its settings; the latency and its source: "table" as in docs/originals/dimoo.md, Cost; and
+# conf/experiment/dimoo_shortcut.yaml, "speed-up" and "fit" by docs/originals/methods.md, Costs.
 FULL_SECONDS = 0.361
 TABLE_2 = [
     ("vanilla", {}, 64, 64, 23.10, "table"),

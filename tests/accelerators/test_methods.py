@@ -1,4 +1,4 @@
-"""Every method of conf/accelerator on both families of bases (methods.md section 5, invariants 5, 6, 8 and 11)."""
+"""Every method of conf/accelerator on both families of bases (docs/originals/methods.md, Laws 5, 6, 8, 11)."""
 
 import functools
 
@@ -7,7 +7,7 @@ import pytest
 from families import FOLDER, METHODS, N, published
 
 from migm.accelerators.accelerator import Accelerator
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 LEARNED = ["shortcut", "shortcut_interval", "no_cross_attention", "shortcut_adaptive", "l2p"]
 

@@ -11,7 +11,7 @@ from migm.accelerators.accumulate import Accumulate
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.target import Target
 from migm.accelerators.refresh import Always, Groups, Interval, Table, Uniform, WarmupInterval
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 
 def full_steps(policy, num_steps):

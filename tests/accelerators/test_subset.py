@@ -1,4 +1,4 @@
-"""ML-Cache on a tiny random Lumina-DiMOO: laws of layer caches (methods.md section 5, invariants 1 to 5, 11, 12)."""
+"""ML-Cache on a tiny random Lumina-DiMOO: docs/originals/methods.md, Laws 1 to 5, 11, 12."""
 
 import re
 from itertools import pairwise
@@ -16,10 +16,11 @@ from migm.accelerators.runners import KeyValues, take
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.llada import LLaDAConfig
 from migm.bases.tokenizer import ConvVQ
-from migm.config import EvaluateConfig, load
-from migm.evaluate import points
+from migm.config.building import load
+from migm.config.points import points
+from migm.config.roots import EvaluateConfig
 from migm.evaluation.cost import Point, flops
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.draw import InverseCDF
 from migm.sampling.guidance import Constant
 from migm.sampling.loop import Sampling, generate

@@ -12,18 +12,20 @@ import torch
 from PIL import Image
 from tiny_parts import composed, naming, text_base
 
-from migm.analyse import run as analyse
 from migm.analyses.feature_error import FeatureError
 from migm.analyses.forks import principal, spread
 from migm.analyses.images import MethodGrid
 from migm.analyses.layers import LayerSimilarity, layer_outputs
 from migm.analyses.lipschitz import distances
 from migm.analyses.recording import Setting, Trajectories
+from migm.analyses.running import run as analyse
 from migm.analyses.trajectories import embedded
-from migm.config import AnalyseConfig, load
+from migm.bases.inputs import Classes, Prompts
+from migm.config.building import load
+from migm.config.points import points
+from migm.config.roots import AnalyseConfig
 from migm.evaluation.cost import Point
-from migm.inputs import Classes, Prompts
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 TINY = ["+experiment=tiny_shortcut", "device=cpu", "~points.shortcut", "analyses.trajectories.perplexity=5"]
 TINY += ["analyses.forks.fork_steps=[1,3]", "analyses.lipschitz.fork_steps=[1,3]", "analyses.images.repeats=1"]
@@ -32,7 +34,8 @@ TINY += [f"analyses.{name}.num_images=3" for name in ("trajectories", "lipschitz
 
 def analysed(folder: Path, *overrides: str) -> Path:
     cfg = composed("analyse", *TINY, f"paths.output_dir={folder}", f"folder={folder / 'figures'}", *overrides)
-    analyse(load(cfg, AnalyseConfig), cfg)
+    config = load(cfg, AnalyseConfig)
+    analyse(config, points(cfg, config))
     return folder / "figures"
 
 

@@ -5,7 +5,7 @@ import torch
 
 from migm.analyses.recording import ForkedNoise, Setting, cosine, record, step_lengths
 from migm.bases.base import image_rows
-from migm.inputs import Classes
+from migm.bases.inputs import Classes
 from migm.sampling.noise import KeyedNoise
 
 IMAGES = torch.arange(3)

@@ -11,7 +11,7 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.bases.base import image_rows
 from migm.bases.layers import run_blocks
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant
 from migm.sampling.loop import Sampling, generate

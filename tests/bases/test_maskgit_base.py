@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from migm.bases.base import BaseSpec, Branch, image_rows
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 
 @pytest.fixture

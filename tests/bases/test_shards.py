@@ -13,7 +13,7 @@ from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.llada import PREFIX, LLaDA, LLaDAConfig
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.words import TAGS
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 SIZES = LLaDAConfig(16, 2, 2, 24, 60, 10000.0, 1e-5)
 INDEX = "model.safetensors.index.json"

@@ -6,7 +6,7 @@ from tiny_parts import composed
 from torch.nn.functional import scaled_dot_product_attention
 
 from migm.bases.transformer import MaskTransformer, PackedAttention, attention
-from migm.config import build
+from migm.config.building import build
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from migm.bases.maskgit import MaskGIT
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, read_tensors
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 KEY = "base.weights"
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.maskgit import MaskGIT
-from migm.bench import step_jobs
-from migm.config import build
-from migm.fit import calibrate
-from migm.generate import kept_tokens
+from migm.benchmarks.compute import step_jobs
+from migm.config.building import build
 from migm.pretraining.vq import reconstruct
+from migm.sampling.calibrate import calibrate
+from migm.sampling.generation import kept_tokens
 from migm.sampling.loop import Sampling, generate_images
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
-from migm.train import embeddings
+from migm.training.run import embeddings
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
 from migm.trajectories.record import Trajectories, record
 from migm.trajectories.replay import stored_features, with_features
@@ -157,6 +157,6 @@ def benched(place: Place) -> list[Tensor]:
 
 
 def fitted(place: Place) -> list[Tensor]:
-    """What `migm.fit` works out."""
+    """What `migm.calibrate` works out."""
     found = calibrate(place.base, place.sampling, place.inputs, 3, 2, seed=0)
     return [torch.from_numpy(found.gram)]

@@ -9,7 +9,9 @@ SLOW = pytest.param("dimoo", ["compute"], marks=pytest.mark.slow)  # its paths a
 
 @pytest.mark.parametrize(("kind", "bench"), [("maskgit", ["compute", "loading"]), SLOW])
 def test_every_command_gives_on_cuda_what_it_gives_on_the_cpu(call_main, assets, tmp_path, monkeypatch, kind, bench):
-    monkeypatch.setattr("migm.bench.matmul_rate", lambda *_: 1e12)  # sized for a real card, it would take minutes
+    monkeypatch.setattr(
+        "migm.benchmarks.compute.matmul_rate", lambda *_: 1e12
+    )  # sized for a real card, it would take minutes
     wanted = chain.run(call_main, kind, "cpu", tmp_path / "cpu", assets)
     with pretended():
         found = chain.run(call_main, kind, "cuda", tmp_path / "cuda", assets, bench)

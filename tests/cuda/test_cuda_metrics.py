@@ -13,16 +13,16 @@ from pretend_cuda import pretended
 from tiny_parts import ROOT, feature_net, reference_for
 from torch import Tensor
 
-from migm.evaluation.image_reward import ImageRewardScorer, RewardModel, reward_tokenizer
-from migm.evaluation.inception import Inception, load_inception
-from migm.evaluation.metrics.caption_agreement import CaptionAgreement
-from migm.evaluation.metrics.class_agreement import ClassAgreement
-from migm.evaluation.metrics.clip_score import CLIPScore
-from migm.evaluation.metrics.frechet import FrechetCifarNet
-from migm.evaluation.metrics.image_reward import ScorerMetric
-from migm.evaluation.metrics.inception import FID
-from migm.evaluation.metrics.metric import Batch, QualityMetric
-from migm.evaluation.metrics.neighbours import KID, Neighbours
+from migm.metrics.caption_agreement import CaptionAgreement
+from migm.metrics.class_agreement import ClassAgreement
+from migm.metrics.clip_score import CLIPScore
+from migm.metrics.frechet import FrechetCifarNet
+from migm.metrics.image_reward import ScorerMetric
+from migm.metrics.inception import FID
+from migm.metrics.metric import Batch, QualityMetric
+from migm.metrics.neighbours import KID, Neighbours
+from migm.metrics.networks.image_reward import ImageRewardScorer, RewardModel, reward_tokenizer
+from migm.metrics.networks.inception import Inception, load_inception
 
 ALIKE = ("fid_", "clip_score_", "density", "precision", "recall", "inception_score")
 CAPTIONS = ["a dark photo of a red truck", "a photo of a blue bird on a green background", "a photo of a cat"]

@@ -11,7 +11,7 @@ from tiny_parts import text_base
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-import migm.bench
+import migm.benchmarks.compute
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
 from migm.bases.base import Control
@@ -154,7 +154,7 @@ def test_what_did_not_fit_is_let_go_before_a_smaller_batch_is_tried(capfd, monke
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(any(each() is not None for each in held)))
     gc.disable()
     try:
-        assert migm.bench.fitting(measured, 12) == (3, [{"part": "full"}])
+        assert migm.benchmarks.compute.fitting(measured, 12) == (3, [{"part": "full"}])
     finally:
         gc.enable()
     assert emptied == [False, False]
@@ -168,4 +168,4 @@ def test_a_single_image_that_does_not_fit_is_the_end():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        migm.bench.fitting(measured, 2)
+        migm.benchmarks.compute.fitting(measured, 2)

@@ -14,7 +14,7 @@ from migm.accelerators import runners
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors import reuse, shortcut, subset
 from migm.accelerators.refresh import Uniform
-from migm.evaluation.metrics.frechet import MomentsMetric
+from migm.metrics.frechet import MomentsMetric
 from migm.sampling import loop, noise
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training import objective, optimizer, rollout
@@ -142,8 +142,8 @@ FAULTS = [
     Fault("trajectories/replay: the mask", replay, "replay", given(3), lambda place: checks.stored(place, "tokens")),
     Fault("sampling/noise: the keys", noise.KeyedNoise, "__init__", left("keys"), by_reuse),
     Fault("sampling/loop: tokens to paint into", loop, "initial_state", gives(0), checks.painted),
-    Fault("evaluation/metrics: features", MomentsMetric, "add", given(1), counted),
-    Fault("bench: tokens", migm.bench.torch, "randint", gives(), checks.benched),
+    Fault("metrics: features", MomentsMetric, "add", given(1), counted),
+    Fault("bench: tokens", migm.benchmarks.compute.torch, "randint", gives(), checks.benched),
 ]
 
 

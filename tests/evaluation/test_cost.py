@@ -11,11 +11,11 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
-from migm.config import build
+from migm.bases.inputs import Classes
+from migm.config.building import build
 from migm.evaluation.cost import Point, Protocol, flops, interleaved, latency, peaks, work
 from migm.evaluation.memory import peak_bytes
-from migm.inputs import Classes
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 CLASSES = Classes(10)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from tiny_parts import composed
 
+import migm.metrics.needs
 import migm.needs
-from migm.config import EvaluateConfig, build, load
+from migm.bases.inputs import Classes, Prompts
+from migm.config.building import build, load
+from migm.config.roots import EvaluateConfig
 from migm.evaluation.evalset import EvalSet
-from migm.inputs import Classes, Prompts
 
 
 def evalset(*overrides: str) -> EvalSet:
@@ -65,10 +67,10 @@ def test_what_is_missing_is_named_with_its_place_and_source(needed, tmp_path):
     assert "github.com/toshas/torch-fidelity" in after[weights]
     assert "VIRTUAL_imagenet512.npz" in after[f"missing  {tmp_path}/VIRTUAL_imagenet512.npz  (fid_adm)"]
     made_here = after[f"missing  {tmp_path}/imagenet512_val50k.npz  (fid_val50k)"]
-    assert "python -m migm.reference metric=[fid_val50k] size=512" in made_here
+    assert "python -m migm.metric_reference metric=[fid_val50k] size=512" in made_here
     assert "ILSVRC2012" in made_here
     assert "ELLA" in after[f"missing  {tmp_path}/dpg_bench/prompts  (evalset)"]
-    assert "migm.scorers.install" in after[f"missing  {tmp_path}/scorers  (unipercept)"]
+    assert "python -m migm.install_scorers" in after[f"missing  {tmp_path}/scorers  (unipercept)"]
 
 
 def test_the_bundled_metrics_need_nothing(needed, tmp_path):
@@ -82,5 +84,5 @@ def test_every_metric_says_what_it_needs():
         path.stem for path in (Path(migm.needs.conf_path()) / "metric").glob("*.yaml") if path.stem != "none"
     )
     config = load(composed("evaluate", f"metric=[{','.join(names)}]"), EvaluateConfig)
-    users = {user for users in migm.needs.needs(config.metric, config.evalset).values() for user in users}
+    users = {user for users in migm.metrics.needs.needs(config.metric, config.evalset).values() for user in users}
     assert users == set(names)

@@ -1,39 +1,23 @@
 """A study measures what is missing, once, and says how."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from PIL import Image
-from tiny_parts import composed, naming
+from tiny_parts import naming, study_config
 
-from migm.config import EvaluateConfig, build, load
-from migm.evaluate import points, study
-from migm.report.results import IDENTITY, identity, read
+from migm.config.building import build
+from migm.config.points import points
+from migm.evaluation.results import IDENTITY, identity, read
+from migm.evaluation.study import study
 
 PER_POINT = 6  # seconds, peak memory, FFE, memory of caches, and two metrics of one seed set
 
 
-def config_for(output: Path, assets: Path, *overrides: str) -> tuple[DictConfig, Any]:
-    cfg = composed(
-        "evaluate",
-        "+experiment=tiny_shortcut",
-        f"paths.output_dir={output}",
-        f"paths.assets={assets}",
-        "metric=[fd_cifarnet,class_agreement]",
-        "~points.shortcut",
-        "~points.vanilla",
-        "~points.reuse",
-        *overrides,
-    )
-    return cfg, load(cfg, EvaluateConfig)
-
-
 def measured(output: Path, assets: Path, *overrides: str) -> Path:
-    cfg, config = config_for(output, assets, "+points.vanilla=[2,6]", "+points.reuse=[[6,2]]", *overrides)
-    done = study(cfg, config, build(config.base))
+    cfg, config = study_config(output, assets, "+points.vanilla=[2,6]", "+points.reuse=[[6,2]]", *overrides)
+    done = study(points(cfg, config), config, build(config.base))
     done.repeats = 1
     done.run()
     return done.results.path
@@ -155,8 +139,8 @@ def test_quality_does_not_depend_on_the_batch_size(whole, assets, tmp_path):
 def test_another_sampler_or_base_is_another_measurement(whole, assets, tmp_path):
     names = {}
     for override in ("sampling.select.temperature=3", "seed=1"):
-        cfg, config = config_for(tmp_path, assets, "+points.vanilla=[2]", override)
-        done = study(cfg, config, build(config.base))
+        cfg, config = study_config(tmp_path, assets, "+points.vanilla=[2]", override)
+        done = study(points(cfg, config), config, build(config.base))
         record = done._record(done.points[0], "ffe")
         names[override] = (record["base"], record["sampling"])
     first = read(whole)[0]
@@ -173,7 +157,7 @@ def test_previews_show_the_same_seeds_of_every_point(whole):
 
 
 def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path):
-    cfg, config = config_for(tmp_path, assets, "accelerator=reuse", "sampling.num_full_steps=3")
+    cfg, config = study_config(tmp_path, assets, "accelerator=reuse", "sampling.num_full_steps=3")
     assert [point.label for point in points(cfg, config)] == ["reuse 6,3"]
 
 
@@ -196,7 +180,7 @@ def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path):
 )
 def test_impossible_points_are_refused_naming_them(assets, tmp_path, override, words):
     with pytest.raises(ValueError, match=naming(*words)):
-        points(*config_for(tmp_path, assets, override))
+        points(*study_config(tmp_path, assets, override))
 
 
 def test_points_leave_the_global_generator_out_of_the_samples(whole, assets, tmp_path):

@@ -11,13 +11,15 @@ import pytest
 import torch
 from tiny_parts import composed
 
-from migm.config import EvaluateConfig, build, load
-from migm.evaluate import study
+from migm.bases.inputs import Classes
+from migm.config.building import build, load
+from migm.config.points import points
+from migm.config.roots import EvaluateConfig
 from migm.evaluation.evalset import EvalSet
-from migm.evaluation.metrics.metric import Batch
+from migm.evaluation.results import read
+from migm.evaluation.study import study
 from migm.evaluation.unfinished import DIGEST, STALE, Part, Unfinished
-from migm.inputs import Classes
-from migm.report.results import read
+from migm.metrics.metric import Batch
 
 
 class Stopped(Exception):
@@ -35,7 +37,7 @@ def measure(output: Path, assets: Path, monkeypatch: Any, stop: int | None = Non
     ]
     cfg = composed("evaluate", *chosen, "cost=false", *more)
     config = load(cfg, EvaluateConfig)
-    done, seen = study(cfg, config, build(config.base)), []
+    done, seen = study(points(cfg, config), config, build(config.base)), []
     batches = EvalSet.batches
 
     def watched(self: EvalSet, first: int = 0, last: int | None = None) -> Any:

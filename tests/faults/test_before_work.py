@@ -16,7 +16,7 @@ from tiny_parts import collected, composed, tiny
 
 import migm.needs
 import migm.plan
-from migm.config import conf_path
+from migm.config.building import conf_path
 
 TINY = ["+experiment=tiny_shortcut", "device=cpu"]
 
@@ -61,7 +61,7 @@ def call(shared, capfd) -> Callable[..., Outcome]:
             OmegaConf.update(cfg, key, value, merge=False)
         code = 0
         try:
-            importlib.import_module("migm.report.__main__" if command == "report" else f"migm.{command}").main(cfg)
+            importlib.import_module(f"migm.{command}").main(cfg)
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *capfd.readouterr()
@@ -70,17 +70,17 @@ def call(shared, capfd) -> Callable[..., Outcome]:
 
 
 KEYS = [
-    ("generate", "output", "migm.generate.build"),
+    ("generate", "output", "migm.sampling.generation.build"),
     ("train", "paths.output_dir", "migm.train.build"),
     ("evaluate", "paths.output_dir", "migm.evaluate.build"),
     ("collect", "data.folder", "migm.collect.build"),
     ("collect", "export_to", "migm.collect.build"),
     ("bench", "output", "migm.bench.build"),
-    ("fit", "output", "migm.fit.build"),
-    ("analyse", "folder", "migm.analyse.build"),
-    ("report", "folder", "migm.report.__main__.write_report"),
+    ("calibrate", "output", "migm.calibrate.build"),
+    ("analyse", "folder", "migm.analyses.running.build"),
+    ("report", "folder", "migm.report.write_report"),
     ("ablations", "folder", "migm.ablations.write_ablations"),
-    ("humaneval", "folder", "migm.humaneval.export"),
+    ("humaneval", "folder", "migm.human_eval.exporting.export"),
     ("pretrain", "pretrain.folder", "migm.pretrain.build"),
     ("pretrain", "paths.assets", "migm.pretrain.build"),
 ]
@@ -101,13 +101,13 @@ def test_a_place_that_cannot_be_written_is_refused_by_its_key_before_any_work(
     [("grid", ["no ending", "grid.png"]), ("a.b/grid", ["no ending"]), ("grid.txt", [".txt", "grid.png"])],
 )
 def test_a_grid_of_no_known_format_is_refused_before_anything_is_built(cwd, call, monkeypatch, output, words):
-    monkeypatch.setattr("migm.generate.build", never)
+    monkeypatch.setattr("migm.sampling.generation.build", never)
     refused(call("generate", output=output), f"output={output}", *words)
     assert list(cwd.iterdir()) == []
 
 
 def test_a_file_for_a_folder_and_a_folder_for_a_file_are_refused(cwd, call, monkeypatch):
-    monkeypatch.setattr("migm.generate.build", never)
+    monkeypatch.setattr("migm.sampling.generation.build", never)
     (cwd / "x.png").mkdir()
     refused(call("generate", output="x.png"), "output=x.png", "is a folder")
     refused(call("generate", folder=str(cwd.parent / "file")), "folder=", "is a file")
@@ -116,7 +116,7 @@ def test_a_file_for_a_folder_and_a_folder_for_a_file_are_refused(cwd, call, monk
 def test_a_whole_store_may_lie_where_nothing_can_be_written(tmp_path, monkeypatch):
     config = tiny(tmp_path)
     collected(config)
-    monkeypatch.setattr("migm.collect.writing", never)
+    monkeypatch.setattr("migm.trajectories.collect.writing", never)
     torch.manual_seed(config.seed)  # the same random base
     assert len(collected(config)) == 12
 

@@ -16,21 +16,25 @@ from tiny_parts import ROOT, composed, naming, synthetic, tiny
 from torch import Tensor
 
 import migm.collect
+import migm.install_scorers
+import migm.metrics.scorers.install
 from migm.accelerators.calibration import FORMAT
-from migm.config import GenerateConfig, build, load
-from migm.evaluation.metrics.reference import Reference
-from migm.evaluation.pairs import Pair, export
+from migm.config.building import build, load
+from migm.config.roots import GenerateConfig
 from migm.evaluation.unfinished import STALE, Unfinished
-from migm.gallery import Gallery, Grid
-from migm.generate import refuse
-from migm.owned import only, own, refuse_filled, refuse_foreign
-from migm.report.write import write_report
-from migm.runtime import UserError, replacing
-from migm.scorers import install
-from migm.sealed import refuse_foreign as refuse_foreign_tensors
-from migm.sealed import write_tensors
-from migm.train import Training
+from migm.human_eval.pairs import Pair, export
+from migm.metrics.reference import Reference
+from migm.metrics.scorers import install
+from migm.reporting.write import write_report
+from migm.runtime.errors import UserError
+from migm.runtime.files import replacing
+from migm.runtime.owned import only, own, refuse_filled, refuse_foreign
+from migm.runtime.sealed import refuse_foreign as refuse_foreign_tensors
+from migm.runtime.sealed import write_tensors
+from migm.sampling.gallery import Gallery, Grid
+from migm.sampling.generation import refuse
 from migm.training.checkpoints import CheckpointFiles, Checkpoints
+from migm.training.run import Training
 from migm.trajectories.remote import Remote, publish
 from migm.trajectories.store import Store
 from migm.trajectories.unlisted import Unlisted
@@ -129,9 +133,9 @@ def test_scorers_of_another_version_are_made_anew_and_nothing_else_goes(tmp_path
 def test_options_of_the_installer_are_no_folders(call_main, monkeypatch, tmp_path, option, code):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(venv, "create", lambda *_, **__: pytest.fail("made"))
-    found, out, err = call_main(install.main, option)
+    found, out, err = call_main(migm.install_scorers.main, option)
     assert found == code
-    assert "usage: python -m migm.scorers.install" in out + err
+    assert "usage: python -m migm.install_scorers" in out + err
     assert not list(tmp_path.iterdir())
 
 
@@ -346,9 +350,9 @@ def test_a_training_replaces_no_file_of_others(tmp_path):
 
 # What is asked for help does nothing else.
 
-# `migm` itself, which only starts these, is tested in test_wheel.py.
+# `migm` itself and the old names of commands, which only start these, are tested in test_wheel.py.
 STARTED = [path for path in sorted((ROOT / "migm").rglob("*.py")) if 'if __name__ == "__main__"' in path.read_text()]
-STARTED.remove(ROOT / "migm" / "__main__.py")
+STARTED = [path for path in STARTED if path.name != "__main__.py" and "    run_renamed(" not in path.read_text()]
 
 
 def answers_help(call_main: Callable[..., Any], path: Path) -> None:

@@ -20,16 +20,16 @@ from migm.accelerators.predictors.v_verify import PromptResponse
 from migm.accelerators.refresh import Groups, Interval, Table, Uniform, WarmupInterval
 from migm.analyses.forks import Forks
 from migm.bases.amused import AmusedVQ
+from migm.bases.inputs import Classes
 from migm.bases.vqgan import VQGAN
-from migm.checks import check_arguments
-from migm.config import load
-from migm.evaluation.inception import load_inception
-from migm.evaluation.metrics.image_reward import ImageReward
-from migm.evaluation.metrics.inception import FID
-from migm.evaluation.metrics.neighbours import Neighbours
-from migm.inputs import Classes
-from migm.kinds import fitted
-from migm.runtime import UserError
+from migm.config.building import load
+from migm.config.checks import check_arguments
+from migm.config.fitting import fitted
+from migm.metrics.image_reward import ImageReward
+from migm.metrics.inception import FID
+from migm.metrics.neighbours import Neighbours
+from migm.metrics.networks.inception import load_inception
+from migm.runtime.errors import UserError
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.training.rollout import Rollout
 
@@ -87,14 +87,14 @@ OF_COMMANDS = [
     ("evaluate", "points", {"vanilla": [[6]]}, ["points.vanilla[0]=[6]", "N, or [N, B]"]),
     ("evaluate", "points", {"vanilla": [[6, 0]]}, ["points.vanilla[0][1]=0", "at least 1"]),
     ("evaluate", "points", 4, ["points=4", "a group of keys or null"]),
-    ("fit", "num_images", 0, ["num_images=0", "at least 1"]),
+    ("calibrate", "num_images", 0, ["num_images=0", "at least 1"]),
     ("humaneval", "num_pairs", 0, ["num_pairs=0", "at least 1 or null"]),
     ("plan", "full", 0, ["full=0", "a number above 0"]),
     ("plan", "full", NAN, ["full=nan", "a number above 0"]),
     ("plan", "cheap", -0.1, ["cheap=-0.1", "a number of at least 0"]),
     ("plan", "cheap", INFINITE, ["cheap=inf", "a number of at least 0"]),
     ("pretrain", "stages", ["bases"], ["stages[0]=bases is unknown; did you mean base?", "known: base, features"]),
-    ("reference", "size", 0, ["size=0", "at least 1 or null"]),
+    ("metric_reference", "size", 0, ["size=0", "at least 1 or null"]),
     ("train", "collect", "perhaps", ["collect=perhaps", "true or false"]),
 ]
 OF_COMPONENTS = [
@@ -233,7 +233,7 @@ def test_a_number_may_be_a_name_and_a_folder():
 
 def test_no_source_checks_by_hand_what_an_annotation_can_say():
     """Names of files' contents and of other libraries' choices are known while running only."""
-    late = {"shortcuts/checkpoint.py", "evaluation/metrics/clip_score.py"}
+    late = {"shortcuts/checkpoint.py", "metrics/clip_score.py"}
     hand = re.compile(r"unknown.*; one of|must be at least \{?\d")
     sources = {path.relative_to(ROOT / "migm").as_posix(): path.read_text() for path in (ROOT / "migm").rglob("*.py")}
     assert {name for name, text in sources.items() if hand.search(text)} == late

@@ -12,13 +12,13 @@ from test_generate import generate, shared  # noqa: F401 (fixtures)
 from tiny_parts import ROOT
 
 import migm.train
-from migm import markup
-from migm.console import Plain
-from migm.evaluation.pairs import _page
-from migm.figures import plain_ticks, plt
-from migm.progress import progress
-from migm.report.html import page
-from migm.report.tables import comma_separated, latex, markdown
+from migm.human_eval.pairs import _page
+from migm.reporting.html import page
+from migm.reporting.tables import comma_separated, latex, markdown
+from migm.runtime import markup
+from migm.runtime.console import Plain
+from migm.runtime.figures import plain_ticks, plt
+from migm.runtime.progress import progress
 
 ODD = ["o/[/x].png", "out/run [red]v2", "[bold]x[/bold]", "[link=x]", "a\\[b]", ":car: :smile:", "[/]"]
 LONG = "/".join(f"a folder of many [{number}]" for number in range(40))

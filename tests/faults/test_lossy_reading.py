@@ -14,20 +14,21 @@ import torch
 from PIL import Image
 from tiny_parts import composed, naming, write_tar
 
-from migm.config import GenerateConfig, load
-from migm.evaluation.pairs import read_key
-from migm.evaluation.photos import Photos
-from migm.evaluation.votes import read_votes
-from migm.gallery import Gallery, read_image
-from migm.generate import photo_and_mask
-from migm.inputs import Prompts, read_prompts
-from migm.jsonl import append_line, parse_lines, read_lines
-from migm.pretraining import cifar10
-from migm.reading import files_of, read_picture, read_text
-from migm.report.audit import audit
-from migm.report.pictures import Pictures
-from migm.report.trials import read_trial
-from migm.runtime import UserError
+from migm.bases.inputs import Prompts, read_prompts
+from migm.cifar10 import classes as cifar10
+from migm.cifar10.photos import Photos
+from migm.config.building import load
+from migm.config.roots import GenerateConfig
+from migm.human_eval.pairs import read_key
+from migm.human_eval.votes import read_votes
+from migm.reporting.audit import audit
+from migm.reporting.pictures import Pictures
+from migm.reporting.trials import read_trial
+from migm.runtime.errors import UserError
+from migm.runtime.jsonl import append_line, parse_lines, read_lines
+from migm.runtime.reading import files_of, read_picture, read_text
+from migm.sampling.gallery import Gallery, read_image
+from migm.sampling.generation import photo_and_mask
 from migm.trajectories.tars import FIELDS, KINDS, read_images
 
 PROMPTS = ["a red dog", "ein Pferd auf grünem Gras", "一匹の馬"]

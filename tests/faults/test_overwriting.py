@@ -13,12 +13,12 @@ from test_generate import generate, shared  # noqa: F401 (fixtures)
 from tiny_parts import collected, naming, tiny
 
 import migm.generate
-import migm.writing
-from migm.config import conf_path
-from migm.jsonl import append_line, read_lines
-from migm.runtime import UserError
-from migm.sweep import OWN, refuse_shared
-from migm.writing import refuse_unwritable, writing
+import migm.train
+from migm.config.building import conf_path
+from migm.reporting.sweep import OWN, refuse_shared
+from migm.runtime.errors import UserError
+from migm.runtime.jsonl import append_line, read_lines
+from migm.runtime.writing import refuse_unwritable, writing
 
 TINY = ["+experiment=tiny_shortcut", "device=cpu", "labels=[3]", "seeds=[0]"]
 
@@ -50,7 +50,7 @@ def jobs(*changes: dict[str, object]) -> list:
     ("command", "changes", "words"),
     [
         ("train", [{"seed": 0}, {"seed": 1}], ["name=n", "folder of several trials", "name=n_${seed}"]),
-        ("fit", [{"seed": 0}, {"seed": 1}], ["output=o/n/x.png", "2 of 2", "output=o/n/x_${seed}.png"]),
+        ("calibrate", [{"seed": 0}, {"seed": 1}], ["output=o/n/x.png", "2 of 2", "output=o/n/x_${seed}.png"]),
         ("generate", [{"output": "a"}, {"output": "b"}, {"output": "./a"}], ["output=a", "2 of 3"]),
         (
             "generate",
@@ -87,7 +87,7 @@ def test_the_guard_knows_the_keys_of_its_commands():
 @pytest.mark.parametrize("key", ["output", "folder"])
 def test_what_another_command_is_writing_is_refused(generate, tmp_path, key, monkeypatch):  # noqa: F811
     place = tmp_path / "kept" / "x.png"
-    monkeypatch.setattr("migm.generate.build", lambda *_: pytest.fail("something was built"))
+    monkeypatch.setattr("migm.sampling.generation.build", lambda *_: pytest.fail("something was built"))
     with (
         writing(place, f"{key}={place}", folder=key == "folder"),
         pytest.raises(UserError, match=naming(f"{key}={place}", "being written by another command")),

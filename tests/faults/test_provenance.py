@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import migm
-from migm import runtime
+from migm.runtime import provenance
 
 CPU = torch.device("cpu")
 
@@ -21,9 +21,9 @@ def git(folder, *task: str) -> str:
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-    runtime.environment.cache_clear()
+    provenance.environment.cache_clear()
     yield
-    runtime.environment.cache_clear()
+    provenance.environment.cache_clear()
 
 
 @pytest.fixture
@@ -33,15 +33,15 @@ def package(tmp_path, monkeypatch):
     def make(place: str, tracked: bool):
         folder = tmp_path / "repository" / place
         folder.mkdir(parents=True)
-        file = folder / "runtime.py"
-        shutil.copy(runtime.__file__, file)
+        file = folder / "provenance.py"
+        shutil.copy(provenance.__file__, file)
         top = tmp_path / "repository"
         git(top, "init", "--quiet")
         (top / ".gitignore").write_text("" if tracked else ".venv\n")
         git(top, "add", "--all")
         git(top, "commit", "--quiet", "--message=first")
-        monkeypatch.setattr(runtime, "__file__", str(file))
-        monkeypatch.setattr(runtime, "_installed_commit", lambda: "", raising=False)
+        monkeypatch.setattr(provenance, "__file__", str(file))
+        monkeypatch.setattr(provenance, "_installed_commit", lambda: "", raising=False)
         return top, file
 
     return make
@@ -50,15 +50,15 @@ def package(tmp_path, monkeypatch):
 def test_a_checkout_records_its_commit_and_whether_it_was_changed(package):
     top, file = package("migm", tracked=True)
     commit = git(top, "rev-parse", "--short", "HEAD")
-    assert runtime.environment(CPU)["commit"] == commit
-    runtime.environment.cache_clear()
+    assert provenance.environment(CPU)["commit"] == commit
+    provenance.environment.cache_clear()
     file.write_text("changed")
-    assert runtime.environment(CPU)["commit"] == f"{commit}-dirty"
+    assert provenance.environment(CPU)["commit"] == f"{commit}-dirty"
 
 
 def test_the_repository_around_an_installed_package_is_not_ours(package):
     package(".venv/lib/python3.11/site-packages/migm", tracked=False)
-    assert runtime.environment(CPU)["commit"] == "unknown"
+    assert provenance.environment(CPU)["commit"] == "unknown"
 
 
 def test_a_repository_named_by_the_environment_is_not_asked(package, tmp_path, monkeypatch):
@@ -69,14 +69,14 @@ def test_a_repository_named_by_the_environment_is_not_asked(package, tmp_path, m
     git(other, "commit", "--quiet", "--allow-empty", "--message=theirs")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
-    found = runtime.environment(CPU)["commit"]
+    found = provenance.environment(CPU)["commit"]
     monkeypatch.undo()
     assert found == git(top, "rev-parse", "--short", "HEAD")
 
 
 def test_without_git_the_rest_is_recorded(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = runtime.environment(CPU)
+    found = provenance.environment(CPU)
     assert found["commit"]
     assert found["migm"] == migm.__version__
     assert found["torch"] == torch.__version__
@@ -95,5 +95,5 @@ def test_what_pip_installed_out_of_a_repository_keeps_its_commit(monkeypatch, re
         def read_text(self, name: str) -> str | None:
             return json.dumps(record) if record and name == "direct_url.json" else None
 
-    monkeypatch.setattr(runtime, "distribution", lambda name: Installed())
-    assert runtime._installed_commit() == commit
+    monkeypatch.setattr(provenance, "distribution", lambda name: Installed())
+    assert provenance._installed_commit() == commit

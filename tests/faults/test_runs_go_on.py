@@ -11,10 +11,12 @@ from offline_runs import offline_runs
 from tiny_parts import collected, tiny
 
 import migm.train
-from migm.config import build
-from migm.report.wandb import going_on
-from migm.train import Training, show
+import migm.training.run
+from migm.config.building import build
+from migm.train import show
 from migm.training.module import ShortcutModule
+from migm.training.run import Training
+from migm.training.tracking import going_on
 
 
 class Killed(Exception):
@@ -74,7 +76,8 @@ def test_what_is_trained_further_is_one_run_and_what_starts_anew_another(config,
 
 def test_a_trial_that_was_trained_before_is_measured_in_its_run(config, monkeypatch, tmp_path):
     """Also when a start in between logged elsewhere."""
-    monkeypatch.setattr(migm.train, "in_sweep", lambda: True)
+    for module in (migm.train, migm.training.run):
+        monkeypatch.setattr(module, "in_sweep", lambda: True)
     config.paths["output_dir"] = config.logger["wandb"]["save_dir"] = str(tmp_path)
     config.callbacks["checkpoint"]["dirpath"] = str(tmp_path / config.name / "checkpoints")
     training = run(config, monkeypatch, dies_at=5)
@@ -86,7 +89,7 @@ def test_a_trial_that_was_trained_before_is_measured_in_its_run(config, monkeypa
     assert training.followed == []
     assert again.followed[0].version == first
     assert ids(tmp_path) == [first]  # nothing to say yet
-    monkeypatch.setattr("migm.report.wandb.summarise", lambda records: SimpleNamespace(rows=[]))
+    monkeypatch.setattr("migm.reporting.wandb.summarise", lambda records: SimpleNamespace(rows=[]))
     measured: Any = SimpleNamespace(measured=lambda: [{}], preview=tmp_path, metrics=[])
     show(again, measured, config)
     again.close()

@@ -14,18 +14,19 @@ from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE, WordLevel
 
 import migm.evaluate
-import migm.generate
 import migm.humaneval
+import migm.sampling.generation
+from migm.bases.inputs import Prompts, read_prompts
 from migm.bases.layout import NAMES, Markers
 from migm.bases.words import TAGS, Checksums, PromptTemplate, TokenizerFile
-from migm.config import GenerateConfig, HumanevalConfig, asset_path, build, load
-from migm.evaluation.pairs import export, find_pairs
-from migm.evaluation.votes import read_votes
-from migm.humaneval import count, hand_out
-from migm.inputs import Prompts, read_prompts
-from migm.runtime import UserError
-from migm.train import Training
+from migm.config.building import asset_path, build, load
+from migm.config.roots import GenerateConfig, HumanevalConfig
+from migm.human_eval.exporting import count, hand_out
+from migm.human_eval.pairs import export, find_pairs
+from migm.human_eval.votes import read_votes
+from migm.runtime.errors import UserError
 from migm.training.course import check_course
+from migm.training.run import Training
 from migm.training.schedule import trapezoid
 
 TINY_TEXT = Path(asset_path()) / "dimoo_tiny" / "tokenizer.json"
@@ -127,14 +128,14 @@ def text_arguments(folder: Path, *prompts: str) -> list[str]:
 def test_generate_says_once_what_it_leaves_out_and_refuses_what_it_knows_nothing_of(tmp_path, capsys):
     arguments = text_arguments(tmp_path, "a red truck on mars", "a blue ship on mars")
     config = load(composed("generate", *arguments, "seeds=[0,1]", "batch_size=1"), GenerateConfig)
-    migm.generate.run(config)
+    migm.sampling.generation.run(config)
     out = capsys.readouterr().out
     assert out.count("leaves out") == 1
     assert "leaves out mars, in 2 of 2 prompts" in out
     Path(config.output).unlink()
     written(tmp_path / "prompts.txt", "a red truck", "qqq zzzz")
     with pytest.raises(UserError, match="prompt=qqq zzzz"):
-        migm.generate.run(config)
+        migm.sampling.generation.run(config)
     assert not Path(config.output).exists()
 
 

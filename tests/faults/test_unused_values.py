@@ -15,9 +15,10 @@ from tiny_parts import composed, naming, tiny
 
 import migm.generate
 import migm.plan
-from migm.config import EvaluateConfig, build, load, variant, with_own_points
-from migm.evaluate import point
-from migm.runtime import UserError
+from migm.config.building import build, load, with_own_points
+from migm.config.points import point, variant
+from migm.config.roots import EvaluateConfig
+from migm.runtime.errors import UserError
 
 
 @cache

@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_dir
 
 import migm
 import migm.bench
-from migm.config import BenchConfig, conf_path, load
-from migm.evaluation import waiting
+from migm.benchmarks import waiting
+from migm.config.building import conf_path, load
+from migm.config.roots import BenchConfig
 
 SPOKEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 

@@ -4,24 +4,27 @@ import ast
 import importlib.metadata
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 from test_commands import arguments, refused
 from tiny_parts import ROOT, naming
 
-import migm.extras
+import migm.__main__
+import migm.runtime.extras
 import migm.train
-from migm.__main__ import commands, main
-from migm.config import asset_path
-from migm.extras import EXTRAS, install, optional
+from migm.__main__ import RENAMED, commands, main
+from migm.config.building import asset_path
 from migm.pretrain import refuse_package
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.extras import EXTRAS, install, optional
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = sorted((ROOT / "migm").rglob("*.py"))
@@ -29,7 +32,7 @@ SOURCES = sorted((ROOT / "migm").rglob("*.py"))
 
 @pytest.fixture
 def wheel(monkeypatch) -> None:
-    monkeypatch.setattr("migm.extras.in_checkout", lambda: False)
+    monkeypatch.setattr("migm.runtime.extras.in_checkout", lambda: False)
     monkeypatch.setattr("migm.pretrain.in_checkout", lambda: False)
 
 
@@ -42,7 +45,7 @@ def test_the_commands_are_listed_without_importing_what_they_need():
     listed = dict(line.strip().split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  "))
     assert listed == commands()
     mains = {path.stem for path in (ROOT / "conf").glob("*.yaml")} - {"common"}
-    assert set(listed) == mains | {"needs", "scorers.install"}
+    assert set(listed) == mains | {"needs", "install_scorers"}
     assert all(len(told) > 20 for told in listed.values())
 
 
@@ -55,6 +58,19 @@ def test_a_command_is_run_as_python_m_runs_it(monkeypatch):
     shown = {"run_name": "__main__", "alter_sys": True}  # Lightning starts further processes by the name of __main__
     assert started == ["before torch is loaded", (("migm.train",), shown, ["migm", "seed=1", "--help"])]
     assert os.getcwd() in sys.path
+
+
+@pytest.mark.parametrize("started", ["migm", "python -m"])
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_runs_the_command_and_says_the_new_one(call_main, monkeypatch, tmp_path, started, old, new):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the working directory
+    by_module = partial(runpy.run_module, f"migm.{old}", run_name="__main__", alter_sys=True)
+    code, out, err = call_main(main, old, "--help") if started == "migm" else call_main(by_module, "--help")
+    assert code == 0, err
+    assert err == f"migm.{old} is called migm.{new} now; the old name goes with the next version\n"
+    assert new in out
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("word", "words"), [("trian", ["trian", "did you mean train?"]), ("x", ["evaluate"])])
@@ -170,7 +186,7 @@ def test_a_wheel_generates_trains_evaluates_and_reports_outside_any_repository(i
         return out
 
     before = written(installed)
-    told = "import migm.extras as e; print(e.__file__, e.install('wandb'))"
+    told = "import migm.runtime.extras as e; print(e.__file__, e.install('wandb'))"
     code, out, err = run("python", "-c", told)
     assert code == 0, err
     assert str(installed) in out

@@ -3,7 +3,7 @@
 import torch
 
 from migm.bases.transformer import MaskTransformer
-from migm.pretraining.cifar10 import augment
+from migm.cifar10.classes import augment
 from migm.pretraining.masked import MaskedModule
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from migm.config import asset_path
-from migm.evaluation.captions import WORDS, Facts, caption, parse
-from migm.inputs import read_prompts
-from migm.pretraining.cifar10 import CLASSES
+from migm.bases.inputs import read_prompts
+from migm.cifar10.captions import WORDS, Facts, caption, parse
+from migm.cifar10.classes import CLASSES
+from migm.config.building import asset_path
 from migm.pretraining.text import (
     MENTIONED,
     SPECIAL,
@@ -22,7 +22,7 @@ from migm.pretraining.text import (
     say,
     write_prompts,
 )
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 
 def test_ids_are_dense_and_special_tokens_last():

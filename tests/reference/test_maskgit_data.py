@@ -7,7 +7,7 @@ from tiny_parts import naming, recorded_transformer, wrap, write_tar
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Ramp
 from migm.sampling.loop import Sampling, generate

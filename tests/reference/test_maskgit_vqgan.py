@@ -8,7 +8,7 @@ import torch
 from tiny_parts import naming
 
 from migm.bases.vqgan import VQGAN
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 PUBLISHED = {
     "double_z": False,

@@ -105,7 +105,7 @@ def test_gumbel_max_is_the_largest_sum_of_logits_and_noise_in_its_dtype(dtype):
 
 
 def test_a_bfloat16_draw_is_as_sharp_as_with_torchs_own_bfloat16_uniforms():
-    """-log p of the drawn tokens is about 1.5 lower than it should be at this spread (dimoo.md section 3)."""
+    """-log p of the drawn tokens is some 1.7 too low at this spread (docs/originals/dimoo.md, Gumbel noise)."""
     logits = some_logits(1, 200, 8192, spread=2.0)
     log_p = logits.log_softmax(-1)
 

@@ -10,7 +10,7 @@ import torch
 from tiny_parts import Apart
 
 from migm.bases.base import image_rows
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant, Ramp
 from migm.sampling.loop import generate, generate_images

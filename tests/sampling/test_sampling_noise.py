@@ -113,7 +113,7 @@ def test_gumbel_noise_is_finite_in_every_dtype(dtype, uniform):
 
 
 def test_bfloat16_gumbel_noise_has_the_published_ends():
-    """dimoo.md section 3; what rounds to 1 counts as 0."""
+    """docs/originals/dimoo.md, Gumbel noise; what rounds to 1 counts as 0."""
     noise = to_gumbel(torch.tensor([0.0, 255 / 256, 1 - 2.0**-12], dtype=torch.float64), torch.bfloat16)
     assert noise.tolist() == [-3.828125, 5.53125, -3.828125]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.noise import SELECT, KeyedNoise
 from migm.sampling.select import Confidence, Random, mask_ratio, split
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_parts import naming
 
 from migm.bases.base import Control
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import load_shortcut, save_shortcut
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut

@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.bases.base import Control
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.shortcuts.dimoo import DiMOOShortcut
 
 SIZES = {"channels": 48, "num_heads": 4, "mlp_channels": 40}
@@ -132,7 +132,7 @@ def test_sizes_that_do_not_fit_are_refused_by_name(changes, words):
 
 
 def test_fresh_blocks_are_drawn_by_the_rule_of_the_base():
-    """Normal of std 1 / sqrt(fan-in), cut at 3 std, without a factor for the depth (dimoo.md section 6)."""
+    """Normal of std 1 / sqrt(fan-in), cut at 3 std, no factor for depth (docs/originals/dimoo.md, Shortcut network)."""
     net = DiMOOShortcut(256, depth=2, num_heads=4, mlp_channels=384)
     for name, weight in net.blocks.named_parameters():
         scaled = weight.detach() * weight.shape[-1] ** 0.5

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from migm.bases.base import Control
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import load_shortcut, save_shortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
 

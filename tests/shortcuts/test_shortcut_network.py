@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from migm.bases.base import Control
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 
@@ -14,7 +14,7 @@ def advance(net, features, embeddings, mask_ratio, mask=None):
 
 
 def published_shapes():
-    """Names and shapes of the published checkpoint: 768 channels, R = 2, one block (maskgit.md 4.4)."""
+    """The published checkpoint: 768 channels, R = 2, one block (docs/originals/maskgit.md, Shortcut keys)."""
     linears = {
         "proj_in": (384, 768),
         "proj_out": (768, 384),

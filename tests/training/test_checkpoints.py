@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from tiny_parts import collected, naming, same_tensors, tiny
 
-from migm.config import build
-from migm.runtime import Stopped, UserError
-from migm.train import Training
+from migm.config.building import build
+from migm.runtime.errors import Stopped, UserError
 from migm.training.checkpoints import CheckpointFiles, is_whole, newest
 from migm.training.module import ShortcutModule
+from migm.training.run import Training
 
 STEPS = 24  # of 10 batches an epoch
 EVERY = "callbacks.checkpoint.every_n_train_steps=5"

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from tiny_parts import collected, naming, same_tensors, tiny
 from torch import Tensor
 
-from migm.config import build
-from migm.runtime import UserError
+from migm.config.building import build
+from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import load_shortcut
-from migm.train import Training
 from migm.training.module import ShortcutModule
+from migm.training.run import Training
 
 STEPS = 24  # of 10 batches an epoch: two whole epochs and a part
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_parts import collected, naming, tiny
 
-from migm.config import build
-from migm.runtime import UserError
-from migm.train import Training
+from migm.config.building import build
+from migm.runtime.errors import UserError
 from migm.training.guards import FiniteGuard, named
 from migm.training.module import ShortcutModule
+from migm.training.run import Training
 from migm.trajectories.dataset import PairDataset
 
 

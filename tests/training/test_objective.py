@@ -6,13 +6,13 @@ from tiny_parts import naming, tiny
 from torch.nn.functional import cosine_similarity, kl_div
 
 from migm.bases.base import image_rows
-from migm.collect import collect
-from migm.config import build
+from migm.config.building import build
 from migm.shortcuts.losses import masked_cosine, masked_kl, masked_mse
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training.objective import FeatureLoss
 from migm.training.rollout import Rollout, Situation, predict
 from migm.training.schedule import trapezoid
+from migm.trajectories.collect import collect
 from migm.trajectories.dataset import PairDataset
 
 

@@ -6,12 +6,12 @@ from tiny_parts import Apart, tiny
 from torch.nn.functional import cosine_similarity
 
 from migm.bases.base import image_rows
-from migm.collect import collect
-from migm.config import build
+from migm.config.building import build
 from migm.shortcuts.losses import masked_kl
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training.objective import FeatureLoss
 from migm.training.rollout import Rollout
+from migm.trajectories.collect import collect
 from migm.trajectories.dataset import PairDataset
 
 INDEX = list(range(0, 120, 7))  # pairs of many images, halves and steps

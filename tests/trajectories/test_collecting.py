@@ -8,9 +8,13 @@ import pytest
 import torch
 from tiny_parts import collected, contents, naming, same_tensors, tiny
 
-import migm.collect
-from migm.config import CollectConfig, build
-from migm.runtime import UserError
+import migm.bases.inputs
+import migm.trajectories.collect
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.refresh import Always
+from migm.config.building import build
+from migm.config.roots import CollectConfig
+from migm.runtime.errors import UserError
 from migm.sampling.loop import generate_images
 from migm.trajectories.store import Store, estimate_bytes
 
@@ -31,7 +35,7 @@ def test_a_trajectory_holds_what_the_sampler_did(whole, tmp_path):
     assert data["features"].shape == (12, 2, 6, 17, 48)
     assert data["conditions"].tolist() == [[[i % 10], [10]] for i in range(12)]  # 10: no class
     assert data["images"].tolist() == list(range(12))
-    vanilla = migm.collect.Accelerator(migm.collect.Always())
+    vanilla = Accelerator(Always())
     label, image = data["conditions"][7:8, 0, 0].long(), data["images"][7:8]
     alone = generate_images(base, label, image, config.seed, sampling=sampling, accelerator=vanilla)
     assert torch.equal(data["tokens"][7:8].long(), alone)
@@ -58,7 +62,9 @@ def test_another_seed_gives_other_trajectories(whole, tmp_path):
     # The seed also makes the tiny base, so the base of seed 0 samples with seed 1 here.
     config = config_for(tmp_path)
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    other = migm.collect.collect(base, sampling, data, 1, migm.collect.trajectory_sampling(config.sampling))
+    other = migm.trajectories.collect.collect(
+        base, sampling, data, 1, migm.trajectories.collect.trajectory_sampling(config.sampling)
+    )
     assert other.header["base"] == whole.header["base"]
     assert not torch.equal(contents(other)["tokens"], contents(whole)["tokens"])
 
@@ -122,13 +128,13 @@ def test_after_a_kill_only_what_is_missing_is_collected_again(whole, tmp_path, m
     folder = _copy(whole, tmp_path)
     survived = _kill(folder, moment)
     recorded = []
-    original = migm.collect.record
+    original = migm.trajectories.collect.record
 
     def spy(base, sampling, vanilla, images, *rest):
         recorded.extend(images.tolist())
         return original(base, sampling, vanilla, images, *rest)
 
-    monkeypatch.setattr(migm.collect, "record", spy)
+    monkeypatch.setattr(migm.trajectories.collect, "record", spy)
     again = collected(config_for(tmp_path))
     assert recorded == list(range(5 * survived, 12))
     again.verify()
@@ -160,7 +166,7 @@ def test_the_number_of_full_steps_does_not_shape_trajectories(whole, tmp_path):
         ("sampling.select.temperature=3", "sampling"),
         ("sampling.guidance.guidance_scale=1.5", "sampling"),
         ("base.dtype=float32", "base"),
-        ("data.inputs={_target_: migm.inputs.Classes, num_classes: 5}", "inputs"),
+        ("data.inputs={_target_: migm.bases.inputs.Classes, num_classes: 5}", "inputs"),
     ],
 )
 def test_a_store_of_another_run_is_refused_naming_what_differs(whole, tmp_path, override, key):

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from tiny_parts import collected, contents, tiny
 
-from migm.config import build
+from migm.config.building import build
 from migm.trajectories.dataset import PairDataset
 from migm.trajectories.estimate import Work, comparison, measure, options, recommended
 

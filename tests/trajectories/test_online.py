@@ -11,13 +11,13 @@ from tiny_parts import naming, same_tensors, tiny
 import migm.collect
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.collect import announce_online
-from migm.config import build
-from migm.inputs import Classes
-from migm.runtime import UserError
-from migm.space import readable
-from migm.train import Training
+from migm.bases.inputs import Classes
+from migm.config.building import build
+from migm.runtime.errors import UserError
+from migm.runtime.resources import readable
 from migm.training.module import ShortcutModule
+from migm.training.run import Training
+from migm.trajectories.collect import announce_online
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.online import OnlineLoader

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_parts import collected, naming, synthetic, tiny
 
-from migm.config import build
-from migm.runtime import UserError
+from migm.config.building import build
+from migm.runtime.errors import UserError
 from migm.trajectories.dataset import PairDataset, padded_positions
 from migm.trajectories.store import Store
 

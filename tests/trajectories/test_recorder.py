@@ -5,7 +5,7 @@ import torch
 from tiny_parts import Apart, synthetic
 
 from migm.bases.base import image_rows
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.sampling.schedule import CosineFloor
 from migm.trajectories.record import Recorder, Trajectories
 

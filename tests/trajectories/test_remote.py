@@ -18,8 +18,8 @@ from moto.server import ThreadedMotoServer
 from tiny_parts import contents, naming, same_tensors, synthetic
 
 from migm import collect, train
-from migm.inputs import Classes
-from migm.runtime import UserError
+from migm.bases.inputs import Classes
+from migm.runtime.errors import UserError
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.dataset import PairDataset, Pairs
 from migm.trajectories.loader import StatefulLoader

@@ -12,10 +12,11 @@ from tiny_parts import collected, contents, naming, text_base, tiny
 import migm.collect
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.config import CollectConfig, build
-from migm.runtime import UserError
-from migm.space import readable
-from migm.train import Training
+from migm.config.building import build
+from migm.config.roots import CollectConfig
+from migm.runtime.errors import UserError
+from migm.runtime.resources import readable
+from migm.training.run import Training
 from migm.trajectories.dataset import InMemory, PairDataset
 from migm.trajectories.record import packed, record, unpacked
 from migm.trajectories.replay import with_features
@@ -159,7 +160,7 @@ def test_the_size_is_said_before_anything_is_written(tmp_path, capsys, monkeypat
         assert number == size
         raise UserError("stop here")
 
-    monkeypatch.setattr(migm.collect, "refuse_full_disk", full)
+    monkeypatch.setattr(migm.trajectories.collect, "refuse_full_disk", full)
     with pytest.raises(UserError, match="stop here"):
         collected(config_for(tmp_path, *overrides))
     assert f"collecting 12 trajectories: {readable(size)} into" in said[0]

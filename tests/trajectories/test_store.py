@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_parts import contents, naming, synthetic
 
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.trajectories.store import Store, estimate_bytes
 
 HEADER = {

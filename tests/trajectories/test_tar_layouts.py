@@ -12,7 +12,7 @@ from tiny_parts import MARKERS, naming, text_base, write_tar
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 from migm.trajectories.record import Trajectories, record, unpacked
 from migm.trajectories.store import Store
 from migm.trajectories.tars import FIELDS, export_tars, import_tars, read_images

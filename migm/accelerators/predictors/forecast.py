@@ -13,7 +13,7 @@ from migm.accelerators.extrapolation import Extrapolation
 from migm.accelerators.runners import Deltas
 from migm.bases.base import Base, Branch
 from migm.bases.layers import LayerBase, Runner
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
 
 Granularity = Literal["boundary", "module"]
 
@@ -22,7 +22,7 @@ class Forecast:
     """TaylorSeer, HiCache, FoCa or L2P by the `rule`, of the features (boundary) or of what every module adds.
 
     By `module` two series a layer are kept and added up on cheap steps, as the published code of
-    TaylorSeer does; by `boundary` one of the last hidden state alone (methods.md 1.6). The drawn tokens
+    TaylorSeer does; by `boundary` one of the last hidden state (docs/originals/methods.md, TaylorSeer). Drawn tokens
     reach a forecast by `module` through the input alone, by `boundary` not at all.
     """
 

@@ -13,7 +13,7 @@ class Reuse:
     """The last features, or what the blocks added to their input (TeaCache's choice).
 
     `of` "features" computes nothing at all on cheap steps; "residual" adds to the present input, and
-    so lets new tokens through at the price of the base's first and last layers (methods.md 1.9). Rows that
+    so lets new tokens through paying for the first and last layers (docs/originals/methods.md, TeaCache). Rows that
     are still masked, the only ones a step draws at, have the same input as before: where nothing else
     enters the blocks, both give the same tokens, and `features` is cheaper.
     """

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
 from migm.bases.transformer import PackedAttention
-from migm.kinds import Count, Dropout, Positive
-from migm.runtime import UserError
+from migm.runtime.errors import UserError
+from migm.runtime.kinds import Count, Dropout, Positive
 from migm.shortcuts.checkpoint import load_shortcut
 
 
@@ -20,7 +20,7 @@ class Shortcut:
     `prompt`, by default those of the published network. A module may be given instead (tests,
     previews). `dropout` stays active while sampling, drawn from torch's global generator: the
     paper's Table 1 was measured with 0.1, which is an oversight of its evaluation script
-    (maskgit.md trap 9.3).
+    (docs/originals/maskgit.md, Evaluation with dropout).
     """
 
     def __init__(

@@ -7,11 +7,11 @@ from torch import Tensor
 from migm.accelerators.runners import KeyValues, put
 from migm.bases.base import Branch
 from migm.bases.layers import LayerBase, Runner
-from migm.kinds import Share
+from migm.runtime.kinds import Share
 
 
 class Subset:
-    """Lumina-DiMOO's max-logit cache (dimoo.md section 4, methods.md section 1.3).
+    """Lumina-DiMOO's max-logit cache (docs/originals/dimoo.md, Max-logit cache).
 
     Of all rows of a sequence (prompt and markers too) a cheap step computes those whose largest
     image logit was lowest at the step before, all but a share `cache_ratio`; new tokens are seen by

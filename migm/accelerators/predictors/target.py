@@ -10,7 +10,7 @@ from migm.bases.segments import other_rows
 
 
 class Target:
-    """Grouped decoding with context reuse (arXiv 2505.18597; methods.md 1.4).
+    """Grouped decoding with context reuse (arXiv 2505.18597; docs/originals/methods.md, ReCAP).
 
     A full step ranks what will be revealed until the next one by its own scores; the local steps
     compute these rows, revealed or not, while all others keep the full step's keys and values, and draw

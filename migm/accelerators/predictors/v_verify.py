@@ -6,11 +6,11 @@ from migm.accelerators.runners import VVerify
 from migm.bases.base import Branch
 from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import image_span, other_rows
-from migm.kinds import Count, Share
+from migm.runtime.kinds import Count, Share
 
 
 class PromptResponse:
-    """dLLM-Cache (arXiv 2506.06295; methods.md 1.5), its response being the image's rows.
+    """dLLM-Cache (arXiv 2506.06295; docs/originals/methods.md, dLLM-Cache); its response is the image's rows.
 
     The prompt, which is all beside the image, is computed at steps divisible by `prompt_interval`
     (Kp), whatever the policy says; the response at the policy's full steps (Kr is its interval), and on

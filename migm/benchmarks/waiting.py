@@ -1,0 +1,139 @@
+"""What threads cost that wait: a training step and a full step alone and beside another job, by OpenMP's settings.
+
+OpenMP's threads spin between two operations, since that is quicker than to sleep. Beside another job they take its
+time, and it theirs. OpenMP reads how long when it is loaded, so that each setting has a process of its own.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from subprocess import Popen
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from migm import SPINS
+from migm.benchmarks.loading import random_trajectories, training_step
+from migm.config.building import build
+from migm.config.roots import BenchConfig
+from migm.evaluation.cost import synchronise
+from migm.runtime.console import Plain
+from migm.runtime.kinds import Count, Threads
+from migm.trajectories.dataset import InMemory, PairDataset
+
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+SETTINGS: dict[str, dict[str, str]] = {
+    "OpenMP's own": {"GOMP_SPINCOUNT": "300000"},  # what libgomp takes where nothing is said
+    "10,000 rounds": {"GOMP_SPINCOUNT": "10000"},
+    "migm's": {"GOMP_SPINCOUNT": SPINS},
+    "100 rounds": {"GOMP_SPINCOUNT": "100"},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How often each setting is measured: `rounds` in which the settings take turns, `steps` in each."""
+
+    steps: Count
+    rounds: Count
+    threads: Threads
+
+    def measure(self, config: BenchConfig) -> Iterator[Row]:
+        """A row for every process; a last setting has one thread."""
+        cases = [(name, env, self.threads) for name, env in SETTINGS.items()] + [("one thread", {}, 1)]
+        for round_ in range(self.rounds):
+            for others in (0, 1):
+                for name, env, threads in cases:
+                    with beside(others), started_with(env):
+                        train, full = in_process(step_seconds, config, threads, self.steps)
+                    found = {"train_ms": 1e3 * train, "full_ms": 1e3 * full}
+                    about = {"setting": name, **env, "threads": threads, "other_jobs": others, "round": round_}
+                    yield {"part": "threads", **about, **found}
+
+    def rows(self) -> int:
+        """How many rows `measure` gives."""
+        return self.rounds * 2 * (len(SETTINGS) + 1)
+
+
+def step_seconds(config: BenchConfig, threads: int, steps: int) -> tuple[float, float]:
+    """Median seconds of a training step and of a full step of the base, in this process, at data.batch_size."""
+    torch.set_num_threads(threads)
+    base, sampling, data, shortcut = (build(x) for x in (config.base, config.sampling, config.data, config.shortcut))
+    optimizer = build(config.optimizer)(shortcut.named_parameters())
+    train = training_step(base, shortcut, build(config.objective), optimizer)
+    images = -(-data.batch_size // (2 * (sampling.num_steps - 1)))
+    pairs = PairDataset(InMemory(next(random_trajectories(base, sampling, data, images, torch.bfloat16))))
+    batch = pairs.__getitems__(range(min(data.batch_size, len(pairs))))
+    b = len(batch.steps)
+    branch, ratio = base.encode(data.inputs(torch.arange(b)), guided=False)[0], torch.full((b,), 0.5)
+
+    @torch.inference_mode()
+    def full() -> None:
+        base.features(batch.tokens.to(base.device), branch, ratio.to(base.device))
+        synchronise(base.device)
+
+    return timed(lambda: train(batch), steps), timed(full, steps)
+
+
+def timed(job: Callable[[], object], steps: int) -> float:
+    """Median seconds of a call, after three to warm up."""
+    seconds = []
+    for _ in range(steps + 3):
+        start = time.perf_counter()
+        job()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[3:])
+
+
+def in_process(job: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call comes to in a process that starts now, with this environment."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(job, *arguments).result()
+
+
+@contextmanager
+def beside(others: int) -> Iterator[None]:
+    """So many other processes that never rest, while the block runs."""
+    with ExitStack() as stack:
+        for _ in range(others):
+            busy = Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        yield
+
+
+@contextmanager
+def started_with(chosen: dict[str, str]) -> Iterator[None]:
+    """The settings that new processes get, instead of any of this one's."""
+    before = {name: os.environ.pop(name) for name in NAMES if name in os.environ}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name in NAMES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print the medians over the rounds."""
+    table = Table(
+        "setting", "threads", "training step, ms", "beside a job", "full step, ms", "beside a job", title=title
+    )
+    for name, threads in dict.fromkeys((row["setting"], row["threads"]) for row in rows):
+        cells = [
+            statistics.median(row[key] for row in rows if (row["setting"], row["other_jobs"]) == (name, others))
+            for key in ("train_ms", "full_ms")
+            for others in (0, 1)
+        ]
+        table.add_row(name, str(threads), *(f"{cell:.0f}" for cell in cells))
+    Plain().print(table)

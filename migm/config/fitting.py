@@ -1,0 +1,132 @@
+"""The refusal of a config's value that an annotation does not allow, in one line with the key."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from migm.runtime.errors import UserError, nearest
+from migm.runtime.kinds import Bound, Count, Length, Told
+
+GROUP = "a group of keys with a _target_"
+POINT = "N, or [N, B], as whole numbers, or {num_steps: N, num_full_steps: B, key: value} with keys of the accelerator"
+Component = Annotated[Any, Told(GROUP)]
+PointEntry = Annotated[Count | Annotated[list[Count], Length(2, 2)] | dict[str, Any], Told(POINT)]
+LISTS, GROUPS, TEXTS = (list, tuple, Sequence), (dict, Mapping), (str, Path)
+NAMES: dict[Any, str] = {
+    NoneType: "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
+
+
+class _Misfit(Exception):
+    """A value is not of one kind that an annotation allows; it may be of another."""
+
+
+def fitted(path: str, value: Any, hint: Any) -> Any:
+    """The value at the key `path`, a number as text where only a text may be; UserError where `hint` does not allow it.
+
+    What is neither a plain type nor made of plain ones is a component, which a config gives by its `_target_`.
+    """
+    options, inside = list(_options(hint)), None
+    for option in sorted(options, key=lambda one: _parts(one)[0] in TEXTS):  # a number stays one where it may
+        try:
+            return _one(path, value, option)
+        except _Misfit:
+            continue
+        except UserError as error:  # of an element: it says more
+            inside = error
+    raise inside or UserError(f"{path}={shown(value)} {_allowed(value, hint)}")
+
+
+def _options(hint: Any) -> Iterator[Any]:
+    """The members of a union, those of unions in it too."""
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(inner) not in (Union, UnionType):
+        yield hint
+        return
+    for option in get_args(inner):
+        yield from _options(option)
+
+
+def _parts(option: Any) -> tuple[Any, tuple[Any, ...], list[Bound]]:
+    """The kind that an annotation is of, its arguments, and its bounds."""
+    bounds: list[Bound] = []
+    if get_origin(option) is Annotated:
+        option, *bounds = get_args(option)
+    return get_origin(option) or option, get_args(option), bounds
+
+
+def _one(path: str, value: Any, option: Any) -> Any:
+    """The value as this one kind, or `_Misfit`; UserError where an element is at fault."""
+    kind, args, bounds = _parts(option)
+    number = _is_number(value)
+    if number and kind in (*TEXTS, Literal):
+        value = str(value)
+    if kind in (int, float):
+        largest = 2**63 - 1 if kind is int else sys.float_info.max
+        fits = number and (kind is float or isinstance(value, int)) and -largest <= value <= largest  # which NaN is not
+    elif kind is Literal:
+        named = {str(one): one for one in args}
+        fits = isinstance(value, str) and value in named
+        value = named[value] if fits else value
+    elif kind in TEXTS:
+        fits = isinstance(value, str)
+    elif kind in (bool, NoneType):
+        fits = isinstance(value, kind)
+    elif kind in LISTS:
+        fits = isinstance(value, list)
+        value = [fitted(f"{path}[{i}]", one, args[0]) for i, one in enumerate(value)] if fits and args else value
+    elif kind in GROUPS:
+        fits = isinstance(value, dict)
+        value = {key: fitted(f"{path}.{key}", one, args[1]) for key, one in value.items()} if fits and args else value
+    else:
+        # `Component` is no bare Any
+        fits = option is Any or isinstance(kind, TypeVar) or (isinstance(value, dict) and "_target_" in value)
+    if not fits or not all(bound.allows(value) for bound in bounds):
+        raise _Misfit
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _allowed(value: Any, hint: Any) -> str:
+    """The end of a refusal: what the value may be instead."""
+    options = list(_options(hint))
+    if {_parts(option)[0] for option in options} in ({Literal}, {Literal, NoneType}):
+        known = {shown(one) for option in options for one in get_args(option) or [None]}
+        return f"is unknown{nearest(shown(value), known)}"
+    huge = isinstance(value, int) and abs(value) >= 2**63
+    return f"must be {_words(hint)}{', of at most 64 bits' if huge else ''}"
+
+
+def _words(hint: Any) -> str:
+    """What an annotation allows; a text that may be a path is called that."""
+    kind, args, bounds = _parts(hint)
+    options = list(_options(hint))
+    if len(options) > 1:
+        told = [bound.words("") for bound in bounds if isinstance(bound, Told)]
+        return " or ".join(told or [_words(option) for option in options if option is not str or Path not in options])
+    if kind is Literal:
+        name = f"one of {', '.join(map(shown, args))}"
+    elif kind in LISTS:
+        name = f"a list, each {_words(args[0])}" if args else "a list"
+    else:
+        name = "a group of keys" if kind in GROUPS else NAMES.get(kind, GROUP)
+    for bound in bounds:
+        name = bound.words(name)
+    return name
+
+
+def shown(value: Any) -> str:
+    """A value as a config would have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

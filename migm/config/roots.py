@@ -1,0 +1,142 @@
+"""The typed root of every command's config."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from migm.config.fitting import Component, PointEntry
+from migm.runtime.device import DeviceName
+from migm.runtime.kinds import Count, Filled, Latency, Length, NotNegative, Positive, Seed, Stage, Threads, Whole
+
+
+@dataclass
+class Common:
+    """Keys of every command."""
+
+    name: Filled
+    group: Filled
+    seed: Seed
+    num_threads: Threads | None
+    device: DeviceName
+    base: Any
+    sampling: Any
+    shortcut: Any
+    accelerator: Any
+    objective: Any
+    optimizer: Any
+    lr_schedule: Any
+    data: Any
+    evalset: Any
+    metric: Any
+    inception: Any
+    trainer: Any
+    callbacks: Any
+    logger: Any
+    paths: Any
+    # Accelerator -> list of N, [N, B], or {num_steps, num_full_steps, <key of the accelerator>: value}; empty: the one
+    # chosen by accelerator and sampling.
+    points: dict[str, list[PointEntry]] | None = field(default_factory=dict)
+    # Protocols of time and memory; empty: the evalset's batch, amortised.
+    latency: list[Latency] = field(default_factory=list)
+
+
+@dataclass
+class CollectConfig(Common):
+    import_from: str | None = None  # a folder of the released code's tars to read instead of generating
+    export_to: str | None = None  # a folder to write the store to, in the same layout
+    publish_to: str | None = None  # a URL to copy the store to
+
+
+@dataclass
+class TrainConfig(Common):
+    collect: bool = True  # fill the trajectory store first
+    evaluate: bool = True  # measure `points` afterwards
+    cost: bool = True  # and their time, FFE and memory
+    report: bool = True  # and write the report
+
+
+@dataclass
+class EvaluateConfig(Common):
+    cost: bool = True  # measure time, FFE and memory too
+
+
+@dataclass
+class ReportConfig(Common):
+    results: list[str] = field(default_factory=list)
+    folder: str = ""
+    baseline: str = ""
+    images: list[str] = field(default_factory=list)
+
+
+@dataclass
+class GenerateConfig(Common):
+    labels: Annotated[list[Whole], Length()] | None = None
+    prompt: str | None = None
+    prompts: str | None = None  # a file
+    seeds: Annotated[list[Whole], Length()] | None = None
+    batch_size: Count | None = None
+    image: str | None = None
+    mask: str | None = None
+    output: str = ""
+    folder: str | None = None
+
+
+@dataclass
+class BenchConfig(Common):
+    part: Literal["compute", "loading", "waiting"] = "compute"
+    loading: Component = field(default_factory=dict)
+    waiting: Component = field(default_factory=dict)
+    batch_sizes: Annotated[list[Count], Length()] = field(default_factory=list)
+    repeats: Count = 7
+    output: str = ""
+
+
+@dataclass
+class AblationsConfig(Common):
+    sweeps: list[str] = field(default_factory=list)
+    reference: str = ""
+    folder: str = ""
+
+
+@dataclass
+class CalibrateConfig(Common):
+    num_images: Count = 64
+    batch_size: Count = 32
+    output: str = ""
+
+
+@dataclass
+class PlanConfig(Common):
+    full: Positive = 1.0
+    cheap: NotNegative = 0.04
+
+
+@dataclass
+class AnalyseConfig(Common):
+    analysis: str | list[str] = "all"
+    analyses: dict[str, Component] = field(default_factory=dict)
+    folder: str = ""
+
+
+@dataclass
+class HumanevalConfig(Common):
+    method: str | None = None
+    baseline: str | None = None
+    num_pairs: Count | None = None
+    question: str = ""
+    url: str = ""
+    folder: str = ""
+    votes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class MetricReferenceConfig(Common):
+    images: str | None = None
+    size: Count | None = None
+    batch_size: Count = 50
+    num_workers: Whole = 0
+
+
+@dataclass
+class PretrainConfig(Common):
+    stages: list[Stage] = field(default_factory=list)
+    pretrain: Component = field(default_factory=dict)

@@ -1,0 +1,156 @@
+"""Blind A/B pairs for people to judge: a page that works offline, a CSV for crowd platforms, and the key to both.
+
+The page and the CSV tell nothing of the methods: sides are drawn at random, images are written anew
+under neutral names, and what is left or right stands in `key.json` alone, which raters do not get.
+"""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from migm.reporting.pictures import gallery_entry
+from migm.runtime.errors import UserError
+from migm.runtime.files import write_atomic
+from migm.runtime.markup import filled
+from migm.runtime.owned import own
+from migm.runtime.reading import files_of, read_text
+from migm.sampling.gallery import read_image
+
+CHOICES = ("left", "right", "tie")
+SIDES = ("method", "baseline")
+# What of an image's description tells how it was made.
+MADE_BY = (
+    "base",
+    "decoder",
+    "accelerator",
+    "settings",
+    "predictor",
+    "num_steps",
+    "num_full_steps",
+    "sampling",
+    "initial",
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of the same prompt and seed; `left` is the side's owner, `method` or `baseline`."""
+
+    name: str
+    prompt: str
+    method: Path
+    baseline: Path
+    left: str
+
+    @property
+    def sides(self) -> dict[str, Path]:
+        images = {"method": self.method, "baseline": self.baseline}
+        right = "baseline" if self.left == "method" else "method"
+        return {"left": images[self.left], "right": images[right]}
+
+
+def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -> list[Pair]:
+    """All pairs of two folders that `migm.generate folder=` filled, or `num_pairs` of them, in random order.
+
+    Images that only one folder has, images of other prompts, seeds or sizes, and the same method twice raise UserError.
+    """
+    ours, theirs = _described(method, "method"), _described(baseline, "baseline")
+    alone = sorted(ours.keys() ^ theirs.keys())
+    if alone:
+        index, number = alone[0]
+        raise UserError(
+            f"method={method}, baseline={baseline}: {len(alone)} images are in one folder alone, such as that of "
+            f"input {index} and seed {number}; generate both with the same inputs and seeds"
+        )
+    if method.samefile(baseline) or all(_made_alike(ours[key][1], theirs[key][1]) for key in ours):
+        raise UserError(
+            f"method={method}, baseline={baseline}: both are images of the same method with the same settings, so "
+            "there is nothing to choose between; generate one of them by another accelerator"
+        )
+    for key in sorted(ours):
+        for what in ("prompt", "label", "run_seed", "width", "height"):
+            a, b = ours[key][1].get(what), theirs[key][1].get(what)
+            if a != b:
+                raise UserError(f"{ours[key][0]} is of {what} {a}, {theirs[key][0]} of {b}: they are no pair")
+    if num_pairs is not None and not 1 <= num_pairs <= len(ours):
+        raise UserError(f"num_pairs={num_pairs} must be from 1 to {len(ours)}, or null for all")
+    source = random.Random(seed)
+    chosen = source.sample(sorted(ours), num_pairs or len(ours))
+    width = len(str(len(chosen)))
+    return [
+        Pair(f"{number:0{width}d}", _shown(ours[key][1]), ours[key][0], theirs[key][0], source.choice(SIDES))
+        for number, key in enumerate(chosen, 1)
+    ]
+
+
+def _described(folder: Path, key: str) -> dict[tuple[int, int], tuple[Path, dict[str, Any]]]:
+    """Image and description by number of the input and seed."""
+    entries = {path.with_suffix(".png"): gallery_entry(path) for path in files_of(folder, ".json")}
+    if not entries:
+        raise UserError(f"{key}={folder} holds no images with JSON; give a folder that migm.generate folder= filled")
+    return {(entry["index"], entry["seed"]): (path, entry) for path, entry in entries.items()}
+
+
+def _made_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two descriptions of images name the same base, sampler and accelerator."""
+    return all(ours.get(what) == theirs.get(what) for what in MADE_BY)
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+    return entry["prompt"] if "prompt" in entry else f"label {entry['label']}"
+
+
+def export(pairs: Sequence[Pair], folder: Path, question: str, url: str) -> str:
+    """Write `page/`, `crowd.csv` and `key.json` into `folder` -> the study's id, which votes carry.
+
+    `url` stands before the images' names in the CSV. A folder that holds the key of other pairs is
+    refused, since the votes on those could no longer be read.
+    """
+    key = {pair.name: {"left": pair.left, **{side: str(getattr(pair, side)) for side in SIDES}} for pair in pairs}
+    study = hashlib.sha256(json.dumps([key, question], sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / "key.json"
+    if path.exists() and read_key(path)["study"] != study:
+        raise UserError(f"folder={folder} holds the key of other pairs; choose another folder, or delete this one")
+    own(folder, "humaneval", "folder", known=path.exists())
+    images = folder / "page" / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    table = StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["study", "pair", "prompt", "question", "left_image", "right_image"])
+    for pair in pairs:
+        for side, source in pair.sides.items():
+            pixels = read_image(source, "image").permute(1, 2, 0).numpy()
+            Image.fromarray(np.ascontiguousarray(pixels)).save(images / f"{pair.name}_{side}.png")  # pixels, no texts
+        names = [f"{url}{pair.name}_{side}.png" for side in ("left", "right")]
+        rows.writerow([study, pair.name, pair.prompt, question, *names])
+    write_atomic(folder / "crowd.csv", table.getvalue())
+    write_atomic(folder / "page" / "index.html", _page(study, question, pairs))
+    write_atomic(path, json.dumps({"study": study, "question": question, "pairs": key}, indent=1) + "\n")
+    return study
+
+
+def _page(study: str, question: str, pairs: Sequence[Pair]) -> str:
+    shown = {"study": study, "pairs": [{"name": pair.name, "prompt": pair.prompt} for pair in pairs]}
+    document = (Path(__file__).parent / "vote.html").read_text(encoding="utf-8")
+    return filled(document, {"question": question}, shown)
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    """`key.json` of an export."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; export pairs first, into the same folder")
+    try:
+        key = json.loads(read_text(path))
+        _ = key["study"], key["pairs"].keys()
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is no key of an export") from error
+    return key

@@ -1,0 +1,182 @@
+"""Votes on blind pairs: what was cast, the win rate with an interval, and how far raters agree."""
+
+import csv
+import math
+import random
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from migm.human_eval.pairs import CHOICES
+from migm.runtime.errors import UserError
+from migm.runtime.reading import read_text
+
+Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
+DRAWS = 2000  # of the bootstrap
+LOST = 0.1  # of a file's lines: with more of them it is taken for votes on another export
+# A crowd platform's names of our columns; what it puts before them (Input., Answer.) is left off.
+ALIASES = {"workerid": "rater", "worker_id": "rater", "participant_id": "rater"}
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one rater said of one pair: `method`, `baseline` or `tie`; `side` is left, right or tie."""
+
+    rater: str
+    pair: str
+    winner: str
+    side: str
+
+
+def read_votes(paths: Iterable[Path], key: Mapping[str, Any]) -> tuple[list[Vote], list[str]]:
+    """Votes of CSV files with the columns study, pair, rater and choice, and what is wrong with their lines.
+
+    Lines of another study, unknown pairs and unknown choices do not count; a file with more than the share `LOST`
+    of such lines is refused. Of two votes of a rater on the same pair the last counts.
+    """
+    latest: dict[tuple[str, str], tuple[Vote, str]] = {}
+    problems = []
+    for path in paths:
+        faults, rows = defaultdict[str, list[int]](list), _rows(path)
+        for number, row in rows:
+            fault, where = _fault(row, key), f"{path}, line {number}"
+            if fault:
+                faults[fault].append(number)
+                continue
+            rater, pair, side = row["rater"], row["pair"], row["choice"]
+            left = key["pairs"][pair]["left"]
+            right = "baseline" if left == "method" else "method"
+            vote = Vote(rater, pair, {"left": left, "right": right, "tie": "tie"}[side], side)
+            before, earlier = latest.get((rater, pair), (vote, ""))
+            if before != vote:  # a page saved twice says the same again
+                problems.append(f"{earlier}: {rater} votes on pair {pair} again in {where}, which counts")
+            latest[rater, pair] = (vote, where)
+        told = [f"{_lines(numbers)}: {fault}" for fault, numbers in faults.items()]
+        lost = sum(map(len, faults.values()))
+        if lost > LOST * len(rows):
+            raise UserError(
+                f"votes={path}: {lost} of {len(rows)} lines are no votes on this export, so nothing is scored: give "
+                f"the folder= that it belongs to, or remove them ({'; '.join(told[:3])}{'; …' * (len(told) > 3)})"
+            )
+        problems += [f"{path}, {fault}; not counted" for fault in told]
+    return [vote for vote, _ in latest.values()], problems
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """Ascending numbers of lines in words, such as `lines 2 to 5, 9`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    named = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+    return f"line{'s' * (len(numbers) > 1)} {named}"
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line numbers and rows by our names of the columns."""
+    if not path.exists():
+        raise FileNotFoundError(f"votes={path}: no such file")
+    text = read_text(path, "votes")
+    heading = text.partition("\n")[0]
+    reader = csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count))  # as spreadsheets choose
+    names = {}
+    for name in reader.fieldnames or []:
+        plain = name.rsplit(".", 1)[-1].strip().lower()
+        names[name] = ALIASES.get(plain, plain)
+    missing = {"study", "pair", "rater", "choice"} - set(names.values())
+    if missing:
+        raise UserError(f"votes={path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
+    try:
+        return [
+            (reader.line_num, {names[name]: (value or "").strip() for name, value in row.items() if name in names})
+            for row in reader
+        ]
+    except csv.Error as error:
+        raise UserError(f"votes={path}, line {reader.line_num + 1} cannot be read ({error})") from error
+
+
+def _fault(row: Mapping[str, str], key: Mapping[str, Any]) -> str | None:
+    if row["study"] != key["study"]:
+        return f"study {row['study'] or 'unnamed'} is not {key['study']}"
+    if row["pair"] not in key["pairs"]:
+        return f"there is no pair {row['pair'] or 'unnamed'}"
+    if row["choice"] not in CHOICES:
+        return f"choice {row['choice'] or 'empty'} is none of {', '.join(CHOICES)}"
+    return None if row["rater"] else "no rater"
+
+
+def score(votes: Sequence[Vote], seed: int = 0) -> dict[str, Any]:
+    """The win rate W_M / (W_M + W_V) of the method, ties left out (the paper's), and how sure it is.
+
+    `wilson` is the 95% interval of independent votes; `over_pairs` that of a bootstrap over pairs, which holds
+    where several raters judge the same. `agreement` is the share of equal judgements among two raters of
+    a pair, `alpha` Krippendorff's (nominal; 1 is perfect, 0 chance), None where no two judged the same pair.
+    """
+    wins, losses, ties = (sum(vote.winner == x for vote in votes) for x in ("method", "baseline", "tie"))
+    if not wins + losses:
+        raise UserError(f"votes: {ties} ties and nothing else; a win rate needs at least one decision")
+    by_pair = defaultdict(list)
+    for vote in votes:
+        by_pair[vote.pair].append(vote.winner)
+    judged = list(by_pair.values())
+    decided = wins + losses
+    return {
+        "win_rate": wins / decided,
+        "wilson": wilson(wins, decided),
+        "over_pairs": _bootstrap(judged, seed),
+        "wins": wins,
+        "losses": losses,
+        "ties": ties,
+        "pairs": len(judged),
+        "raters": len({vote.rater for vote in votes}),
+        "agreement": _agreement(judged),
+        "alpha": krippendorff_alpha(judged),
+        "left_share": sum(vote.side == "left" for vote in votes) / decided,
+    }
+
+
+def wilson(wins: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion of n independent draws."""
+    centre = (wins + Z**2 / 2) / (n + Z**2)
+    half = Z / (n + Z**2) * math.sqrt(wins * (n - wins) / n + Z**2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _bootstrap(judged: Sequence[Sequence[str]], seed: int) -> tuple[float, float]:
+    """95% percentile interval of the win rate, pairs being drawn with replacement."""
+    source = random.Random(seed)
+    counts = [(judgements.count("method"), judgements.count("baseline")) for judgements in judged]
+    rates = []
+    while len(rates) < DRAWS:
+        wins, losses = (sum(column) for column in zip(*source.choices(counts, k=len(counts)), strict=True))
+        if wins + losses:  # a draw of ties alone has no rate
+            rates.append(wins / (wins + losses))
+    low, *_, high = statistics.quantiles(rates, n=40, method="inclusive")
+    return low, high
+
+
+def _agreement(judged: Iterable[Sequence[str]]) -> float | None:
+    same = [a == b for judgements in judged for a, b in combinations(judgements, 2)]
+    return sum(same) / len(same) if same else None
+
+
+def krippendorff_alpha(judged: Iterable[Sequence[Any]]) -> float | None:
+    """1 - observed / expected disagreement of nominal judgements, one list a unit, of any lengths.
+
+    Units with a single judgement say nothing; 1.0 where all judgements are the same.
+    """
+    units = [Counter(judgements) for judgements in judged if len(judgements) > 1]
+    if not units:
+        return None
+    totals: Counter[Any] = sum(units, Counter())
+    n = totals.total()
+    observed = sum((unit.total() ** 2 - sum(c * c for c in unit.values())) / (unit.total() - 1) for unit in units)
+    expected = (n * n - sum(c * c for c in totals.values())) / (n - 1)
+    return 1 - observed / expected if expected else 1.0

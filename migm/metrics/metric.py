@@ -1,0 +1,136 @@
+"""What an image metric declares, and the batch it is given."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torchmetrics
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from migm.bases.base import Inputs
+from migm.cifar10.captions import parse
+from migm.cifar10.classes import CLASSES
+from migm.cifar10.net import CifarNet
+from migm.metrics.files import Need
+from migm.runtime.errors import UserError
+
+Extracted = TypeVar("Extracted")
+
+
+class Batch:
+    """Generated images with what they were asked to show; metrics that share an extractor share its work."""
+
+    def __init__(self, images: Tensor, inputs: Inputs):
+        self.images, self.inputs = images, inputs  # uint8 (b, 3, h, w), labels (b,) or b prompts
+        self._extracted: dict[str, Any] = {}
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (b,); of prompts that are captions, their classes."""
+        if isinstance(self.inputs, Tensor):
+            return self.inputs
+        return torch.tensor([CLASSES.index(parse(prompt).name) for prompt in self.inputs])
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        if isinstance(self.inputs, Tensor):
+            raise UserError("metric: one of the chosen metrics needs prompts, but evalset.inputs gives labels")
+        return self.inputs
+
+    def extracted(self, key: str, extract: Callable[[Tensor], Extracted]) -> Extracted:
+        """What `extract` makes of the images; asked for twice with the same `key`, made once."""
+        if key not in self._extracted:
+            self._extracted[key] = extract(self.images)
+        return self._extracted[key]
+
+    def embedded(self, key: str, net: CifarNet) -> tuple[Tensor, Tensor]:
+        """Features (b, channels) and predicted classes (b,) by the net whose weights are `key`."""
+        return self.extracted(key, lambda images: net.to(images.device).embed(images))
+
+
+class ImageMetric(Protocol):
+    """A torchmetrics.Metric fed with `Batch`es; `result_name` is its name in results."""
+
+    metric_name: str
+    unit: str
+    higher_is_better: bool
+    reference_hash: str
+    min_images: int
+    allow_small_n: bool
+
+    def state(self) -> dict[str, Any]: ...
+
+    def put_before(self, state: dict[str, Any]) -> None: ...
+
+    def update(self, batch: Batch) -> None: ...
+
+    def compute(self) -> Tensor: ...
+
+    def details(self) -> dict[str, Any]: ...
+
+    def refuse_incomplete(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+def result_name(metric: ImageMetric, num_images: int) -> str:
+    """`{metric_name}_{num_images}`, with `small_n` between where the protocol asks for more images.
+
+    Those too few images are refused unless the metric's `allow_small_n` is set.
+    """
+    if num_images >= metric.min_images:
+        return f"{metric.metric_name}_{num_images}"
+    if not metric.allow_small_n:
+        raise UserError(
+            f"{metric.metric_name} of {num_images} images cannot be compared with any published figure, which need "
+            f"{metric.min_images:,} or more; raise evalset.num_images, or set metric.<name>.allow_small_n=true"
+        )
+    return f"{metric.metric_name}_small_n_{num_images}"
+
+
+class QualityMetric(torchmetrics.Metric):
+    """What all image metrics share; one that reads no prompt, and asks for no number of images, adds nothing."""
+
+    full_state_update = False
+    min_images = 0
+    allow_small_n = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)  # the study merges what several processes saw
+
+    def state(self) -> dict[str, Any]:
+        """All it has seen, on the CPU: sums, and lists of tensors in the order of the images."""
+        return apply_to_collection(self.metric_state, Tensor, lambda tensor: tensor.detach().cpu())
+
+    def put_before(self, state: dict[str, Any]) -> None:
+        """Count in what `state` saw, images that precede those seen here."""
+        single = {name: value.to(self.device) for name, value in state.items() if isinstance(value, Tensor)}
+        self.merge_state({**state, **single})  # torchmetrics puts what comes in first
+        self._update_count = max(self._update_count, 1)  # else it warns that nothing was seen
+
+    @staticmethod
+    def needs(_name: str, node: dict[str, Any]) -> list[Need]:
+        """The files that a configuration of this class, called `_name` there, reads."""
+        return [Need(Path(node["weights"]), "bundled; `python -m migm.pretrain` makes it again")]
+
+    def refuse_incomplete(self) -> None:
+        """UserError if something is missing without which there will be no value."""
+
+    def details(self) -> dict[str, Any]:
+        """What a record says beside the value, of the images since the last reset."""
+        return {}
+
+
+class CifarNetMetric(QualityMetric):
+    """A metric on the bundled feature net, loaded once from `weights`."""
+
+    def __init__(self, weights: str):
+        super().__init__()
+        from migm.cifar10.net import load_cifarnet
+
+        self.weights = str(weights)
+        self.net = [load_cifarnet(weights)]  # in a list: no state of the metric

@@ -1,0 +1,98 @@
+"""Kernel Inception Distance, and what nearest neighbours in Inception's features tell apart: fidelity and variety."""
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from migm.metrics.inception import FeaturesMetric
+from migm.metrics.networks.inception import Inception, ProtocolName
+from migm.runtime.errors import UserError
+from migm.runtime.extras import optional
+from migm.runtime.kinds import Count, Limits
+
+Quantity = Literal["precision", "recall", "density", "coverage"]
+ROWS = 10_000  # of a distance matrix at once, and the paper's share of images
+
+
+class KID(FeaturesMetric):
+    """Kernel Inception Distance (Binkowski et al. 2018), torch-fidelity's mean over subsets of real and generated."""
+
+    quantity = "kid"
+    higher_is_better = False
+
+    def __init__(
+        self,
+        inception: Inception,
+        protocol: ProtocolName,
+        allow_small_n: bool = False,
+        reference: str | None = None,
+        subset_size: Annotated[int, Limits(least=2)] = 1000,
+    ):
+        super().__init__(inception, protocol, allow_small_n, reference)
+        self.subset_size = subset_size
+
+    def compute(self) -> Tensor:
+        generated, real = self.all_features(), self.against()["features"]
+        if min(len(generated), len(real)) < self.subset_size:
+            raise UserError(
+                f"metric.*.subset_size={self.subset_size} is more than the {min(len(generated), len(real))} images"
+            )
+        score = optional("torch_fidelity.metric_kid").kid_features_to_metric
+        found = score(generated, real, kid_subset_size=self.subset_size, verbose=False)
+        return torch.tensor(found["kernel_inception_distance_mean"], dtype=torch.float64)
+
+
+class Neighbours(FeaturesMetric):
+    """`quantity` of precision, recall (Kynkaanniemi et al. 2019), density, coverage (Naeem et al. 2020); k = 3.
+
+    In the features of Inception, as in the paper's code; torch-fidelity would take VGG16 unless told otherwise.
+    The protocol `migm_paper` averages over chunks of 10,000 images, the others take all at once.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        quantity: Quantity,
+        inception: Inception,
+        protocol: ProtocolName,
+        allow_small_n: bool = False,
+        reference: str | None = None,
+        k: Count = 3,
+    ):
+        self.quantity = quantity
+        super().__init__(inception, protocol, allow_small_n, reference)
+        self.k = k
+
+    def compute(self) -> Tensor:
+        generated, real = self.all_features(), self.against()["features"]
+        if min(len(generated), len(real)) <= self.k:
+            raise UserError(f"metric.*.k={self.k} needs more than {min(len(generated), len(real))} images")
+        if self.protocol.name != "migm_paper":
+            return torch.tensor(self._of(generated, real), dtype=torch.float64)
+        chunks = zip(generated.split(ROWS), real.split(ROWS), strict=False)
+        parts = [self._of(g, r) for g, r in chunks if min(len(g), len(r)) > self.k]
+        return torch.tensor(sum(parts) / len(parts), dtype=torch.float64)
+
+    def _of(self, generated: Tensor, real: Tensor) -> float:
+        if self.quantity in ("precision", "recall"):
+            score = optional("torch_fidelity.metric_prc").prc_features_to_metric
+            found = score(generated, real, prc_neighborhood=self.k, save_cpu_ram=True, verbose=False)
+            return found[self.quantity]
+        return density_or_coverage(generated, real, self.k)[self.quantity == "coverage"]
+
+
+def density_or_coverage(generated: Tensor, real: Tensor, k: int) -> tuple[float, float]:
+    """Density and coverage of (n, c) against (m, c): balls reach from real images to their k-th nearest real one.
+
+    Density is the number of balls a generated image lies in, over k, on average; coverage the share of
+    balls with a generated image in them.
+    """
+    inside, covered = 0.0, 0
+    for centres in real.split(ROWS):
+        radius = torch.cdist(centres, real).kthvalue(k + 1).values  # the first is the image itself
+        within = torch.cdist(centres, generated) < radius[:, None]
+        inside += within.sum().item()
+        covered += within.any(1).sum().item()
+    return inside / (k * len(generated)), covered / len(real)

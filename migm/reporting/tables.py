@@ -1,0 +1,123 @@
+"""Tables of a summary as headings and cells, and those as Markdown, LaTeX and CSV."""
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+
+from migm.reporting.pareto import front, hypervolume
+from migm.reporting.summary import Row, Summary, further_costs, table
+from migm.runtime import markup
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, and one list of cells per row
+
+
+def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = "|" + "|".join(["---"] + ["---:"] * (len(headings) - 1)) + "|"
+    lines = ["| " + " | ".join(map(markup.markdown, row)) + " |" for row in [headings, *cells]]
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def latex(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A booktabs tabular; a rule where the first column, the method, changes."""
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule", _latex_row(headings), r"\midrule"]
+    for before, row in zip([None, *cells[:-1]], cells, strict=True):
+        if before and before[0] != row[0]:
+            lines.append(r"\midrule")
+        lines.append(_latex_row(row))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(markup.latex, cells)) + r" \\"
+
+
+def comma_separated(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A CSV file."""
+    buffer = StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([headings, *cells])
+    return buffer.getvalue()
+
+
+def deltas(summary: Summary, baseline: Row) -> Table:
+    """Every row against the baseline: difference of each metric ± that of two measurements, and the speed-up."""
+    metrics = [metric for metric in summary.metrics() if metric in baseline.quality]
+    headings = ["method", "N", "B", *(f"{metric} - {baseline.label}" for metric in metrics), "speed-up", "FFE share"]
+    cells = []
+    for row in summary.rows:
+        found = [_delta(row, baseline, metric) if metric in row.quality else "" for metric in metrics]
+        speed = f"{baseline.seconds / row.seconds:.2f}x" if row.seconds and baseline.seconds else ""
+        share = f"{row.ffe / baseline.ffe:.1%}" if row.ffe and baseline.ffe else ""
+        cells.append([row.method, str(row.num_steps), row.shown_full_steps, *found, speed, share])
+    return headings, cells
+
+
+def best_two(summary: Summary, baseline: Row, shares: Sequence[float] = (0.5, 0.35)) -> Table:
+    """Of every method the best by the first metric in at most these shares of the baseline's time; Table 2's form.
+
+    Where a method has none as cheap, its cheapest; one that is both is shown once.
+    """
+    metric = summary.metrics()[0]
+    sign, whole = -1 if summary.higher_is_better[metric] else 1, baseline.seconds or 0.0
+    chosen = [baseline]
+    for method in dict.fromkeys(row.accelerator for row in summary.rows):
+        own = [r for r in summary.rows if r.accelerator == method and metric in r.quality and r.seconds]
+        own.sort(key=lambda row: row.seconds or 0.0)
+        for share in shares:
+            cheap = [row for row in own if (row.seconds or 0.0) <= share * whole] or own[:1]
+            found = min(cheap, key=lambda row: sign * row.mean(metric), default=baseline)
+            if found not in chosen:
+                chosen.append(found)
+    headings, cells = table(replace(summary, rows=chosen), baseline)
+    speed = [f"{whole / row.seconds:.2f}x" if row.seconds else "" for row in chosen]
+    return [*headings, "speed-up"], [[*cell, ratio] for cell, ratio in zip(cells, speed, strict=True)]
+
+
+def _delta(row: Row, baseline: Row, metric: str) -> str:
+    spread = math.hypot(row.deviation(metric), baseline.deviation(metric))
+    shown = f" ± {spread:.3f}" if len(row.quality[metric]) > 1 and row is not baseline else ""
+    return f"{row.mean(metric) - baseline.mean(metric):+.3f}{shown}"
+
+
+def fronts(summary: Summary) -> Table:
+    """For every metric, cost and method: points on the front of all, and the hypervolume of the method's own points.
+
+    The hypervolume is the share of a box that they beat: from the cheapest to the dearest point of all
+    methods, in log cost, and from the worst to the best value. ± is its deviation over the seed sets.
+    """
+    costs = {
+        "ms / image": {r.label: r.seconds and 1e3 * r.seconds for r in summary.rows},
+        "FFE": {r.label: r.ffe for r in summary.rows},
+        **further_costs(summary),
+    }
+    cells = []
+    for metric in summary.metrics():
+        for heading, found in costs.items():
+            rows = [r for r in summary.rows if metric in r.quality and found[r.label]]
+            sign = -1 if summary.higher_is_better[metric] else 1
+            cost = [math.log(found[r.label] or 0) for r in rows]
+            best = {rows[i].label for i in front(cost, [sign * r.mean(metric) for r in rows])}
+            for method in dict.fromkeys(r.accelerator for r in rows):
+                own = [i for i, r in enumerate(rows) if r.accelerator == method]
+                on = [rows[i].label for i in own if rows[i].label in best]
+                volume = _volume(rows, cost, own, metric, sign)
+                cells.append([method, metric, heading, f"{len(on)} of {len(own)}", volume, ", ".join(on)])
+    return ["method", "metric", "cost", "on the front", "hypervolume", "which"], cells
+
+
+def _volume(rows: Sequence[Row], cost: Sequence[float], own: Sequence[int], metric: str, sign: int) -> str:
+    """Mean and deviation of the share over seed sets, or that of the means where their numbers differ."""
+    sets = {len(r.quality[metric]) for r in rows}
+    draws = [[sign * r.mean(metric) for r in rows]]
+    if len(sets) == 1:
+        draws = [[sign * value for value in values] for values in zip(*(r.quality[metric] for r in rows), strict=True)]
+    shares = []
+    for values in draws:
+        box = (max(cost) - min(cost)) * (max(values) - min(values))
+        area = hypervolume([cost[i] for i in own], [values[i] for i in own], (max(cost), max(values)))
+        shares.append(area / box if box else 0.0)
+    spread = f" ± {statistics.stdev(shares):.3f}" if len(shares) > 1 else ""
+    return f"{statistics.fmean(shares):.3f}{spread}"

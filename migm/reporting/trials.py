@@ -1,0 +1,153 @@
+"""Trials of a sweep: what each leaves behind, and the table of all, over seeds."""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from migm.evaluation.results import read
+from migm.reporting.summary import Row, summarise
+from migm.reporting.tables import Table
+from migm.runtime.errors import UserError
+from migm.runtime.files import write_atomic
+from migm.runtime.reading import read_text
+
+FORMAT = "migm-trial/1"
+FILE = "trial.json"
+
+
+@dataclass
+class Trial:
+    """One training: what was chosen for it, and what came out; its qualities and costs are in `results.jsonl`."""
+
+    config: str  # hash of the resolved config
+    overrides: dict[str, str]  # key -> value as given, without a leading +
+    max_steps: int
+    parameters: int
+    feature_mse: float  # of the validating images
+    train_seconds: float | None  # of all steps at the rate of those that the last process made; None: it made none
+    seconds: float = 0.0  # of the last process for everything
+    finished: bool = False
+    about: dict[str, str] = field(default_factory=dict)  # device, versions, time
+
+    def save(self, folder: Path) -> None:
+        """Replace the folder's `trial.json`."""
+        write_atomic(folder / FILE, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """The trial of a folder, None where there is none; a damaged file is refused."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(read_text(path))
+        if values.pop("format") != FORMAT:
+            raise UserError(f"{path} is not of format {FORMAT}; delete it to run the trial again")
+        return Trial(**values)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no record of a trial ({error}); delete it to run the trial again") from error
+
+
+def finished_trials(sweep: Path) -> dict[Path, Trial]:
+    """Folder -> trial, of all in the folder of a sweep that have ended."""
+    found = {path.parent: read_trial(path.parent) for path in sorted(sweep.glob(f"*/{FILE}"))}
+    return {folder: trial for folder, trial in found.items() if trial and trial.finished}
+
+
+@dataclass
+class Group:
+    """Trials that differ in their seed alone, at one point; lists hold a value for each of them."""
+
+    values: tuple[str, ...]  # of the swept keys
+    label: str  # of the point; empty where nothing was measured
+    trials: list[Trial] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    def seeds(self) -> list[str]:
+        return [trial.overrides.get("seed", "") for trial in self.trials]
+
+    def quality(self, metric: str) -> list[float]:
+        """A mean over seed sets for each trial."""
+        return [row.mean(metric) for row in self.rows if metric in row.quality]
+
+    def costs(self, name: str) -> list[float]:
+        """`seconds` or `ffe` of the rows that have it."""
+        return [value for row in self.rows if (value := getattr(row, name)) is not None]
+
+
+def grouped(sweep: Path, keys: Sequence[str] = ()) -> list[Group]:
+    """The finished trials of a sweep's folder by the values of `keys`, in their order; without keys by their names."""
+    groups: dict[tuple[Any, ...], Group] = {}
+    for folder, trial in finished_trials(sweep).items():
+        values = tuple(trial.overrides.get(key, "") for key in keys) or (folder.name.rpartition("_seed")[0],)
+        results = folder / "results.jsonl"
+        rows = summarise(read(results)).rows if results.exists() else []
+        for row in rows or [None]:
+            label = row.label if row else ""
+            group = groups.setdefault((values, label), Group(values, label))
+            group.trials.append(trial)
+            group.rows += [row] if row else []
+    return sorted(groups.values(), key=lambda group: (*map(_order, group.values), group.label))
+
+
+def trial_table(groups: Sequence[Group], keys: Sequence[str]) -> Table:
+    """One row per group: mean ± standard deviation over seeds."""
+    metrics = metrics_of(groups)
+    headings = [*(key.split(".")[-1] for key in keys), "point", "seeds", "parameters", "feature_mse", *metrics]
+    cells = []
+    for group in groups:
+        trained = [t.train_seconds for t in group.trials if t.train_seconds is not None]
+        cells.append(
+            [
+                *group.values,
+                group.label,
+                str(len(group.trials)),
+                f"{group.trials[0].parameters:,}",
+                spread([trial.feature_mse for trial in group.trials], 4),
+                *(spread(group.quality(metric), 3) for metric in metrics),
+                spread([1e3 * seconds for seconds in group.costs("seconds")], 2),
+                spread(group.costs("ffe"), 2),
+                spread(trained, 0),
+            ]
+        )
+    return [*headings, "ms / image", "FFE", "training s"], cells
+
+
+def trial_rows(groups: Sequence[Group], keys: Sequence[str]) -> Table:
+    """One row per trial and point, with every digit."""
+    metrics = metrics_of(groups)
+    headings = [*keys, "seed", "point", "parameters", "feature_mse", *metrics, "seconds", "ffe", "train_seconds"]
+    cells = []
+    for group in groups:
+        for i, trial in enumerate(group.trials):
+            row = group.rows[i] if group.rows else Row("", 0, 0)
+            measured = [row.mean(metric) if metric in row.quality else "" for metric in metrics]
+            values = [trial.parameters, trial.feature_mse, *measured, row.seconds, row.ffe, trial.train_seconds]
+            shown = ["" if value is None else str(value) for value in values]
+            cells.append([*group.values, trial.overrides.get("seed", ""), group.label, *shown])
+    return headings, cells
+
+
+def metrics_of(groups: Sequence[Group]) -> list[str]:
+    """The quality metrics that any of them has."""
+    return list(dict.fromkeys(metric for group in groups for row in group.rows for metric in row.quality))
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± sample standard deviation."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def _order(value: str) -> tuple[int, float, str]:
+    """Numbers by size before words, whole numbers within words by size too."""
+    try:
+        return 0, float(value), ""
+    except ValueError:
+        return 1, 0.0, re.sub(r"\d+", lambda digits: digits[0].zfill(12), value)

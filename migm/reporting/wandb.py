@@ -1,0 +1,124 @@
+"""Weights & Biases, switched by `logger=wandb`: every point of a study is a run, every report another.
+
+Runs of an experiment share a group; `evaluate` and `report` are their job types beside Lightning's
+`train`. A point or report that is logged again replaces its run.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from migm.evaluation.results import file_name
+from migm.reporting.dashboard import spec, workspace
+from migm.reporting.summary import Row, Summary, summarise, table
+from migm.runtime.extras import optional, refuse_missing
+from migm.runtime.files import write_atomic
+from migm.runtime.reading import files_of
+
+KEPT = ("project", "entity", "group", "tags", "notes")  # of the settings of Lightning's logger
+QUIET = {"silent": True, "console": "off", "x_disable_stats": True}
+
+
+class Tracker:
+    """Writes runs; `settings` is the config's `logger.wandb`, `config` the resolved config, kept in every run."""
+
+    def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]):
+        self.wandb: Any = optional("wandb", "logger=wandb")
+        self.settings, self.config = settings, config
+        self.folder, self.offline = Path(settings["save_dir"]), bool(settings["offline"])
+
+    def log_points(self, records: Sequence[dict[str, Any]], previews: Path, live: Any = None) -> None:
+        """A run for every point of `records`, with its preview where there is one, or all of it in a `live` run."""
+        if not records:
+            return
+        summary = summarise(records)
+        for row in summary.rows:
+            values: dict[str, Any] = point_values(row)
+            preview = previews / f"{file_name(row.label)}.png"
+            if preview.exists():
+                values["preview"] = self.wandb.Image(str(preview), caption=row.label)
+            about = {"label": row.label, "method": row.accelerator, "variant": row.variant, **summary.about}
+            steps = {"num_steps": row.num_steps, "num_full_steps": row.num_full_steps}
+            point = {"point": {**about, **steps}}
+            if live:
+                live.config.update(point, allow_val_change=True)
+                live.log(values)
+            else:
+                self._log("evaluate", row.label, values, point)
+
+    def log_report(self, name: str, summary: Summary, baseline: Row, folder: Path) -> None:
+        """A run with a study's table, its planes of quality against cost, and the figures in `folder`."""
+        headings, cells = table(summary, baseline)
+        values: dict[str, Any] = {"table": self.wandb.Table(columns=headings, data=cells)}
+        for metric in summary.metrics():
+            rows = [(row, point_values(row)) for row in summary.rows if metric in row.quality]
+            for cost in cost_keys(summary):
+                points = [[v[cost], row.mean(metric), row.accelerator, row.label] for row, v in rows if cost in v]
+                if points:
+                    data = self.wandb.Table(columns=[cost, metric, "method", "point"], data=points)
+                    title = f"{metric} against {cost}"
+                    values[f"pareto/{metric}/{cost}"] = self.wandb.plot.scatter(data, cost, metric, title=title)
+        for figure in files_of(folder, ".png"):
+            values[f"figures/{figure.stem}"] = self.wandb.Image(str(figure))
+        self._log("report", name, values, {"study": summary.about})
+
+    def write_dashboard(self, summaries: Sequence[Summary], path: Path) -> None:
+        """The dashboard of the experiment as JSON, and in W&B unless offline."""
+        metrics = list(dict.fromkeys(metric for summary in summaries for metric in summary.metrics()))
+        costs = list(dict.fromkeys(key for summary in summaries for key in cost_keys(summary)))
+        group = self.settings["group"]
+        made = workspace(self.settings.get("entity") or "", self.settings["project"], group, metrics, costs)
+        write_atomic(path, spec(made))
+        if not self.offline:
+            made.entity = made.entity or self.wandb.Api().default_entity
+            made.save()
+
+    def _log(self, job: str, name: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)  # W&B would write elsewhere
+        kept = {key: self.settings[key] for key in KEPT if self.settings.get(key) is not None}
+        owner = self.settings.get("name") or kept.get("group")  # trials of a sweep share the group
+        digest = hashlib.sha256("|".join([str(owner), job, name]).encode()).hexdigest()[:16]
+        with self.wandb.init(
+            **kept,
+            name=name,
+            id=digest,
+            resume="allow",
+            job_type=job,
+            dir=str(self.folder),
+            mode="offline" if self.offline else None,
+            config={"resolved": dict(self.config), **config},
+            settings=self.wandb.Settings(**QUIET),
+        ) as run:
+            run.log(dict(values))
+
+
+def refuse_untracked(logger: Mapping[str, Any]) -> None:
+    """UserError where W&B is chosen and a package is missing that will be needed, be it at the very end."""
+    if "wandb" in logger:
+        refuse_missing("wandb", "wandb_workspaces", wanted_by="logger=wandb (logger=csv does without)")
+
+
+def tracker(logger: Mapping[str, Any], config: Mapping[str, Any]) -> Tracker | None:
+    """Of a config's `logger`; None where W&B is not chosen."""
+    refuse_untracked(logger)
+    return Tracker(logger["wandb"], config) if "wandb" in logger else None
+
+
+def point_values(row: Row) -> dict[str, float]:
+    """What is logged of a point: `quality/<metric>`, its deviation over the seed sets, and `cost/<metric>`."""
+    found: dict[str, float] = {}
+    for metric in row.quality:
+        found[f"quality/{metric}"] = row.mean(metric)
+        found[f"quality/{metric}/deviation"] = row.deviation(metric)
+    found |= {f"cost/seconds_per_image/{name}": value for name, value in row.timings.items()}
+    found |= {f"cost/peak_bytes/{name}": value for name, value in row.peaks.items()}
+    single = {"cost/ffe": row.ffe, "cost/cache_bytes_per_image": row.cached}
+    return found | {key: value for key, value in single.items() if value is not None}
+
+
+def cost_keys(summary: Summary) -> list[str]:
+    """The costs that quality is shown against: time by every protocol, and FFE."""
+    names = [name for name in summary.protocols() if any(name in row.timings for row in summary.rows)]
+    measured = any(row.ffe is not None for row in summary.rows)
+    return [f"cost/seconds_per_image/{name}" for name in names] + ["cost/ffe"] * measured

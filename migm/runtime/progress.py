@@ -1,0 +1,48 @@
+"""The progress bar of every long loop."""
+
+import math
+import time
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from migm.runtime.console import Plain
+
+
+class Rate(ProgressColumn):
+    """Units per second so far."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
+
+
+class LineProgress(Progress):
+    """For output that is no terminal, such as a job's log: a line now and then instead of a moving bar."""
+
+    line_every = 30.0  # seconds
+    last_line = -math.inf
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(*args, **kwargs)
+        self._line()
+
+    def advance(self, *args: Any, **kwargs: Any) -> None:
+        super().advance(*args, **kwargs)
+        self._line()
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        if now - self.last_line >= self.line_every and not self.finished:
+            self.last_line = now
+            self.console.print(self)
+
+
+def progress(console: Plain, unit: str) -> Progress:
+    """Done of total, rate and remaining time: a bar in a terminal, lines elsewhere."""
+    described = TextColumn("{task.description}", markup=False)
+    columns = (MofNCompleteColumn(), TextColumn(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
+    kind = Progress if console.is_terminal else LineProgress
+    # The rate is that of the last ten minutes: rich's half minute would hold no two of the slowest steps.
+    return kind(described, BarColumn(), *columns, console=console, speed_estimate_period=600)

@@ -1,0 +1,188 @@
+"""One training of a shortcut: made before anything runs, resumed, validated, written."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+
+from migm.bases.base import Base
+from migm.bases.inputs import InputSource
+from migm.config.building import build
+from migm.config.roots import TrainConfig
+from migm.runtime.device import pick_precision
+from migm.runtime.distributed import first_console
+from migm.runtime.errors import UserError
+from migm.runtime.launch import in_sweep, launched
+from migm.runtime.reading import read_text
+from migm.runtime.resources import refuse_full_disk, refuse_full_memory
+from migm.runtime.sealed import refuse_foreign
+from migm.shortcuts.checkpoint import FORMAT, save_shortcut
+from migm.training.checkpoints import Checkpoints, newest
+from migm.training.course import check_course, refuse_no_step
+from migm.training.module import WANDB_RUN, ShortcutModule
+from migm.training.tracking import going_on
+from migm.trajectories.collect import trajectory_sampling
+from migm.trajectories.datamodule import TrajectoryData
+
+
+class Training:
+    """One training of a shortcut; made before anything runs, so that a bad config ends it at once."""
+
+    def __init__(self, config: TrainConfig, base: Base):
+        self.base, self.console = base, first_console()
+        self.folder = Path(config.paths["output_dir"]) / config.name
+        self.weights, self.resume = self.folder / "shortcut.safetensors", self.folder / "checkpoints" / "resume.ckpt"
+        plain = training_config(config)
+        self.state: dict[str, Any] = {"global_step": 0}
+        self.found, self.damaged = newest(self.resume)
+        if self.found:
+            self.state = check_resume(self.found, plain, base.fingerprint())
+        else:
+            refuse_foreign(self.weights, FORMAT, f"name={config.name}: ")
+            described = self.folder / "config.yaml"
+            if described.exists() and "_target_: migm." not in read_text(described):
+                raise UserError(f"name={config.name}: {described} is there, and not of migm; choose another name")
+        torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
+        shortcut, objective = build(config.shortcut), build(config.objective)
+        if shortcut.config["channels"] != base.spec.channels:
+            raise UserError(
+                f"shortcut.channels={shortcut.config['channels']}, but this base has {base.spec.channels}; "
+                "choose the shortcut that belongs to it"
+            )
+        shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
+        optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
+        self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
+        self.max_steps = config.trainer["max_steps"]
+        self.seconds: float | None = None  # of all steps, at the rate of those made here
+        callbacks, loggers = build(config.callbacks), build(going_on(config.logger, self.state.get(WANDB_RUN)))
+        remark = check_course(self.module.configure_optimizers(), callbacks, config.callbacks, self.max_steps)
+        if remark:
+            self.console.print(remark, style="yellow")
+        parts = {"callbacks": list(callbacks.values()), "logger": list(loggers.values())}
+        own = {"precision": pick_precision(config.trainer["precision"], base.device), **parts}
+        self.resolved = asdict(config)
+        self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
+        self.followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
+        refuse_other_number(self.trainer, config.trainer["devices"], config.trainer["num_nodes"])
+
+    def run(self, data: TrajectoryData) -> float:
+        """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
+        for path in self.damaged:
+            told = f"{path} is damaged (SHA-256 differs): an older checkpoint is used"
+            self.console.print(told, style="yellow")
+        if self.state["global_step"] < self.max_steps:
+            self._fit(data)
+        else:  # a run that ended: its checkpoint holds the averaged weights
+            self.console.print(f"trained already: {self.found}")
+            self.module.load_state_dict(self.state["state_dict"])
+        if self.trainer.is_global_zero:  # also when trained already: what lies there may be older, or damaged
+            save_shortcut(self.module.shortcut, self.base.fingerprint(), self.weights)
+            self.console.print(f"shortcut in {self.weights}, time of every part in {self.folder / 'fit-profile.txt'}")
+        # The processes that trained, each with its share of the pairs; without the loggers, whose runs are over.
+        trained, device = self.trainer, "cpu" if self.base.device.type == "cpu" else "auto"
+        several = {"num_nodes": trained.num_nodes, "strategy": "ddp" if trained.world_size > 1 else "auto"}
+        checker = L.Trainer(accelerator=device, devices=trained.num_devices, **several, **QUIET)
+        return float(checker.validate(self.module, data, verbose=False)[0]["val/feature_mse"])
+
+    def close(self) -> None:
+        """End the runs in W&B."""
+        for logger in self.followed:
+            if logger._experiment is not None:  # asking for it would begin one
+                logger.experiment.finish()
+        self.followed = []
+
+    def refuse_without_room(self) -> None:
+        """Stop before long work when weights, gradients, average, moments and checkpoints will not fit."""
+        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        what, remedy = "shortcut: its training", "free some, or choose a smaller one"
+        on_cpu = self.base.device.type == "cpu"
+        refuse_full_memory((9 if on_cpu else 4) * weights, what, remedy)  # 4 for the copy that becomes a checkpoint
+        kept = sum(getattr(c, "keep", 0) + 1 for c in self.trainer.checkpoint_callbacks)
+        refuse_full_disk(self.folder, 4 * weights * kept, what, f"{remedy}, or another paths.output_dir")
+
+    def _fit(self, data: TrajectoryData) -> None:
+        if self.found:
+            self.console.print(f"resuming from {self.found}, step {self.state['global_step']}")
+        for logger in self.followed:  # under a name of its own: Lightning logs the module's `config` and `base`
+            logger.log_hyperparams({"resolved": self.resolved})
+        start = time.perf_counter()
+        try:
+            with ExitStack() as stack:
+                for callback in self.trainer.checkpoint_callbacks:
+                    if isinstance(callback, Checkpoints):
+                        stack.enter_context(callback.listening())
+                self.trainer.fit(self.module, data, ckpt_path=self.found, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from stop
+        finally:
+            if not in_sweep():  # points are runs of their own
+                self.close()
+        if self.trainer.global_step < self.max_steps:
+            refuse_no_step(self.trainer.global_step)
+            end = f"the training ended at step {self.trainer.global_step} of trainer.max_steps={self.max_steps}"
+            self.console.print(f"{end}, by another key of trainer or a callback", style="yellow")
+        made = self.trainer.global_step - self.state["global_step"]
+        self.seconds = (time.perf_counter() - start) * self.max_steps / max(made, 1)
+        self.trainer.save_checkpoint(self.resume)
+
+
+def refuse_other_number(trainer: L.Trainer, devices: Any, num_nodes: int) -> None:
+    """UserError where a launcher started other processes than `trainer` wants: each would train by itself."""
+    started = launched()[1]
+    if started > 1 and trainer.world_size != started:
+        raise UserError(
+            f"{started} processes were started, but trainer.devices={devices} and trainer.num_nodes={num_nodes} make "
+            f"{trainer.world_size}; set them to the processes of a machine and the number of machines, and "
+            "trainer.strategy=ddp"
+        )
+
+
+def embeddings(base: Base, inputs: InputSource) -> torch.Tensor:
+    """The base's input embeddings of every token of the vocabulary (1, v, c)."""
+    every = torch.arange(base.spec.vocab_size, device=base.device)[None]
+    branch = base.encode(inputs(torch.zeros(1, dtype=torch.long)), guided=False)[0]
+    new = base.control(every, every % base.spec.num_tokens, branch)
+    return new.embeddings[:, new.prompt :]
+
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "use_distributed_sampler": False,
+}
+
+
+def training_config(config: TrainConfig) -> dict[str, Any]:
+    """The part of a config that a resumed training must share with its checkpoint."""
+    keys = ("seed", "shortcut", "objective", "optimizer", "lr_schedule", "data")
+    plain = {key: getattr(config, key) for key in keys}
+    plain["data"] = {key: value for key, value in config.data.items() if key not in ("cache", "cache_bytes")}
+    plain["sampling"] = trajectory_sampling(config.sampling)
+    plain["max_steps"] = config.trainer["max_steps"]
+    return plain
+
+
+def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]:
+    """The checkpoint to go on from; one of another config or base is refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved = state["hyper_parameters"]
+        _ = saved["config"], saved["base"], state["global_step"]
+    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no checkpoint of a training ({error}); delete it to train from the start"
+        ) from error
+    differing = [key for key in plain if saved["config"].get(key) != plain[key]] + ["base"] * (saved["base"] != base)
+    if differing:
+        raise UserError(
+            f"{path}: trained with another {', '.join(differing)}; choose another name= or delete {path.parent.parent}"
+        )
+    return state
