@@ -19,6 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # make test-slow   what takes longer: several processes, real kills, every option with every command
@@ -37,10 +38,11 @@ browser: $(STAMP)
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; \
 	else $(BIN)/playwright install --only-shell chromium; fi
 
-# make lint        ruff and pyright;  make format  rewrites
+# make lint        ruff, pyright and the layers;  make format  rewrites
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ from migm.runtime.writing import writing
 @hydra.main(config_path=conf_path(), config_name="ablations", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Read what `migm.train` left of the sweeps, write tables and figures."""
+    """Read the results that `migm.train` left of the sweeps, and write tables and figures."""
     config = load(cfg, AblationsConfig)
     experiment = Path(config.paths["output_dir"]) / config.name
     with writing(config.folder, f"folder={config.folder}", folder=True):

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from migm.analyses.running import NEED_POINTS, chosen, run
+from migm.analyses.running import compares_points, run
 from migm.config.building import conf_path, load
 from migm.config.points import points
 from migm.config.roots import AnalyseConfig
@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Load the config and run the analyses that it names."""
     config = load(cfg, AnalyseConfig)
     with writing(config.folder, f"folder={config.folder}", folder=True):
-        run(config, points(cfg, config) if NEED_POINTS & set(chosen(config)) else [])
+        run(config, points(cfg, config) if compares_points(config) else [])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from migm.config.building import build, conf_path, load, with_own_points
-from migm.config.points import points
+from migm.config.points import former_identities, points
 from migm.config.roots import EvaluateConfig
 from migm.evaluation.study import Study, study
 from migm.reporting.summary import summarise
@@ -19,11 +19,11 @@ from migm.runtime.writing import refuse_unwritable, writing
 
 
 def objectives(study: Study) -> tuple[float, float] | None:
-    """Seconds an image and the first metric, negated where higher is better: what a sweeper minimises.
+    """Return what a sweeper minimises: seconds an image and the first metric, negated if higher is better.
 
-    None unless there is one point with both.
+    Returns None unless there is exactly one point with both values.
     """
-    if len(study.points) != 1 or not study.metrics:
+    if len(study.samplers) != 1 or not study.metrics:
         return None
     summary = summarise(study.measured())
     row, metric = summary.rows[0], summary.metrics()[0]
@@ -32,7 +32,7 @@ def objectives(study: Study) -> tuple[float, float] | None:
 
 
 def keep(cfg: DictConfig, path: Path, named: str) -> None:
-    """Write what was asked for, resolved, beside the results, whose records hold hashes of it."""
+    """Write the resolved config beside the results, whose records hold only hashes of it."""
     with writing(path, named, waiting=lambda _: None) as first:
         if first:
             write_atomic(path, OmegaConf.to_yaml(with_own_points(cfg), resolve=True))
@@ -41,7 +41,7 @@ def keep(cfg: DictConfig, path: Path, named: str) -> None:
 @hydra.main(config_path=conf_path(), config_name="evaluate", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> tuple[float, float] | None:
-    """Load the config, build, measure what is missing; what is returned is for sweepers."""
+    """Load the config, build, and measure what is missing; the returned values are for sweepers."""
     config = load(cfg, EvaluateConfig)
     output = config.paths["output_dir"]
     folder, named = Path(output) / config.name, f"paths.output_dir={output}"
@@ -50,7 +50,8 @@ def main(cfg: DictConfig) -> tuple[float, float] | None:
     base = build(config.base)
     join(base.device)
     logged = tracker(config.logger, asdict(config)) if rank() == 0 else None
-    measured = study(points(cfg, config), config, base)
+    chosen = points(cfg, config)
+    measured = study(chosen, config, base, former_identities(cfg, config, chosen))
     measured.run(cost=config.cost)
     if logged:
         logged.log_points(measured.measured(), measured.preview)

@@ -9,7 +9,7 @@ from migm.runtime.errors import command
 
 @command
 def main() -> None:
-    """Install into the folder given, or where the configuration looks."""
+    """Install into the folder of the command line, or the default folder of the configuration."""
     parser = argparse.ArgumentParser(
         prog="python -m migm.install_scorers",
         description="Install the published scorers into an environment of their own: 5.5 GB, a few minutes.",

@@ -17,18 +17,18 @@ from migm.runtime.writing import writing
 @hydra.main(config_path=conf_path(), config_name="metric_reference", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Load the config, build, write what is missing."""
+    """Load the config and write the missing references."""
     config, console = load(cfg, MetricReferenceConfig), Plain()
     if config.images is None:
         raise UserError("images=null: give a folder or a zip of real images")
-    wanted = missing(config.metric)
-    if not wanted:
+    missing_paths = missing(config.metric)
+    if not missing_paths:
         console.print("nothing to do: every reference is there; delete a file to make it again")
         return
     with ExitStack() as stack:
-        for path in wanted:
+        for path in missing_paths:
             stack.enter_context(writing(path, f"metric.*.reference={path}"))
-        make(wanted, Photos(config.images, config.size), config, console)
+        make(missing_paths, Photos(config.images, config.size), config, console)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from migm.runtime.errors import command
 @hydra.main(config_path=conf_path(), config_name="evaluate", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Print a line per file, and below a missing one where to get it."""
+    """Print a line per file, and below a missing file where to get it."""
     config, console = load(cfg, EvaluateConfig), Plain(highlight=False)
     for need, users in needs(config.metric, config.evalset).items():
         there = need.path.exists()

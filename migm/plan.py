@@ -5,36 +5,37 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from migm.config.building import conf_path, load
-from migm.config.points import points
+from migm.config.points import Chosen, points
 from migm.config.roots import PlanConfig
-from migm.evaluation.cost import Point, planned_seconds
+from migm.evaluation.cost import planned_seconds
 from migm.runtime.console import Plain
 from migm.runtime.errors import command
+from migm.sampling.sampler import point_label
 
 
-def planned(point: Point, full: float, cheap: float, baseline: int | None = None) -> list[str]:
-    """Label, full steps, their number, seconds and speed-up of a point; blanks where it is decided while sampling.
+def planned(chosen: Chosen, full: float, cheap: float, baseline: int | None = None) -> list[str]:
+    """Return label, full steps, their number, seconds and speed-up of a point; blanks if decided while sampling.
 
-    The speed-up is over `baseline` full steps, by default as many as it has steps.
+    The speed-up compares with `baseline` full steps, by default with all N steps.
     """
-    if not point.full_steps:
-        return [point.label, "decided while sampling", "", "", ""]
-    n, plan = point.sampling.num_steps, point.accelerator.policy.plan(point.sampling.num_steps)  # type: ignore[union-attr]
+    n, plan = chosen.sampling.num_steps, chosen.accelerator.plan(chosen.sampling.num_steps)
+    label = point_label(chosen.accelerator.name, n, sum(plan or ()), chosen.variant)
+    if plan is None:
+        return [label, "decided while sampling", "", "", ""]
     seconds = planned_seconds(sum(plan), n, full, full * cheap)
     steps = "all" if all(plan) else " ".join(str(i) for i, is_full in enumerate(plan) if is_full)
-    speed = (baseline or n) * full / seconds
-    return [point.label, steps, str(sum(plan)), f"{seconds:.2f}", f"{speed:.2f}"]
+    return [label, steps, str(sum(plan)), f"{seconds:.2f}", f"{(baseline or n) * full / seconds:.2f}"]
 
 
 @hydra.main(config_path=conf_path(), config_name="plan", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Print a table of `points`; nothing is loaded, built or written."""
+    """Print a table of `points`; no base is loaded and nothing is written."""
     config = load(cfg, PlanConfig)
     table = Table("point", "full steps", "B", "seconds", "speed-up")
-    found = points(cfg, config)
-    vanilla = max((point.sampling.num_steps for point in found if point.accelerator.name == "vanilla"), default=None)
-    for point in found:
+    chosen = points(cfg, config)
+    vanilla = max((each.sampling.num_steps for each in chosen if each.accelerator.name == "vanilla"), default=None)
+    for point in chosen:
         table.add_row(*planned(point, config.full, config.cheap, vanilla))
     Plain().print(table)
 

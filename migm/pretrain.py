@@ -15,7 +15,7 @@ from migm.runtime.writing import writing
 @hydra.main(config_path=conf_path(), config_name="pretrain", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Run the stages in order; each goes on where it stopped."""
+    """Run the stages in order; a second start goes on where the first stopped."""
     config = load(cfg, PretrainConfig)
     folder, assets = config.pretrain["folder"], config.pretrain["assets"]
     refuse_package(Path(assets))
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def refuse_package(assets: Path) -> None:
-    """UserError for the folder of an installed package, which only its installer writes to."""
+    """Raise a UserError for the folder of an installed package, which only its installer may change."""
     if not in_checkout() and Path(__file__).resolve().parent in (assets.resolve(), *assets.resolve().parents):
         raise UserError(
             f"paths.assets={assets} is inside the installed package; say where to write by paths.assets=<folder>"

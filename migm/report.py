@@ -16,7 +16,7 @@ from migm.runtime.writing import writing
 @hydra.main(config_path=conf_path(), config_name="report", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Read `results`, write `folder`."""
+    """Read `results`, write the report to `folder`."""
     config = load(cfg, ReportConfig)
     with writing(config.folder, f"folder={config.folder}", folder=True):
         logged = tracker(config.logger, asdict(config))

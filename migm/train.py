@@ -1,7 +1,4 @@
-"""`python -m migm.train`: collect what is missing, train the shortcut, evaluate, report.
-
-Every part goes on where it stopped when the same command is started again.
-"""
+"""`python -m migm.train`: collect what is missing, train the shortcut, evaluate, report."""
 
 from contextlib import closing
 from pathlib import Path
@@ -11,19 +8,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from migm.config.building import build, conf_path, load, with_own_points
-from migm.config.points import points
+from migm.config.points import former_identities, points
 from migm.config.roots import TrainConfig
-from migm.evaluation.study import Study, study
-from migm.reporting.sweep import Recorder
-from migm.reporting.wandb import refuse_untracked, tracker
-from migm.reporting.write import write_report
-from migm.runtime.distributed import first_console, join, rank
+from migm.evaluation.study import study
+from migm.reporting.sweep import TrialRecorder
+from migm.reporting.trained import show_trained
+from migm.reporting.wandb import refuse_untracked
+from migm.runtime.distributed import join, rank
 from migm.runtime.errors import command
 from migm.runtime.files import write_atomic
-from migm.runtime.launch import in_sweep
 from migm.runtime.writing import writing
-from migm.training.run import Training
-from migm.trajectories.collect import announce_online, collect, header, refuse_unwritable_store, trajectory_sampling
+from migm.sampling.sampler import Sampler
+from migm.training.run import Training, collect_and_train
+from migm.trajectories.collect import refuse_unwritable_store
 
 
 @hydra.main(config_path=conf_path(), config_name="train", version_base="1.3")
@@ -31,7 +28,7 @@ from migm.trajectories.collect import announce_online, collect, header, refuse_u
 def main(cfg: DictConfig) -> float:
     """Collect, train, evaluate and report, as the config asks."""
     config = load(cfg, TrainConfig)
-    recorder = Recorder(config)
+    recorder = TrialRecorder(config)
     if done := recorder.finished():
         return done.feature_mse
     output = config.paths["output_dir"]
@@ -39,55 +36,32 @@ def main(cfg: DictConfig) -> float:
         return run(config, cfg, recorder)
 
 
-def run(config: TrainConfig, cfg: DictConfig, recorder: Recorder) -> float:
-    """The parts that are asked for, one after the other -> the validation error."""
+def run(config: TrainConfig, cfg: DictConfig, recorder: TrialRecorder) -> float:
+    """Run the parts that the config asks for, one after the other, and return the validation error."""
     refuse_untracked(config.logger)
+    data = build(config.data)
     if config.collect:
-        refuse_unwritable_store(config.data)
-    base, data = build(config.base), build(config.data)
+        refuse_unwritable_store(data)
+    base = build(config.base)
     join(base.device)
-    console = first_console()
-    sampling, training = build(config.sampling), Training(config, base)
+    sampler, training = Sampler(base, build(config.sampling)), Training(config, base)
     training.refuse_without_room()
-    measured = study(points(cfg, config), config, base) if config.evaluate else None
+    chosen = points(cfg, config) if config.evaluate else []
+    measured = study(chosen, config, base, former_identities(cfg, config, chosen)) if chosen else None
     if rank_zero_only.rank == 0:
         write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(with_own_points(cfg), resolve=True))
-    described = trajectory_sampling(config.sampling)
-    data.attach(base, sampling, config.seed)
-    if data.storage == "online":
-        announce_online(base, sampling, data, training.max_steps)
-    elif config.collect:
-        console.rule("collect")
-        collect(base, sampling, data, config.seed, described, training.max_steps)
-    else:
-        data.store(header(base, sampling, data, config.seed, described))
-    console.rule("train")
     with closing(training):
-        error = training.run(data)
+        error = collect_and_train(config, training, sampler, data)
         if rank() == 0:
             recorder.trained(training.module.shortcut, error, training.seconds, base.device)
         if measured:
-            console.rule("evaluate")
+            training.console.rule("evaluate")
             measured.run(cost=config.cost)
         if measured and rank() == 0:
-            show(training, measured, config)
+            show_trained(config, training, measured)
     if rank() == 0:
         recorder.end()
     return error
-
-
-def show(training: Training, measured: Study, config: TrainConfig) -> None:
-    """W&B's runs of the points, those of a sweep's trial in its training's run, and the report."""
-    logged = tracker(config.logger, training.resolved)
-    if logged:
-        live = training.followed[0].experiment if training.followed and in_sweep() else None
-        if live:  # said again: an earlier process may have trained, and this be a later part of its run
-            training.followed[0].log_hyperparams({"resolved": training.resolved})
-        logged.log_points(measured.measured(), measured.preview, live)
-    if not measured.metrics:
-        training.console.print("no report: metric=[none] measures no quality")
-    elif config.report:
-        write_report([measured.results.path], training.folder / "report", logged=logged)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import shape_checks  # compiles the checks into what is imported from here on
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from tiny_parts import feature_net, reference_for, wrap
@@ -16,19 +17,22 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
-from migm.bases.base import StepRecord
+from migm.bases.base import Control, StepRecord
 from migm.bases.maskgit import MaskGIT
 from migm.bases.transformer import MaskTransformer
 from migm.sampling.draw import InverseCDF
 from migm.sampling.guidance import Ramp
-from migm.sampling.loop import Sampling, generate
-from migm.sampling.noise import KeyedNoise
+from migm.sampling.loop import Sampling, Stepped
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
 from migm.shortcuts.maskgit import MaskGITShortcut
+from migm.training.rollout import Situation
+from migm.trajectories.dataset import Pairs
 
 Outcome = tuple[int, str, str]  # exit code, standard output, standard error
 
+shape_checks.check_fields(Control, Pairs, Situation, Stepped)
 torch.set_num_threads(1)  # the models are tiny: more threads only cost time
 
 SIZES = {
@@ -137,10 +141,10 @@ def run(tiny_base: MaskGIT, make_sampling: Callable[..., Sampling]) -> Callable[
         **changes: Any,
     ) -> tuple[Tensor, list[StepRecord]]:
         records: list[StepRecord] = []
-        noise = KeyedNoise(seed, torch.tensor(range(len(labels)) if images is None else images))
+        sampler = Sampler(base or tiny_base, make_sampling(**changes), accelerator)
+        noise = sampler.noise(seed, torch.tensor(range(len(labels)) if images is None else images))
         watch = [SimpleNamespace(on_step=records.append), *observers]
-        sampling = make_sampling(**changes)
-        return generate(base or tiny_base, torch.tensor(labels), sampling, accelerator, noise, watch), records
+        return sampler.tokens(torch.tensor(labels), noise, watch), records
 
     return generate_tiny
 

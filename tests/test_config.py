@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from tiny_parts import naming
 
 from migm.config.building import build, conf_path, load
-from migm.config.points import variant
+from migm.config.points import entries, points
 from migm.config.roots import (
     AblationsConfig,
     AnalyseConfig,
@@ -115,6 +115,7 @@ def test_every_option_composes_alone():
 
 
 def check_options(command: str, chosen: list[str]) -> None:
+    chosen = [option for option in chosen if command == "analyse" or not option.startswith("analyses=")]
     cfg = compose(command, chosen)
     assert load(cfg, ROOTS[command]).name
     for option in chosen:
@@ -211,21 +212,58 @@ def test_metrics_combine():
 
 
 @pytest.mark.parametrize("accelerator", names("accelerator"))
-def test_a_variant_swaps_accelerator_n_and_b_and_nothing_else(accelerator):
-    cfg = compose("evaluate", ["accelerator=reuse", "evalset.num_images=30"])
-    before = OmegaConf.to_container(cfg, resolve=True)
-    other = load(variant(cfg, accelerator, 9, 3), EvaluateConfig)
-    assert other.accelerator["name"] == accelerator
-    assert (other.sampling["num_steps"], other.sampling["num_full_steps"]) == (9, 3)
-    if "num_full_steps" in other.accelerator["policy"]:  # ML-Cache's and vanilla's follow from N
-        assert other.accelerator["policy"]["num_full_steps"] == 3
-    assert other.evalset["num_images"] == 30
+def test_a_point_swaps_accelerator_n_and_b_and_nothing_else(accelerator):
+    cfg = compose("evaluate", ["accelerator=reuse", "sampling.select.temperature=3", f"+points.{accelerator}=[[9,3]]"])
+    before, config = OmegaConf.to_container(cfg, resolve=True), load(cfg, EvaluateConfig)
+    (entry,) = entries(cfg, config)
+    assert entry.accelerator["name"] == accelerator
+    assert (entry.num_steps, entry.num_full_steps, entry.changes) == (9, 3, {})
+    own = load(
+        compose("evaluate", [f"accelerator={accelerator}", "sampling.num_steps=9", "sampling.num_full_steps=3"]),
+        EvaluateConfig,
+    )
+    assert entry.accelerator == own.accelerator
+    if "num_full_steps" in entry.accelerator["policy"]:  # ML-Cache's and vanilla's follow from N
+        assert entry.accelerator["policy"]["num_full_steps"] == 3
+        ((sampling, made, named),) = points(cfg, config)
+        assert sampling == build({**config.sampling, "num_steps": 9, "num_full_steps": 3})
+        assert (sampling.select.temperature, made.name, named) == (3, accelerator, "")
+        assert sum(made.plan(9)) == 3
     assert OmegaConf.to_container(cfg, resolve=True) == before
 
 
-def test_a_variant_of_an_unknown_accelerator_names_the_nearest():
+def test_points_of_one_accelerator_differ_in_n_b_and_changed_keys():
+    listed = "[[9,3],{num_steps: 6, num_full_steps: 2, predictor.of: residual}]"
+    cfg = compose("evaluate", [f"+points.reuse={listed}", "+points.l2p=[[12,4]]"])
+    first, second, l2p = points(cfg, load(cfg, EvaluateConfig))
+    assert [(c.sampling.num_steps, c.sampling.num_full_steps) for c in (first, second, l2p)] == [
+        (9, 3),
+        (6, 2),
+        (12, 4),
+    ]
+    assert [c.accelerator.policy.num_full_steps for c in (first, second, l2p)] == [3, 2, 4]
+    assert [c.accelerator.predictor.of for c in (first, second)] == ["features", "residual"]
+    assert (first.variant, second.variant) == ("", "of=residual")
+    assert l2p.accelerator.predictor.rule.num_steps == 12
+    assert l2p.accelerator.predictor.rule.calibration.endswith("calibration_n12.safetensors")
+
+
+def test_a_point_of_the_chosen_accelerator_has_its_overrides():
+    cfg = compose("evaluate", ["accelerator=taylorseer", "accelerator.policy.interval=3", "+points.taylorseer=[9]"])
+    (chosen,) = points(cfg, load(cfg, EvaluateConfig))
+    assert chosen.accelerator.policy.interval == 3
+
+
+def test_a_changed_key_that_a_points_accelerator_lacks_is_refused_naming_it():
+    cfg = compose("evaluate", ["+points.reuse=[{num_steps: 6, policy.num_ful_steps: 2}]"])
+    with pytest.raises(UserError, match=naming("accelerator.policy.num_ful_steps", "num_full_steps")):
+        points(cfg, load(cfg, EvaluateConfig))
+
+
+def test_a_point_of_an_unknown_accelerator_names_the_nearest():
+    cfg = compose("evaluate", ["+points.shortcutt=[[9,3]]"])
     with pytest.raises(UserError, match=naming("points", "shortcutt", "did you mean shortcut?")):
-        variant(compose("evaluate"), "shortcutt", 9, 3)
+        points(cfg, load(cfg, EvaluateConfig))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def arguments(folder, *more):
     [("tokens", "mse_all_rows"), ("features", "rollout"), ("online", "mse_kl")],
 )
 def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, call_main, storage, objective):
-    args = arguments(tmp_path, f"data.storage={storage}", f"objective={objective}")
+    args = arguments(tmp_path, f"data/storage={storage}", f"objective={objective}")
     for command in ("collect", "train"):
         code, out, err = call_main(MAINS[command], *args)
         assert code == 0, out + err

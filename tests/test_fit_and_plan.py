@@ -1,4 +1,4 @@
-"""The commands `fit` and `plan`, and `evaluate` without times."""
+"""The commands `calibrate` and `plan`, and `evaluate` without times."""
 
 import pytest
 from tiny_parts import composed
@@ -22,12 +22,12 @@ def call(call_main, monkeypatch, tmp_path):
     return lambda main, *overrides: call_main(main, *shared, *overrides)
 
 
-def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):
+def test_calibrate_writes_what_l2p_and_teacache_read(call, tmp_path):
     code, out, _ = call(
         migm.calibrate.main, "num_images=5", "batch_size=2", "sampling.num_steps=4", "sampling.num_full_steps=2"
     )
     assert code == 0
-    assert "fitted on 5 images" in out
+    assert "calibrated on 5 images" in out
     overrides = ["+experiment=tiny_shortcut", f"paths.output_dir={tmp_path}", "device=cpu", "metric=[none]"]
     given = [
         "+points.l2p=[[4,2]]",
@@ -39,7 +39,7 @@ def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):
     cfg = composed("evaluate", *overrides, *given)
     config = load(cfg, EvaluateConfig)
     base = build(config.base)
-    known = Calibration.load(tmp_path / "tiny_shortcut" / "fit_n4.safetensors", base, 4, "fit")
+    known = Calibration.load(tmp_path / "tiny_shortcut" / "calibration_n4.safetensors", base, 4, "calibration")
     assert known.gram.shape == (4, 4)
     assert (known.gram == known.gram.T).all()
     done = study(points(cfg, config), config, base)
@@ -49,10 +49,10 @@ def test_fit_writes_what_l2p_and_teacache_read(call, tmp_path):
     assert found["vanilla"] == ""
 
 
-def test_a_method_whose_fit_is_missing_says_how_to_make_it(call):
+def test_a_method_whose_calibration_is_missing_says_how_to_make_it(call):
     code, _, err = call(migm.evaluate.main, "points=null", "accelerator=l2p", "metric=[none]")
     assert code == 2
-    assert "accelerator.predictor.rule.fit=" in err
+    assert "accelerator.predictor.rule.calibration=" in err
     assert "python -m migm.calibrate" in err
 
 

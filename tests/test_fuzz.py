@@ -24,6 +24,7 @@ from migm.reporting.summary import summarise, table
 from migm.reporting.tables import best_two, deltas, fronts
 from migm.reporting.write import equal_time, write_report
 from migm.runtime.jsonl import append_line
+from migm.sampling.sampler import Sampler
 from migm.training.run import Training
 from migm.trajectories.dataset import PairDataset
 from migm.trajectories.store import Store
@@ -237,7 +238,7 @@ def make_training(config: Any, data: st.DataObject) -> None:
         training = Training(loaded, base)
         training.refuse_without_room()
         study(points(changed, loaded), loaded, base)
-        made.attach(base, sampling, loaded.seed)
+        made.attach(Sampler(base, sampling), loaded.seed)
     except REFUSALS:
         pass
 

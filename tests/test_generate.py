@@ -17,6 +17,7 @@ from test_commands import refused
 from tiny_parts import composed, naming, tiny
 from torch import Tensor
 
+import migm.runtime.files
 import migm.sampling.gallery
 import migm.sampling.generation
 from migm.bases.base import Inputs
@@ -118,7 +119,7 @@ def test_the_command_fills_grid_and_folder_and_says_how_each_image_was_made(call
     known = {"label": 7, "index": 1, "seed": 5, "run_seed": 2, "accelerator": "vanilla", "predictor": ""}
     known |= {"num_steps": 6, "num_full_steps": 6, "width": 16, "height": 16, "initial": None, "image": None}
     assert {key: entry[key] for key in known} == known
-    assert entry["sampling"]["draw"]["inverse_temperature"] == 0.3
+    assert "draw=InverseCDF(inverse_temperature=0.3)" in entry["sampling"]
     base = build(tiny(tmp_path, "seed=2", command="generate", root=GenerateConfig).base)
     assert (entry["base"], entry["decoder"]) == (base.fingerprint(), base.decoder_fingerprint())
     assert min(entry["sampling_seconds"], entry["decoding_seconds"]) > 0

@@ -20,6 +20,7 @@ from migm.evaluation.study import study
 from migm.metrics.metric import Batch, QualityMetric
 from migm.runtime.distributed import join, rank
 from migm.runtime.errors import UserError
+from migm.sampling.sampler import Sampler
 from migm.training.module import ShortcutModule
 from migm.training.run import Training
 from migm.trajectories.unlisted import Unlisted
@@ -31,7 +32,7 @@ TRAININGS = {
     "kl": ("objective=mse_kl",),
     "all rows": ("objective=mse_all_rows",),
     "rollout": ("objective=rollout",),
-    "tokens": ("data.storage=tokens", "optimizer=adamw"),
+    "tokens": ("data/storage=tokens", "optimizer=adamw"),
 }
 
 
@@ -68,8 +69,8 @@ def training(output: Path, name: str, batch_size: int, devices: int, *overrides:
     fixed = [f"name={name}", f"data.batch_size={batch_size}", "trainer.max_steps=12", "lr_schedule.warmup_steps=5"]
     config = tiny(output, *fixed, *several, *overrides)
     base, data = build(config.base), build(config.data)
-    data.attach(base, build(config.sampling), config.seed)
-    if data.storage != "online":
+    data.attach(Sampler(base, build(config.sampling)), config.seed)
+    if data.storage.stores:
         collected(config)
     errors: list[float] = []
     images: list[list[int]] = []
@@ -123,7 +124,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
 
 
 def test_two_processes_go_on_exactly_and_generate_images_of_their_own(tmp_path):
-    online = ("data.storage=online", "data.shard_images=2", "objective=rollout")
+    online = ("data/storage=online", "data.shard_images=2", "objective=rollout")
     first, second = together(2, stopped_and_resumed, tmp_path, *online)
     for whole, resumed in (first, second):
         assert np.array_equal(whole[3], resumed[3])

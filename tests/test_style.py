@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_parts import ROOT
 
+from migm.__main__ import RENAMED
+
 SOURCES = sorted((ROOT / "migm").rglob("*.py"))
 TEXT = {".py", ".yaml", ".yml", ".md", ".toml", ".txt", ".sh", ".jsonl", ".json", ".cfg", ".csv", ".html", ""}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -98,12 +100,41 @@ def test_test_files_have_unique_names_and_no_packages():
 
 
 def test_the_library_below_the_commands_never_sees_a_dictconfig():
-    """Commands get one, `config/` makes plain values of it, and Hydra calls the sweeps' callback with one."""
+    """Commands and the Python door get one, `config/` makes plain values of it, Hydra calls the sweeps with one."""
     package = ROOT / "migm"
-    allowed = {*package.glob("*.py"), *(package / "config").rglob("*.py"), package / "reporting" / "sweep.py"}
+    allowed = {*package.glob("*.py"), *(package / "config").rglob("*.py")}
+    allowed |= {package / "reporting" / "sweep.py", package / "door" / "configs.py"}
     for path in set(SOURCES) - allowed:
         assert "omegaconf" not in path.read_text(encoding="utf-8"), name_of(path)
         assert "import hydra" not in path.read_text(encoding="utf-8"), name_of(path)
+
+
+def test_the_root_holds_commands_alone_and_they_are_short():
+    """`lint-imports` holds that nobody imports them (`[tool.importlinter]`)."""
+    for path in sorted((ROOT / "migm").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 70, path.name
+        if path.name not in ("__init__.py", "__main__.py") and path.stem not in RENAMED:
+            assert "\n@command\ndef main(" in text, path.name
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    commands = {path.stem for path in (ROOT / "migm").glob("*.py")} - {"__init__", "__main__", *RENAMED}
+    assert commands in [set(layer.split(" | ")) for layer in layers["contracts"][0]["layers"]]
+
+
+def test_components_are_chosen_by_config_alone():
+    named = [path for path in SOURCES if "_target_" in path.read_text(encoding="utf-8")]
+    assert {path.parent.name for path in named} == {"config"}
+
+
+def test_no_two_public_types_have_one_name():
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name_of(path))
+    doubled = {name: files for name, files in places.items() if len(files) > 1}
+    # That of the door is a kind of the other.
+    assert doubled == {"Sampler": ["migm/door/sampler.py", "migm/sampling/sampler.py"]}
 
 
 def test_the_wheel_holds_code_configs_and_assets(tmp_path):

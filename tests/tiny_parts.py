@@ -23,7 +23,8 @@ from migm.cifar10.net import CifarNet
 from migm.config.building import build, conf_path, load
 from migm.config.roots import Common, EvaluateConfig, TrainConfig
 from migm.runtime.files import tensors_hash
-from migm.trajectories.collect import collect, trajectory_sampling
+from migm.sampling.sampler import Sampler
+from migm.trajectories.collect import collect
 from migm.trajectories.record import Trajectories
 from migm.trajectories.store import Store
 
@@ -61,9 +62,7 @@ def study_config(output: Path, assets: Path, *overrides: str) -> tuple[DictConfi
 
 def collected(config: Any) -> Store:
     """Fill the store of a config, as `migm.collect` does."""
-    base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    known = trajectory_sampling(config.sampling)
-    return collect(base, sampling, data, config.seed, known)
+    return collect(Sampler(build(config.base), build(config.sampling)), build(config.data), config.seed)
 
 
 def contents(store: Store) -> dict[str, Tensor]:
@@ -217,3 +216,20 @@ def write_tar(path: Path, records: Iterable[tuple[str, dict[str, Any]]]) -> None
                 info.size = data.tell()
                 data.seek(0)
                 tar.addfile(info, data)
+
+
+def smaller_block() -> str:
+    """The Python block of the README, with fewer images and steps."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(import migm\n.*?)```", readme, re.DOTALL)
+    assert block, "README has no python block that imports migm"
+    code, few = block[1], "overrides={'data.num_val_images': 4, 'data.batch_size': 8}"
+    smaller = {
+        "num_images=704": "num_images=24",
+        "max_steps=4000": f"max_steps=8, {few}",
+        "num_images=500": "num_images=20",
+    }
+    for size, less in smaller.items():
+        assert size in code
+        code = code.replace(size, less)
+    return code

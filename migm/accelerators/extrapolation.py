@@ -1,12 +1,13 @@
-"""Forecasts from the values of the last full steps, as weights (docs/originals/methods.md, TaylorSeer, HiCache, FoCa).
+"""Extrapolate the values of the last full steps (docs/originals/methods.md, TaylorSeer, HiCache, FoCa).
 
-Every rule here is linear in the known values, with weights that depend on their steps alone: they
-are worked out in float64 on the host, and a forecast is one weighted sum.
+Every rule is linear in the past values, with weights that depend on the step numbers alone. The weights are computed in
+float64 on the host, and a forecast is one weighted sum.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Protocol
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +18,32 @@ Weights = NDArray[np.float64]
 
 
 class Extrapolation(Protocol):
-    history: int  # how many values it looks back at
+    @property
+    def history(self) -> int:
+        """The number of past values that the rule uses."""
+        ...
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
-        """Weights of the values at `times`, ascending full steps, at most `history` of them, for the one at `step`."""
+        """Return weights that forecast `step` from the values at `times`, at most `history` ascending full steps."""
         ...
 
 
-class Taylor:
-    """TaylorSeer (arXiv 2503.06923): backward differences of the full steps as derivatives at the last of them.
+@dataclass(frozen=True)
+class _OfOrder:
+    max_order: Whole
 
-    Exact on lines at any spacing; beyond order 1 the differences are not derivatives at that step, and
-    `Newton` is exact instead.
+    @property
+    def history(self) -> int:
+        return self.max_order + 1
+
+
+@dataclass(frozen=True)
+class Taylor(_OfOrder):
+    """TaylorSeer (arXiv 2503.06923): backward differences of the full steps, taken as derivatives at the last one.
+
+    Exact on lines at any spacing. Beyond order 1 the differences are not derivatives at that step; there `Newton` is
+    exact.
     """
-
-    def __init__(self, max_order: Whole):
-        self.max_order, self.history = max_order, max_order + 1
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         distance = step - times[-1]
@@ -41,11 +52,9 @@ class Taylor:
         )
 
 
-class Newton:
+@dataclass(frozen=True)
+class Newton(_OfOrder):
     """Newton's interpolation through the last full steps: exact on polynomials of its order at any spacing."""
-
-    def __init__(self, max_order: Whole):
-        self.max_order, self.history = max_order, max_order + 1
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         factors = [1.0]
@@ -54,40 +63,40 @@ class Newton:
         return sum_of(d * f for d, f in zip(differences(times), factors, strict=True))
 
 
-class Hermite:
+@dataclass(frozen=True)
+class Hermite(_OfOrder):
     """HiCache (arXiv 2508.16984): TaylorSeer's differences on physicists' Hermite polynomials, contracted by `scale`.
 
-    F + sum over j >= 1 of D_j / j! * s^j * H_j(s k), k steps after the last full one. Order 1 is
+    F + sum over j >= 1 of D_j / j! * s^j * H_j(s k), k steps after the last full one. The term of order 1 is
     TaylorSeer's times 2 s^2.
     """
 
-    def __init__(self, max_order: Whole, scale: Annotated[float, Limits(above=0, below=1)] = 0.5):
-        self.max_order, self.scale = max_order, scale
-        self.history = max_order + 1
+    scale: Annotated[float, Limits(above=0, below=1)] = 0.5
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         at, s = self.scale * (step - times[-1]), self.scale
         values = [1.0, 2 * at]
         for j in range(1, len(times)):
             values.append(2 * at * values[j] - 2 * j * values[j - 1])
-        known = enumerate(differences(times, span=1))
-        return sum_of(d / math.factorial(j) * s**j * values[j] for j, d in known)
+        orders = enumerate(differences(times, span=1))
+        return sum_of(d / math.factorial(j) * s**j * values[j] for j, d in orders)
 
 
+@dataclass(frozen=True)
 class FoCa:
     """FoCa (arXiv 2508.16211): forecast by a two-step BDF formula, calibrated by the slope of the full steps.
 
-    Of the value one step on, P = ((1 + r)^2 F - r^2 F' + h (1 + r) S) / (1 + 2 r) from the last two
-    values F', F at a distance of h / r and their slope S; then F + h / 2 (S_full + (P - F) / h). Cheap
-    steps go on from each other's values, full steps from theirs and the last full one's. With steps of
-    variable length it is exact on lines, and, being linear in two values, therefore the same as `Taylor`
-    of order 1; `fixed_step` takes r = 1 as the published formula does, whatever the distance of the full steps.
+    F', F are the last two values, at a distance of h / r, and S is their slope. The prediction for the next step is P =
+    ((1 + r)^2 F - r^2 F' + h (1 + r) S) / (1 + 2 r); the forecast is F + h / 2 (S_full + (P - F) / h). Each cheap step
+    goes on from the forecast of the one before, while S_full stays the slope of the last two full steps.
+
+    With steps of variable length the rule is exact on lines. Being linear in two values, it therefore equals `Taylor`
+    of order 1. `fixed_step` takes r = 1 at any distance of the full steps, as the published formula does.
     """
 
-    history = 2
+    fixed_step: bool = False
 
-    def __init__(self, fixed_step: bool = False):
-        self.fixed_step = fixed_step
+    history: ClassVar[int] = 2
 
     def weights(self, times: Sequence[int], step: int) -> Weights:
         values = np.eye(len(times))
@@ -105,18 +114,18 @@ class FoCa:
 
 
 def differences(times: Sequence[int], span: int | None = None) -> list[Weights]:
-    """Backward differences of orders 0, 1, ... at the last of `times`, as weights of the values there.
+    """Return backward differences of orders 0, 1, ... at the last of `times`, as weights of the values there.
 
-    Divided by the distance of all values that enter (Newton's), or of the last `span` + 1.
+    Each is divided by the distance of all values in it (Newton's), or of the last `span` + 1 values.
     """
-    table, found = list(np.eye(len(times))), []
+    table, orders = list(np.eye(len(times))), []
     for k in range(len(times)):
-        found.append(table[-1])
+        orders.append(table[-1])
         over = span or k + 1
         table = [
             (table[i + 1] - table[i]) / (times[i + k + 1] - times[i + k + 1 - over]) for i in range(len(table) - 1)
         ]
-    return found
+    return orders
 
 
 def sum_of(terms: Iterable[Weights]) -> Weights:

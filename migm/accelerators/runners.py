@@ -1,4 +1,4 @@
-"""Ways through the layers of a base, each with what it keeps of them for one branch of one generation."""
+"""Run a base's layers and keep some of their values, for one branch of one generation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -17,8 +17,8 @@ class KeyValues:
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def run(self, blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
-        """All rows through all blocks, a `Runner`; their keys and values replace the stored ones."""
-        self.layers = []  # first, to free their memory
+        """Run all rows through all blocks, as a `Runner`; their keys and values replace the stored ones."""
+        self.layers = []  # before the loop, to free the memory
         for block in blocks:
             k, v = block.k(x, ctx), block.v(x, ctx)
             self.layers.append((k, v))
@@ -28,10 +28,9 @@ class KeyValues:
     def run_rows(
         self, blocks: Sequence[Block], x: Tensor, ctx: Any, rows: Tensor, keep: Tensor | None = None
     ) -> Tensor:
-        """The rows (b, n), each once, as x (b, n, c) through all blocks, attending to what is stored of the others.
+        """Run distinct rows (b, n), as x (b, n, c), through all blocks; other rows keep their stored keys and values.
 
-        Their keys and values are stored; those where `keep` (b, n) is False are not, and what comes
-        out there means nothing.
+        The new keys and values are stored, except where `keep` (b, n) is False. At these rows the output means nothing.
         """
         for block, (k, v) in zip(blocks, self.layers, strict=True):
             put(k.transpose(1, 2), rows, block.k(x, ctx).transpose(1, 2), keep)
@@ -41,14 +40,14 @@ class KeyValues:
 
 
 class Deltas:
-    """A history for what attention adds in every layer, and one for what the feed-forward adds."""
+    """Two series for every layer: the additions of attention and those of the feed-forward."""
 
-    def __init__(self, new_history: Callable[[], "History"]):
+    def __init__(self, new_history: Callable[[], "Series"]):
         self.new_history = new_history
-        self.layers: list[tuple[History, History]] = []
+        self.layers: list[tuple[Series, Series]] = []
 
     def run(self, step: int) -> Callable[[Sequence[Block], Tensor, Any], Tensor]:
-        """A `Runner` of a full pass that adds to the histories."""
+        """Return a `Runner` of a full pass that appends to the series."""
 
         def run(blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
             if not self.layers:
@@ -65,15 +64,15 @@ class Deltas:
         return run
 
     def predict(self, step: int, x: Tensor) -> Tensor:
-        """The layers' predicted additions to x (b, t, c): no block is run."""
+        """Add the layers' predicted additions to x (b, t, c), without running a block."""
         for attn, mlp in self.layers:
             x = x + attn.predict(step)
             x = x + mlp.predict(step)
         return x
 
 
-class History(Protocol):
-    """Values of the full steps, and what they make expect of a later one."""
+class Series(Protocol):
+    """Values of the full steps, and a prediction of the value at a later step."""
 
     def update(self, step: int, value: Tensor) -> None: ...
 
@@ -81,21 +80,22 @@ class History(Protocol):
 
 
 class VVerify:
-    """The residual stream of all rows, with stored keys, values and additions of every layer.
+    """The stored keys, values and additions of every layer, at all rows.
 
-    Of the `image` rows a partial pass computes those whose values have changed most since they were
-    stored, chosen anew in every layer (dLLM-Cache, arXiv 2506.06295, section 3). Most rows have not
-    changed at all, since what enters them was not computed either: of these the ones left alone for
-    longest come first, where the original leaves the choice to rounding.
+    A partial pass computes those of the `image` rows whose values have changed most since they were stored, chosen anew
+    in every layer (dLLM-Cache, arXiv 2506.06295, section 3). Most rows have not changed at all, since their inputs were
+    not computed either. Of these the rows that were stored longest ago come first, where the original leaves the choice
+    to rounding.
     """
 
     def __init__(self) -> None:
-        # k and v (b, t, heads, head channels), attention and MLP (b, t, c), the pass (b, t) that computed them last
+        # k and v (b, t, heads, head channels), attention and MLP (b, t, c), number of the last pass that computed a row
+        # (b, t)
         self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         self.passes = 0
 
     def run(self, blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
-        """All rows through all blocks, a `Runner`; all that is stored is replaced."""
+        """Run all rows through all blocks, as a `Runner`, and replace all stored values."""
         self.layers = []
         for block in blocks:
             k, v = block.k(x, ctx), block.v(x, ctx)
@@ -110,9 +110,9 @@ class VVerify:
     def run_rows(
         self, blocks: Sequence[Block], x: Tensor, ctx: Any, rows: Tensor | None, image: Tensor, num_changed: int
     ) -> Tensor:
-        """x (b, t, c) through all blocks, of which they compute the `rows` (b, n) and `num_changed` of `image` (b, m).
+        """Run x (b, t, c) through all blocks, computing `rows` (b, n) and `num_changed` of the `image` rows (b, m).
 
-        To the others the stored additions are added.
+        The other rows get the stored additions.
         """
         self.passes += 1
         for block, (k, v, attn, mlp, last) in zip(blocks, self.layers, strict=True):
@@ -120,16 +120,16 @@ class VVerify:
             if num_changed:
                 new = block.v(take(x, image), ctx.at(image)).transpose(1, 2)
                 alike = cosine_similarity(new.flatten(2), take(v, image).flatten(2), dim=-1)
-                # Steps so coarse that rounding, which depends on the batch size, does not tell rows apart.
+                # Rounded so coarsely that rounding errors, which depend on the batch size, do not order the rows.
                 order = (alike.double() * 2**16).round() * 2**16 + last.gather(1, image)
                 changed = image.gather(1, order.sort(dim=1, stable=True).indices[:, :num_changed])
                 put(v, image, new)
                 put(k, changed, block.k(take(x, changed), ctx.at(changed)).transpose(1, 2))
                 chosen = changed if rows is None else torch.cat([rows, changed], 1)
             if rows is not None:
-                here, at = take(x, rows), ctx.at(rows)
-                put(k, rows, block.k(here, at).transpose(1, 2))
-                put(v, rows, block.v(here, at).transpose(1, 2))
+                x_rows, at = take(x, rows), ctx.at(rows)
+                put(k, rows, block.k(x_rows, at).transpose(1, 2))
+                put(v, rows, block.v(x_rows, at).transpose(1, 2))
             if chosen is not None:
                 at = ctx.at(chosen)
                 last.scatter_(1, chosen, self.passes)
@@ -148,12 +148,12 @@ def _advance(block: Block, x: Tensor, ctx: Any, k: Tensor, v: Tensor) -> Tensor:
 
 
 def take(stored: Tensor, rows: Tensor) -> Tensor:
-    """Rows (b, n) of (b, t, ...) -> (b, n, ...)."""
+    """Return the rows (b, n) of a tensor (b, t, ...) as (b, n, ...)."""
     return stored[_batch(rows), rows]
 
 
 def put(stored: Tensor, rows: Tensor, new: Tensor, keep: Tensor | None = None) -> None:
-    """Write (b, n, ...) over rows (b, n), each once, of (b, t, ...), in place, but where `keep` (b, n) is False."""
+    """Write `new` (b, n, ...) in place to the distinct rows (b, n) of (b, t, ...) where `keep` (b, n) is True."""
     if keep is not None:
         new = new.where(keep.view(*keep.shape, *(1,) * (new.dim() - 2)), take(stored, rows))
     stored[_batch(rows), rows] = new

@@ -1,1 +1,1 @@
-"""What trajectories look like: the paper's analysis figures on any base."""
+"""The paper's analysis figures of trajectories, on any base."""

@@ -1,4 +1,4 @@
-"""Fig. 3: how smooth the map is from features and new tokens to the next features."""
+"""Fig. 3: smoothness of the map from features and new tokens to the next features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import panels, save
-from migm.analyses.recording import Setting, Trajectories, record
-from migm.runtime.figures import plain_ticks
+from migm.analyses.drawing import panels
+from migm.analyses.recording import RowTrajectories, Setting, record
+from migm.runtime.figures import plain_ticks, write_figure
 from migm.runtime.kinds import Count, Length, Whole
 
 
 class LocalLipschitz:
     """Distances before and after a step between an image's run and runs that fork from it at each of `fork_steps`.
 
-    An input is the features of a step and the embeddings of the tokens that it reveals, on all
-    image rows; the output is the next features. Their ratio is a lower bound of the map's local Lipschitz constant. At
-    the fork itself the features are the same, so that without tokens no constant is large enough.
+    An input is the features of a step and the embeddings of the tokens that it reveals, on all image rows; the
+    output is the next features. The ratio of the distances bounds the map's local Lipschitz constant from below.
+    At the fork the features are equal: without tokens as input no constant would be large enough.
     """
 
     def __init__(self, num_images: Count = 10, fork_steps: Annotated[Sequence[Whole], Length()] = (1, 4, 7, 10)):
@@ -34,8 +34,8 @@ class LocalLipschitz:
             after.append(outputs[:, step:])
             at_fork.append(torch.arange(inputs.shape[1])[step:].expand_as(before[-1]) == step)
         x, y, first = (torch.cat([part.flatten() for part in parts]) for parts in (before, after, at_fork))
-        known = x > 0  # two runs may reveal the same tokens
-        x, y, first = x[known], y[known], first[known]
+        distinct = x > 0  # two runs may reveal the same tokens
+        x, y, first = x[distinct], y[distinct], first[distinct]
         ratio = y / x
         self._draw(x, y, first, figure)
         return {
@@ -65,11 +65,11 @@ class LocalLipschitz:
         right.axvline(float(ratio.median()), color="k", linestyle=":", label=f"median {ratio.median():.2f}")
         right.set(xlabel="local Lipschitz constant (ratio)", ylabel="pairs")
         right.legend(frameon=False, fontsize=8)
-        save(figure, path)
+        write_figure(figure, path)
 
 
-def distances(a: Trajectories, b: Trajectories) -> tuple[Tensor, Tensor]:
-    """Between two runs: of inputs (features and new tokens) and of outputs (next features), both (b, n - 1)."""
+def distances(a: RowTrajectories, b: RowTrajectories) -> tuple[Tensor, Tensor]:
+    """Return distances between two runs of inputs (features and new tokens) and next features, both (b, n - 1)."""
     features, revealed = (
         (x - y).flatten(2).norm(dim=-1) for x, y in ((a.features, b.features), (a.revealed, b.revealed))
     )

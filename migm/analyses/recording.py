@@ -1,4 +1,4 @@
-"""What every analysis starts from: image rows of the features of whole generations, forked ones included."""
+"""Record image rows of features along whole generations, forked ones included, for all analyses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,34 +9,36 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.bases.base import Base, StepRecord, image_rows
 from migm.bases.inputs import InputSource
-from migm.evaluation.cost import Point
-from migm.sampling.loop import Sampling, generate
-from migm.sampling.noise import KeyedNoise, Noise, Step
+from migm.sampling.noise import Noise, Step
+from migm.sampling.sampler import Observer, Sampler
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an analysis looks at; `points` are the configurations that some of them compare."""
+    """The vanilla sampler to analyse, and the `samplers` that some analyses compare."""
 
-    base: Base
-    sampling: Sampling
+    vanilla: Sampler
     inputs: InputSource
-    points: Sequence[Point]
+    samplers: Sequence[Sampler]
     seed: int
+
+    def watch(self, sampler: Sampler, images: Tensor, observer: Observer) -> None:
+        """Generate the images numbered `images` (b,) while the observer watches."""
+        sampler.tokens(self.inputs(images), sampler.noise(self.seed, images), [observer])
 
 
 class Analysis(Protocol):
+    """An analysis that compares the points of the config has `needs_points = True`; without it there may be none."""
+
     def run(self, setting: Setting, figure: Path) -> dict[str, object]:
         """Draw `figure` and return the numbers to quote."""
         ...
 
 
-class Recorder:
-    """An observer that keeps float32 rows of the first guidance half, which is the conditional one."""
+class RowRecorder:
+    """Observer that keeps float32 image rows of the first guidance half, the conditional one."""
 
     def __init__(self, base: Base):
         self.base = base
@@ -54,10 +56,10 @@ class Recorder:
 
 
 @dataclass(frozen=True)
-class Trajectories:
-    """Of b images and n steps: `features` (b, n, l, c); `revealed` likewise, the embeddings of the step's new tokens.
+class RowTrajectories:
+    """Features and new tokens of b images at n steps, both (b, n, l, c).
 
-    Rows whose token the step did not reveal are 0 in `revealed`.
+    `revealed` holds the embeddings of the tokens that the step reveals, and 0 in all other rows.
     """
 
     features: Tensor
@@ -65,7 +67,7 @@ class Trajectories:
 
 
 class ForkedNoise:
-    """The noise of one run up to a step, from there that of another."""
+    """Noise `before` up to a step, and noise `after` from that step on."""
 
     def __init__(self, before: Noise, after: Noise, step: int):
         self.before, self.after, self.step = before, after, step
@@ -82,22 +84,22 @@ class ForkedNoise:
         return self.after if int(step) >= self.step else self.before
 
 
-def record(setting: Setting, images: Tensor, fork: tuple[int, int] | None = None) -> Trajectories:
-    """Vanilla trajectories of the images `images` (b,); `fork` = (step, run) takes that run's noise from a step on."""
-    base, recorder = setting.base, Recorder(setting.base)
-    noise: Noise = KeyedNoise(setting.seed, images.to(base.device))
+def record(setting: Setting, images: Tensor, fork: tuple[int, int] | None = None) -> RowTrajectories:
+    """Record vanilla trajectories of `images` (b,); `fork` = (step, run) takes the noise of `run` from a step on."""
+    sampler, recorder = setting.vanilla, RowRecorder(setting.vanilla.base)
+    noise: Noise = sampler.noise(setting.seed, images)
     if fork:
         step, run = fork
-        noise = ForkedNoise(noise, KeyedNoise(setting.seed + 1000 * run, images.to(base.device)), step)
-    generate(base, setting.inputs(images), setting.sampling, Accelerator(Always()), noise, [recorder])
-    return Trajectories(torch.stack(recorder.features, 1), torch.stack(recorder.revealed, 1))
+        noise = ForkedNoise(noise, sampler.noise(setting.seed + 1000 * run, images), step)
+    sampler.tokens(setting.inputs(images), noise, [recorder])
+    return RowTrajectories(torch.stack(recorder.features, 1), torch.stack(recorder.revealed, 1))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarity along the last dimension, with broadcasting."""
+    """Return the cosine similarity along the last dimension, with broadcasting."""
     return (normalize(a, dim=-1) * normalize(b, dim=-1)).sum(-1)
 
 
 def step_lengths(features: Tensor) -> Tensor:
-    """Distances (b, n - 1) between the features (b, n, l, c) of consecutive steps."""
+    """Return distances (b, n - 1) between the features (b, n, l, c) of consecutive steps."""
     return features.diff(dim=1).flatten(2).norm(dim=-1)

@@ -1,4 +1,4 @@
-"""Run the analyses that a config names, each into a figure and its numbers."""
+"""Run the analyses that a config names, and write a figure and numbers for each."""
 
 import json
 import re
@@ -8,28 +8,28 @@ from pathlib import Path
 import torch
 
 from migm.analyses.recording import Setting
-from migm.config.building import build
+from migm.config.building import build, class_of
+from migm.config.points import Chosen
 from migm.config.roots import AnalyseConfig
-from migm.evaluation.cost import Point
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.files import write_atomic
 from migm.runtime.owned import only, own
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
-
-NEED_POINTS = {"feature_error", "images"}  # the others look at vanilla runs
+from migm.sampling.sampler import Sampler
 
 
 @torch.inference_mode()
-def run(config: AnalyseConfig, compared: Sequence[Point]) -> None:
+def run(config: AnalyseConfig, compared: Sequence[Chosen]) -> None:
     """Write a figure and its numbers for every analysis; some look at the points `compared`."""
     names, folder, console = chosen(config), Path(config.folder), Plain()
-    known = "|".join(map(re.escape, config.analyses))
-    own(folder, "analyses", "folder", only(folder, rf"({known})\.(png|json)"))
+    name_pattern = "|".join(map(re.escape, config.analyses))
+    own(folder, "analyses", "folder", only(folder, rf"({name_pattern})\.(png|json)"))
     base = build(config.base)
-    setting = Setting(base, build(config.sampling), build(config.evalset["inputs"]), compared, config.seed)
-    about = {"base": base.fingerprint(), "num_steps": setting.sampling.num_steps, **environment(base.device)}
+    vanilla, samplers = Sampler(base, build(config.sampling)), [Sampler(base, *parts) for parts in compared]
+    setting = Setting(vanilla, build(config.evalset["inputs"]), samplers, config.seed)
+    about = {"base": base.fingerprint(), "num_steps": vanilla.num_steps, **environment(base.device)}
     with progress(console, "analyses") as bar:
         task = bar.add_task("", total=len(names))
         for name in names:
@@ -42,12 +42,17 @@ def run(config: AnalyseConfig, compared: Sequence[Point]) -> None:
 
 
 def chosen(config: AnalyseConfig) -> list[str]:
-    """The analyses that the config names."""
-    known = list(config.analyses)
+    """Return the names of the analyses that the config chooses; UserError for unknown names."""
+    available = list(config.analyses)
     names = [config.analysis] if isinstance(config.analysis, str) else list(config.analysis or [])
     if names == ["all"]:
-        return known
-    unknown = [name for name in names if name not in known]
+        return available
+    unknown = [name for name in names if name not in available]
     if unknown or not names:
-        raise UserError(f"analysis={config.analysis}: name one or a list of {', '.join(known)}, or all")
+        raise UserError(f"analysis={config.analysis}: name one or a list of {', '.join(available)}, or all")
     return names
+
+
+def compares_points(config: AnalyseConfig) -> bool:
+    """Whether one of the analyses that the config names looks at points; the others look at vanilla runs."""
+    return any(getattr(class_of(config.analyses[name]), "needs_points", False) for name in chosen(config))

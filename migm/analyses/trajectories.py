@@ -1,4 +1,4 @@
-"""Fig. 1: how alike the features of the steps of a generation are, and the path that they take."""
+"""Fig. 1: similarity of the features of a generation's steps, and the path of the features."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import COLOURS, panels, save
+from migm.analyses.drawing import COLOURS, panels
 from migm.analyses.recording import Setting, cosine, record
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
+from migm.runtime.figures import write_figure
 from migm.runtime.kinds import Count, Positive
 
 
 class TrajectorySimilarity:
-    """Cosine similarity of every two steps' features, mean over `num_images`; t-SNE of all of them.
+    """Cosine similarity of every two steps' features, mean over `num_images`, and t-SNE of all features.
 
-    An image's features count as one vector, all image rows in a row. Other images at the same
-    step are the yardstick.
+    The features of an image form one vector of all its image rows. The similarity to other images at the same
+    step is the yardstick.
     """
 
     def __init__(self, num_images: Count = 10, perplexity: Positive = 12.0):
@@ -50,11 +51,11 @@ class TrajectorySimilarity:
             points = right.scatter(*line.T, c=steps, cmap=COLOURS, s=18, zorder=2)
         figure.colorbar(points, ax=right, label="step", shrink=0.85)
         right.set(xticks=[], yticks=[], title=f"t-SNE, {len(places)} images")
-        save(figure, path)
+        write_figure(figure, path)
 
 
 def embedded(features: Tensor, perplexity: float, seed: int) -> np.ndarray:
-    """t-SNE of features (b, n, d) -> places (b, n, 2)."""
+    """Embed features (b, n, d) by t-SNE in the plane, (b, n, 2)."""
     manifold: Any = optional("sklearn.manifold", "analysis=trajectories")
     flat = features.flatten(0, 1).numpy()
     if not 0 < perplexity < len(flat):

@@ -8,13 +8,15 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from migm.runtime.kinds import Count, Length
+from migm.runtime.shapes import Images, Tokens
 
 
 class AmusedVQ(nn.Module):
-    """Images (b, 3, h, w) in [0, 1] <-> ids (b, l), by squares of `stride` (docs/originals/dimoo.md, Image tokenizer).
+    """Convert uint8 images to ids and back, one id per square of `stride` pixels.
 
-    `channels` are the widths of the encoder's levels from the image inwards; the stride is
-    2 ** (levels - 1). Weights are the `vqvae` folder's `diffusion_pytorch_model.safetensors`.
+    The model is in docs/originals/dimoo.md, Image tokenizer. `channels` are the widths of the encoder's levels from the
+    image inwards; the stride is 2 ** (levels - 1). Weights are the `vqvae` folder's
+    `diffusion_pytorch_model.safetensors`.
     """
 
     def __init__(
@@ -41,19 +43,19 @@ class AmusedVQ(nn.Module):
             norm_num_groups=norm_groups,
             mid_block_add_attention=False,
         )
-        # The parts themselves, so that the names are those of the published file.
+        # The parts are attributes of their own, so that the weights have the names of the published file.
         self.encoder, self.quant_conv, self.quantize = vq.encoder, vq.quant_conv, vq.quantize
         self.post_quant_conv, self.decoder = vq.post_quant_conv, vq.decoder
 
     @torch.inference_mode()
-    def to_tokens(self, images: Tensor) -> Tensor:
-        """uint8 images (b, 3, h, w) -> int64 tokens (b, l), row-major."""
+    def to_tokens(self, images: Images) -> Tokens:
+        """Encode images as int64 tokens, row-major."""
         latents = self.quant_conv(self.encoder(self._like_weights(images.float() / 255)))
         return self.quantize(latents.float())[2][2].view(len(images), -1)
 
     @torch.inference_mode()
-    def to_images(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """int64 tokens (b, l) -> uint8 images (b, 3, h, w); values are clamped to [0, 1], then rounded."""
+    def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:
+        """Decode int64 tokens to images; values are clamped to [0, 1], then rounded."""
         rows = self.quantize.embedding(tokens).unflatten(1, grid)
         latents = self._like_weights(rows.permute(0, 3, 1, 2))
         values = self.decoder(self.post_quant_conv(latents)).float()

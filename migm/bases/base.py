@@ -1,24 +1,22 @@
-"""What every base offers: tier 1 of the base contract."""
+"""Define what every base offers: tier 1 of the base contract."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from migm.runtime.errors import UserError
+from migm.runtime.shapes import Images, Positions, Ratio, Tokens
 
-Inputs = Tensor | Sequence[str]  # what images are asked to show: labels (b,), or b prompts
-
-# Shapes, everywhere: b batch, t rows of the backbone's sequence, l image tokens, k new or
-# chosen tokens, c channels, v image vocabulary, n steps. Outside a base file tokens are
-# 0...v-1, and v is the mask.
+Inputs = Int[Tensor, " b"] | Sequence[str]  # labels or prompts of the images to draw
 
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """The facts of a base that the loop, the recorder and a shortcut need."""
+    """The sizes of a base that the loop, the recorder and a shortcut need; letters as in `migm.runtime.shapes`."""
 
     num_tokens: int  # l
     grid: tuple[int, int]  # rows and columns of the token grid
@@ -31,49 +29,53 @@ class BaseSpec:
 class Branch:
     """The sequences of one forward pass.
 
-    `copies` is 2 where both guidance halves run in one pass, conditional first: all that belongs
-    to the branch then has copies * b rows. Two branches of one copy each are two passes.
+    `copies` is 2 if both guidance halves run in one pass, the conditional half first; every tensor of the branch then
+    has copies * b rows. Two branches of one copy each are two passes.
     """
 
-    condition: Tensor  # (copies * b, q) ids of what the images are asked to show, -1 at padding
-    rows: Tensor  # (copies * b, l) where the image tokens are in the sequence
+    condition: Int[Tensor, "cb q"]  # ids of labels or prompts, -1 at padding
+    rows: Int[Tensor, "cb l"]  # where the image tokens are in the sequence
     copies: int = 1
-    mask: Tensor | None = None  # (copies * b, t) False at padding; None: no padding
-    prompt: Tensor | None = None  # (copies * b, q) True at tokens that a learned predictor may read as well
+    mask: Bool[Tensor, "cb t"] | None = None  # False at padding; None: no padding
+    prompt: Bool[Tensor, "cb q"] | None = None  # True at tokens that a learned predictor may read too
 
-    def images(self, images: Tensor) -> "Branch":
-        """The sequences of some of its b images (k,), padding included."""
-        known = {name: getattr(self, name) for name in ("condition", "rows", "mask", "prompt")}
-        return replace(self, **{k: of_images(v, self.copies, images) for k, v in known.items() if v is not None})
+    def images(self, images: Int[Tensor, " k"]) -> "Branch":
+        """Return the sequences of the images with these numbers, padding included."""
+        tensors = {name: getattr(self, name) for name in ("condition", "rows", "mask", "prompt")}
+        return replace(self, **{k: of_images(v, self.copies, images) for k, v in tensors.items() if v is not None})
 
 
-def of_images(values: Tensor, copies: int, images: Tensor) -> Tensor:
-    """What belongs to some of b images (k,): (copies * b, ...) -> (copies * k, ...)."""
+def of_images(
+    values: Shaped[Tensor, " cb *each"], copies: int, images: Int[Tensor, " k"]
+) -> Shaped[Tensor, " {copies}*k *each"]:
+    """Return the rows of the images with these numbers, in every copy."""
     return values.unflatten(0, (copies, -1))[:, images].flatten(0, 1)
 
 
 class Control(NamedTuple):
-    """What a learned predictor may read of new tokens."""
+    """The new tokens as a learned predictor reads them."""
 
-    embeddings: Tensor  # (b, k, c), the base's input embeddings
-    rows: Tensor  # (b, k), their rows in the sequence
-    mask: Tensor | None = None  # (b, k), False at padding
-    prompt: int = 0  # the first so many of the k are tokens of the prompt, not new ones
-    row_mask: Tensor | None = None  # (b, t), False at padding of the sequence
+    embeddings: Float[Tensor, "cb k c"]  # the base's input embeddings
+    rows: Int[Tensor, "cb k"]  # rows of the new tokens in the sequence
+    mask: Bool[Tensor, "cb k"] | None = None  # False at padding
+    prompt: int = 0  # number of prompt tokens, which come first among the k
+    row_mask: Bool[Tensor, "cb t"] | None = None  # False at padding of the sequence
 
 
-def image_rows(features: Tensor, branch: Branch, positions: Tensor | None = None) -> Tensor:
-    """Features (copies * b, t, c) -> those at image positions (b, k), or at all l of them: (copies * b, k, c)."""
+def image_rows(
+    features: Float[Tensor, "cb t c"], branch: Branch, positions: Positions | None = None
+) -> Float[Tensor, "cb k c"]:
+    """Return the features at these image positions, by default at all positions."""
     rows = branch.rows if positions is None else branch.rows.gather(1, positions.repeat(branch.copies, 1))
     return features[torch.arange(len(features), device=features.device)[:, None], rows]
 
 
-def refuse_other_size(images: Tensor, spec: BaseSpec, stride: int) -> None:
-    """UserError unless images (b, 3, h, w) are of the size that a base draws, `stride` pixels a token."""
+def refuse_other_size(images: Images, spec: BaseSpec, stride: int) -> None:
+    """Raise a UserError unless images have the size that a base draws, at `stride` pixels a token."""
     height, width = (side * stride for side in spec.grid)
     if images.shape[-2:] != (height, width):
-        given = f"{images.shape[-1]}x{images.shape[-2]}"
-        raise UserError(f"image of {given} pixels: this base draws {width}x{height}; scale or crop it")
+        size = f"{images.shape[-1]}x{images.shape[-2]}"
+        raise UserError(f"image of {size} pixels: this base draws {width}x{height}; scale or crop it")
 
 
 class Base(Protocol):
@@ -81,73 +83,75 @@ class Base(Protocol):
 
     spec: BaseSpec
     device: torch.device
-    dtype: torch.dtype  # of its weights and features
+    dtype: torch.dtype  # of the weights and the features
 
     def review(self, inputs: Inputs) -> str:
-        """Refuse inputs that it cannot draw; say what of the others it leaves out, as a clause, or nothing."""
+        """Refuse inputs that the base cannot draw; return a clause about ignored parts of the others, or ""."""
         ...
 
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
-        """Labels (b,) or b prompts -> one branch, or both guidance halves."""
+        """Return one branch, or both guidance halves: one branch of two copies, or two branches of one copy."""
         ...
 
-    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
-        """The branch of single halves with these conditions (b, q), as `encode` made and trajectories keep them.
+    def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
+        """Return the branch of single guidance halves with conditions that `encode` made and trajectories store.
 
-        Sequences of several lengths are padded to `length` rows, by default those of the longest.
+        Sequences of several lengths are padded to `length` rows, by default to the longest sequence.
         """
         ...
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> Tensor:
-        """tokens (b, l), mask_ratio (b,) in [0, 1] with 1 = all masked -> (copies * b, t, c)."""
+    def features(self, tokens: Tokens, branch: Branch, mask_ratio: Ratio) -> Float[Tensor, "{branch.copies}*b t c"]:
+        """Return the output of the backbone, which `head` and the predictors read."""
         ...
 
-    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """Logits (b, k, v) of features (b, k, c) at the image positions or the rows (b, k) of the sequence.
+    def head(
+        self, features: Float[Tensor, "b k c"], positions: Positions | None = None, rows: Positions | None = None
+    ) -> Float[Tensor, "b k v"]:
+        """Return logits of features at the image `positions` or the sequence's `rows`, by default at the first k rows.
 
-        Without either, of its first k rows.
-
-        Affine in the features, so that guidance may be applied before it at half the cost.
+        The head is affine in the features, so that guidance may be applied before it at half the cost.
         """
         ...
 
-    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
-        """New tokens at image positions, both (b, k), as all copies read them; `mask` (b, k) is False at padding."""
+    def control(
+        self, tokens: Int[Tensor, "b k"], positions: Positions, branch: Branch, mask: Bool[Tensor, "b k"] | None = None
+    ) -> Control:
+        """Return new tokens at image positions, as all copies read them; `mask` is False at padding."""
         ...
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """tokens (b, l) -> uint8 images (b, 3, h, w), in parts of bounded memory (`migm.bases.decoding`)."""
+    def decode(self, tokens: Tokens) -> Images:
+        """Decode tokens to images, in parts of bounded memory (`migm.bases.decoding`)."""
         ...
 
-    def tokenize(self, images: Tensor) -> Tensor:
-        """uint8 images (b, 3, h, w) of the size it draws -> tokens (b, l), as in-painting needs them.
+    def tokenize(self, images: Images) -> Tokens:
+        """Encode images of the size that the base draws as tokens, for in-painting.
 
-        Another size is a UserError, and so is a base without an encoder, by its name.
+        Raises UserError for another size, and for a base without an encoder.
         """
         ...
 
     def fingerprint(self) -> str:
-        """Short hash of the weights and of the precision they run in."""
+        """Return a short hash of the weights and of their precision."""
         ...
 
     def decoder_fingerprint(self) -> str:
-        """The same of what turns tokens into images."""
+        """Return a short hash of the decoder that turns tokens into images."""
         ...
 
 
 @dataclass
 class StepRecord:
-    """What an observer sees of one step; tensors must not be changed."""
+    """One step as an observer sees it; tensors must not be changed."""
 
     index: int
     num_steps: int
     is_full: bool
     branches: Sequence[Branch]
-    features: Sequence[Tensor]  # one (copies * b, t, c) per branch
-    tokens: Tensor  # (b, l) after the step
-    new_positions: Tensor  # (b, k) revealed by this step, ascending
-    mask_ratio: Tensor  # (b,) before the step
+    features: Sequence[Float[Tensor, "cb _ c"]]  # of every branch
+    tokens: Tokens  # after the step
+    new_positions: Positions  # revealed by this step, ascending
+    mask_ratio: Ratio  # before the step
 
-    def tokens_before(self, mask: int) -> Tensor:
-        """The tokens (b, l) that the step started from; `mask` is the base's id of it."""
+    def tokens_before(self, mask: int) -> Tokens:
+        """Return the tokens before the step; `mask` is the base's id of the mask."""
         return self.tokens.scatter(1, self.new_positions, mask)

@@ -1,4 +1,4 @@
-"""Lumina-DiMOO, text to image, behind the base contract (docs/originals/dimoo.md, Transformer to Sampler)."""
+"""Offer Lumina-DiMOO, text to image, as a base (docs/originals/dimoo.md, Transformer to Sampler)."""
 
 import dataclasses
 import functools
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from migm.bases.amused import AmusedVQ
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
 from migm.bases.decoding import decode
-from migm.bases.layers import Block, Runner, run_blocks
+from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, Markers, padded_ids
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
 from migm.bases.shards import load_shards
@@ -24,24 +25,22 @@ from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.kinds import Count, Whole
+from migm.runtime.shapes import Images, Positions, Ratio, Tokens
 
-SAMPLE = 65_536  # elements of a tensor that its fingerprint looks at
+SAMPLE = 65_536  # number of elements of each tensor that a fingerprint reads
 
 
-class LuminaDiMOO:
+class LuminaDiMOO(Layered):
     """A frozen LLaDA transformer over prompt and image tokens, with a text tokenizer and an image tokenizer.
 
-    `weights` is a checkpoint: a folder or `hf://owner/repository` with `config.json`, which has to
-    agree with `transformer`, and safetensors. `text_tokenizer` is a `tokenizer.json`, `tokenizer_weights`
-    the image tokenizer's file. `random_weights` builds the shape without any of them; where the text
-    tokenizer is no local file, prompts then become ids by a checksum of every word. The last
-    `vocab_size` ids are the image codes.
+    `weights` is a checkpoint, a folder or `hf://owner/repository`, with safetensors and a `config.json` that has to
+    agree with `transformer`. `text_tokenizer` is a `tokenizer.json`, `tokenizer_weights` the image tokenizer's file.
+    `random_weights` builds the model without any of these files; if then the text tokenizer is not a local file, every
+    word of a prompt becomes an id by its checksum. The last `vocab_size` ids are the image codes.
 
-    Guidance halves are two sequences of different length. By `one_pass` they are padded and run
-    together, which pays where a pass is too small to fill the device; else they are two passes.
+    The guidance halves are two sequences of different length. With `one_pass` they are padded and run together, which
+    pays off if one pass is too small to fill the device; otherwise they are two passes.
     """
-
-    tars = "migm.trajectories.dimoo_tars.DiMOOTars"  # how its released code lays out trajectories
 
     def __init__(
         self,
@@ -69,16 +68,16 @@ class LuminaDiMOO:
         self.transformer = self._transformer(transformer, None if random_weights else weights)
         if not random_weights:
             load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
-        own = pick_dtype(tokenizer_dtype or "float32", self.device)
-        self.tokenizer = tokenizer.to(self.device, own).eval().requires_grad_(False)
+        precision = pick_dtype(tokenizer_dtype or "float32", self.device)
+        self.tokenizer = tokenizer.to(self.device, precision).eval().requires_grad_(False)
         grid = (height // stride, width // stride)
         self.offset, self.one_pass = transformer.embedding_size - vocab_size, one_pass
-        known = Markers(**markers)
-        self.layout = Layout(grid, known, self.offset, self.device)
+        marker_ids = Markers(**markers)
+        self.layout = Layout(grid, marker_ids, self.offset, self.device)
         if random_weights and not Path(str(text_tokenizer)).is_file():
             text = Checksums(min(markers.values()))
         else:
-            text = TokenizerFile(text_tokenizer, known, "base.text_tokenizer")
+            text = TokenizerFile(text_tokenizer, marker_ids, "base.text_tokenizer")
         self.template = PromptTemplate(text, system)
         self.unconditional = torch.tensor(self.template.unconditional, device=self.device)
         self.spec = BaseSpec(grid[0] * grid[1], grid, vocab_size, transformer.d_model, transformer.n_layers)
@@ -105,32 +104,32 @@ class LuminaDiMOO:
 
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
         prompts = self._prompts(inputs)
-        one = self.branch(padded_ids(prompts, self.device))
+        conditional = self.branch(padded_ids(prompts, self.device))
         if not guided:
-            return [one]
+            return [conditional]
         if self.one_pass:
             both = [*prompts, *[self.template.unconditional] * len(prompts)]
             return [dataclasses.replace(self.branch(padded_ids(both, self.device)), copies=2)]
         none = self.branch(self.unconditional.expand(len(prompts), -1))
-        return [one, dataclasses.replace(none, prompt=None)]
+        return [conditional, dataclasses.replace(none, prompt=None)]
 
-    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+    def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
         lengths = (condition >= 0).sum(1)
         num_rows = length or condition.shape[1] + self.layout.num_rows
         mask = torch.arange(num_rows, device=condition.device) < lengths[:, None] + self.layout.num_rows
         rows = lengths[:, None] + self.layout.places
         return Branch(condition, rows, mask=None if mask.all() else mask, prompt=self._prompt(condition))
 
-    def _prompt(self, condition: Tensor) -> Tensor:
-        """True at prompt tokens (b, q) of conditional halves."""
+    def _prompt(self, condition: Int[Tensor, "b q"]) -> Bool[Tensor, "b q"]:
+        """Return a mask that is True at the prompt tokens of conditional halves."""
         width = max(condition.shape[1], len(self.unconditional))
         ids, none = (padded_to(row, width) for row in (condition, self.unconditional[None]))
         return (condition >= 0) & (ids != none).any(1, keepdim=True)
 
     def prepare(
-        self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, rows: Tensor | None = None
-    ) -> tuple[Tensor, Context]:
-        """The first block's input (copies * b, t, c), and what blocks need besides; of `rows` (copies * b, n) alone."""
+        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
+    ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Context]:
+        """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         image = self.layout.image_ids(tokens, self.spec.vocab_size).repeat(branch.copies, 1)
         lengths = branch.rows[:, 0] - self.layout.places[0]
         num_rows = branch.condition.shape[1] + self.layout.num_rows if branch.mask is None else branch.mask.shape[1]
@@ -141,18 +140,18 @@ class LuminaDiMOO:
     def blocks(self) -> Sequence[Block]:
         return self.transformer.blocks  # type: ignore[return-value]
 
-    def finalize(self, x: Tensor) -> Tensor:
-        """The last block's output -> features."""
+    def finalize(self, x: Float[Tensor, "cb r c"]) -> Float[Tensor, "cb r c"]:
+        """Turn the last block's output into features."""
         return self.transformer.finalize(x)
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor:
-        x, ctx = self.prepare(tokens, branch, mask_ratio)
-        return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
-
-    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def head(
+        self, features: Float[Tensor, "b k c"], positions: Positions | None = None, rows: Positions | None = None
+    ) -> Float[Tensor, "b k v"]:
         return linear(features, self.transformer.ff_out.weight[self.offset :])
 
-    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
+    def control(
+        self, tokens: Int[Tensor, "b k"], positions: Positions, branch: Branch, mask: Bool[Tensor, "b k"] | None = None
+    ) -> Control:
         copies, embed = branch.copies, self.transformer.wte
         embeddings = embed(tokens.clamp(max=self.spec.vocab_size - 1) + self.offset).repeat(copies, 1, 1)
         rows = branch.rows.gather(1, positions.repeat(copies, 1))
@@ -166,28 +165,28 @@ class LuminaDiMOO:
         keys = torch.cat([branch.prompt, new], 1)
         return Control(embeddings, torch.cat([before, rows], 1), keys, q, branch.mask)
 
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: Tokens) -> Images:
         return decode(self.tokenizer, tokens, self.spec.grid)
 
-    def tokenize(self, images: Tensor) -> Tensor:
+    def tokenize(self, images: Images) -> Tokens:
         refuse_other_size(images, self.spec, self.tokenizer.stride)
         return self.tokenizer.to_tokens(images.to(self.device))
 
     @functools.cache  # noqa: B019  a base lives as long as its command
     def fingerprint(self) -> str:
-        known: dict[str, Any] = {"template": self.template.unconditional, "grid": self.spec.grid}
-        return tensors_hash(sampled(self.transformer), str(self.dtype), str(known))
+        settings: dict[str, Any] = {"template": self.template.unconditional, "grid": self.spec.grid}
+        return tensors_hash(sampled(self.transformer), str(self.dtype), str(settings))
 
     @functools.cache  # noqa: B019
     def decoder_fingerprint(self) -> str:
         return tensors_hash(self.tokenizer.state_dict())
 
 
-def padded_to(ids: Tensor, width: int) -> Tensor:
-    """ids (b, q) with -1 up to `width` columns."""
+def padded_to(ids: Int[Tensor, "b _"], width: int) -> Int[Tensor, "b {width}"]:
+    """Pad the ids with -1 to `width` columns."""
     return nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
 
 
 def sampled(module: nn.Module) -> dict[str, Tensor]:
-    """Up to `SAMPLE` elements of every tensor, evenly spread: to hash all of 16 GB takes a minute."""
+    """Return up to `SAMPLE` evenly spread elements of every tensor; hashing all 16 GB would take a minute."""
     return {name: t.flatten()[:: max(1, t.numel() // SAMPLE)] for name, t in module.state_dict().items()}

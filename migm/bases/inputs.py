@@ -1,7 +1,5 @@
-"""What images are asked to show: labels or prompts, as a function of the image's number."""
+"""Provide the labels or prompts of images, as a function of the image's number."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,17 +8,19 @@ from torch import Tensor
 from migm.bases.base import Base, Inputs
 from migm.runtime.distributed import first_console
 from migm.runtime.errors import UserError
+from migm.runtime.files import content_hash
+from migm.runtime.jsonl import numbered_lines, parsed
 from migm.runtime.kinds import Count
 from migm.runtime.reading import files_of, read_text
 
 
 class InputSource(Protocol):
     def __call__(self, images: Tensor) -> Inputs:
-        """Inputs of the images numbered `images` (b,)."""
+        """Return the inputs of the images numbered `images` (b,)."""
         ...
 
     def fingerprint(self) -> str:
-        """What identifies the source in manifests and results."""
+        """Return a text that identifies the source in manifests and results."""
         ...
 
 
@@ -38,7 +38,7 @@ class Classes:
 
 
 class Prompts:
-    """The prompts of a file or folder in turn, or those from `first` to before `last` alone."""
+    """The prompts of a file or folder in turn, or only those from `first` to before `last`."""
 
     def __init__(self, file: str | Path, first: int = 0, last: int | None = None):
         every = read_prompts(Path(file))
@@ -51,12 +51,12 @@ class Prompts:
         return [self.prompts[number % len(self.prompts)] for number in images.tolist()]
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:12]
+        digest = content_hash("\n".join(self.prompts))
         return f"{len(self.prompts)} prompts {digest}"
 
 
 def review(base: Base, inputs: Inputs, key: str = "") -> None:
-    """Refuse inputs that `base` cannot draw, before any is drawn, and say in one line what it leaves out of others."""
+    """Refuse inputs that `base` cannot draw, and print in one line what it ignores of the others."""
     where = f"{key}: " if key else ""
     try:
         left_out = base.review(inputs.unique() if isinstance(inputs, Tensor) else list(dict.fromkeys(inputs)))
@@ -67,9 +67,9 @@ def review(base: Base, inputs: Inputs, key: str = "") -> None:
 
 
 def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:
-    """Prompts of a `.txt` (one a line), `.jsonl` or `.json` file (strings, or objects with `prompt`).
+    """Read prompts from a `.txt` file (one a line), or a `.jsonl` or `.json` file (strings, or objects with `prompt`).
 
-    A folder holds one prompt in each of its `.txt` files, in the order of their names, as ELLA's DPG-Bench does.
+    In a folder each `.txt` file holds one prompt, as in ELLA's DPG-Bench; they are read in the order of their names.
     """
     if path.is_dir():
         return [_prompt(" ".join(read_text(file).split()), str(file)) for file in files_of(path, ".txt")]
@@ -82,7 +82,7 @@ def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:
     if kind == ".txt":
         return [line.strip() for line in text.split("\n") if line.strip()]
     if kind == ".jsonl":
-        lines = [(f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = [(f"{path}, line {n}", line) for n, line, _ in numbered_lines(text) if line.strip()]
         return [_prompt(_parsed(line, origin), origin) for origin, line in lines]
     content = _parsed(text, str(path))
     items = list(content.values()) if isinstance(content, dict) else content
@@ -93,8 +93,8 @@ def read_prompts(path: Path, key: str = "inputs.file") -> list[str]:
 
 def _parsed(text: str, origin: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parsed(text)
+    except ValueError as error:
         raise UserError(f"{origin} is not valid JSON ({error})") from error
 
 
@@ -106,5 +106,5 @@ def _prompt(item: Any, origin: str) -> str:
 
 
 def captioned(inputs: Inputs) -> list[str]:
-    """What each image of a batch was asked to show."""
+    """Return the label or prompt of each image of a batch as text."""
     return [f"label {label}" for label in inputs.tolist()] if isinstance(inputs, Tensor) else list(inputs)

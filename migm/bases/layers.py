@@ -1,73 +1,95 @@
-"""Tier 2 of the base contract: the layers of a base, on any rows of its sequence."""
+"""Define tier 2 of the base contract: the layers of a base, on any rows of its sequence."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from migm.bases.base import Base, Branch
 from migm.runtime.errors import UserError
+from migm.runtime.shapes import Ratio, Tokens
 
 
-class Context(Protocol):
-    """What the blocks need besides the rows they work on."""
+class LayerContext(Protocol):
+    """What blocks need besides their rows."""
 
-    def at(self, rows: Tensor | None) -> Self:
-        """The context of the rows (b, n) of this one's; of all without."""
+    def at(self, rows: Int[Tensor, "cb r"] | None) -> "LayerContext":
+        """Return the context of these rows, or of all rows without `rows`."""
         ...
 
 
 class Block(Protocol):
-    """One layer, on any rows (b, n, c) of the sequence; `ctx` knows which they are."""
+    """One layer, on any rows of the sequence; `ctx` belongs to the same rows."""
 
-    def k(self, x: Tensor, ctx: Any) -> Tensor:
-        """Keys (b, heads, n, head channels), position encoding included."""
+    def k(self, x: Float[Tensor, "cb r c"], ctx: Any) -> Float[Tensor, "cb heads r d"]:
+        """Return the keys, with position encoding."""
         ...
 
-    def v(self, x: Tensor, ctx: Any) -> Tensor: ...
+    def v(self, x: Float[Tensor, "cb r c"], ctx: Any) -> Float[Tensor, "cb heads r d"]: ...
 
-    def attn_delta(self, x: Tensor, ctx: Any, k: Tensor, v: Tensor) -> Tensor:
-        """What attention to the keys and values of all t rows adds to x."""
+    def attn_delta(
+        self, x: Float[Tensor, "cb r c"], ctx: Any, k: Float[Tensor, "cb heads t d"], v: Float[Tensor, "cb heads t d"]
+    ) -> Float[Tensor, "cb r c"]:
+        """Return what attention to the keys and values of the whole sequence adds to x."""
         ...
 
-    def mlp_delta(self, x: Tensor, ctx: Any) -> Tensor: ...
+    def mlp_delta(self, x: Float[Tensor, "cb r c"], ctx: Any) -> Float[Tensor, "cb r c"]: ...
 
-    def __call__(self, x: Tensor, ctx: Any) -> Tensor:
-        """All of them on all rows, fused: x (b, t, c) -> (b, t, c)."""
+    def __call__(self, x: Float[Tensor, "cb t c"], ctx: Any) -> Float[Tensor, "cb t c"]:
+        """Run attention and feed-forward on all rows, fused."""
         ...
 
 
-Runner = Callable[[Sequence[Block], Tensor, Any], Tensor]  # blocks, x (b, t, c), ctx -> the last one's output
+# A function of the blocks, the first block's input and the context that returns the last block's output.
+Runner = Callable[[Sequence[Block], Float[Tensor, "cb t c"], Any], Float[Tensor, "cb t c"]]
 
 
 class LayerBase(Base, Protocol):
-    """A base that offers its layers: `features` is `finalize` of the blocks' run on what `prepare` gives."""
+    """A base that offers its layers: `features` is `prepare`, then all blocks, then `finalize`."""
 
     @property
     def blocks(self) -> Sequence[Block]: ...
 
     def prepare(
-        self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, rows: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """The first block's input (copies * b, t, c) and the blocks' context; of `rows` (copies * b, n) alone."""
+        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
+    ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Any]:
+        """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         ...
 
-    def finalize(self, x: Tensor) -> Tensor:
-        """The last block's output, any rows of it -> features."""
+    def finalize(self, x: Float[Tensor, "cb r c"]) -> Float[Tensor, "cb r c"]:
+        """Turn the last block's output, at any rows, into features."""
         ...
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor: ...
+    def features(
+        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, runner: Runner | None = None
+    ) -> Float[Tensor, "{branch.copies}*b t c"]: ...
+
+
+class Layered:
+    """Features of a base that offers its layers, by the definition of `LayerBase`."""
+
+    blocks: Any
+    prepare: Callable[..., tuple[Tensor, Any]]
+    finalize: Callable[[Tensor], Tensor]
+
+    def features(
+        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, runner: Runner | None = None
+    ) -> Float[Tensor, "{branch.copies}*b t c"]:
+        """Run all blocks on the whole sequence, by `runner` if one is given."""
+        x, ctx = self.prepare(tokens, branch, mask_ratio)
+        return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
 
 
 def layered(base: Base, who: str) -> LayerBase:
-    """The base as one that offers its layers; else UserError says that `who` needs them."""
+    """Return the base with the type of a base that offers its layers; UserError if it does not, as `who` needs them."""
     if not hasattr(base, "blocks"):
         raise UserError(f"{who} works on the layers of a base, which {type(base).__name__} does not offer")
     return base  # type: ignore[return-value]
 
 
-def run_blocks(blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
-    """The fused blocks one after the other: what every other runner of a full pass has to equal."""
+def run_blocks(blocks: Sequence[Block], x: Float[Tensor, "cb t c"], ctx: Any) -> Float[Tensor, "cb t c"]:
+    """Run the fused blocks one after the other; every other runner of a full pass has to give the same output."""
     for block in blocks:
         x = block(x, ctx)
     return x

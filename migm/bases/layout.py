@@ -1,4 +1,4 @@
-"""Lumina-DiMOO's sequence: prompt, then rows of the image between markers (docs/originals/dimoo.md, Sequence)."""
+"""Lay out Lumina-DiMOO's sequence: a prompt, then image rows between markers (docs/originals/dimoo.md, Sequence)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PADDING = -1  # in conditions
+PADDING = -1  # id at the padding of conditions
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of the tokens that are neither text nor image codes, under Lumina-DiMOO's names for them."""
+    """Ids of the tokens that are neither text nor image codes, under Lumina-DiMOO's names."""
 
     mask: int
     newline: int
@@ -32,9 +32,9 @@ NAMES = {
 
 
 class Layout:
-    """The prompt (any length), then `num_rows` rows: two markers, h times w codes and a newline, two markers.
+    """A prompt of any length, then `num_rows` rows: two markers, h lines of w codes and a newline, two markers.
 
-    Image codes c = 0...v-1 have the ids `offset` + c.
+    Image code c = 0...v-1 has the id `offset` + c.
     """
 
     def __init__(self, grid: tuple[int, int], markers: Markers, offset: int, device: torch.device):
@@ -47,21 +47,21 @@ class Layout:
         self.block, self.offset, self.mask = block.to(device), offset, markers.mask
 
     def image_ids(self, tokens: Tensor, vocab_size: int) -> Tensor:
-        """Tokens 0...v-1, v = masked -> ids of the vocabulary, of the same shape."""
+        """Map tokens 0...v-1, and v for masked, to ids of the vocabulary, of the same shape."""
         return (tokens + self.offset).where(tokens < vocab_size, self.mask)
 
     def sequence(self, condition: Tensor, lengths: Tensor, image_ids: Tensor, num_rows: int) -> Tensor:
-        """Ids (b, t) of prompts (b, q) of the `lengths` (b,) and images (b, l), with 0 at padding; t = `num_rows`."""
+        """Join prompts (b, q) of `lengths` (b,) and image ids (b, l) to ids (b, t), 0 at padding; t = `num_rows`."""
         b, q = condition.shape
         ids = condition.new_zeros(b, num_rows)
         ids[:, :q] = condition.clamp(min=0)
         block = self.block.expand(b, -1).scatter(1, self.places.expand(b, -1), image_ids)
-        # Shorter prompts are padded where their image block begins: it is written last.
+        # The image block is written last, since the padding of shorter prompts lies where the block begins.
         return ids.scatter(1, lengths[:, None] + torch.arange(self.num_rows, device=ids.device), block)
 
 
 def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Lists of ids -> (b, q), filled up with -1 on the right."""
+    """Stack lists of ids as (b, q), padded with -1 on the right."""
     ids = torch.full((len(rows), max(map(len, rows))), PADDING)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)

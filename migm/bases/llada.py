@@ -12,12 +12,13 @@ from torch.nn.functional import silu
 
 from migm.bases.transformer import attention
 from migm.runtime.errors import UserError
+from migm.runtime.files import write_json
 from migm.runtime.kinds import Count, NotNegative, Positive
 from migm.runtime.reading import read_text
 
-PREFIX = "model.transformer."  # of every key in the checkpoint
+PREFIX = "model.transformer."  # begins every key in the checkpoint
 
-# What a config.json may say about parts that this transformer has in one form only.
+# The only values that this transformer supports for these keys of a config.json.
 ONLY: dict[str, tuple[Any, ...]] = {
     "block_type": ("llama",),
     "block_group_size": (1,),
@@ -50,7 +51,7 @@ class LLaDAConfig:
 
     @classmethod
     def read(cls, path: Path) -> "LLaDAConfig":
-        """The config of a checkpoint; a missing or unsupported entry is refused by name, none is guessed."""
+        """Read the config of a checkpoint; a missing or unsupported entry is refused by name, never guessed."""
         try:
             content = json.loads(read_text(path))
             values = {field.name: content[field.name] for field in fields(cls)}
@@ -66,32 +67,32 @@ class LLaDAConfig:
         return cls(**values)
 
     def check(self, path: Path) -> None:
-        """Refuse a checkpoint whose `config.json` says another size."""
+        """Refuse a checkpoint whose `config.json` has another size."""
         for name, value in vars(self.read(path)).items():
             if value != getattr(self, name):
-                own = f"base.transformer.{name}={getattr(self, name)}"
-                raise UserError(f"{own}, but {path} says {value}; set base.transformer.{name}={value}")
+                setting = f"base.transformer.{name}={getattr(self, name)}"
+                raise UserError(f"{setting}, but {path} says {value}; set base.transformer.{name}={value}")
 
     def write(self, path: Path) -> None:
-        """A `config.json` that `read` accepts."""
+        """Write a `config.json` that `read` accepts."""
         content = {**vars(self), **{key: allowed[0] for key, allowed in ONLY.items()}, "n_kv_heads": self.n_heads}
-        path.write_text(json.dumps({"model_type": "llada", **content}, indent=1) + "\n", encoding="utf-8")
+        write_json(path, {"model_type": "llada", **content})
 
 
 class Context(NamedTuple):
-    """What every block needs besides its rows: rotations of the sequence's rows, and which keys count."""
+    """The context of the blocks: rotations of the rows they work on, and which keys count."""
 
     cos: Tensor  # (t, head channels) or (b, n, head channels), float32
     sin: Tensor
     mask: Tensor | None = None  # (b, 1, 1, keys) True where a key counts
 
     def at(self, rows: Tensor | None) -> "Context":
-        """The rotations of the rows (b, n) alone; all of them without."""
+        """Return the context of the rows (b, n) alone, or of all rows without `rows`."""
         return self if rows is None else self._replace(cos=self.cos[rows], sin=self.sin[rows])
 
 
 def rotations(rows: int, head_channels: int, theta: float, device: torch.device) -> Context:
-    """Rotary position tables of rows 0...rows-1, float32, each angle for channel j and j + head_channels / 2."""
+    """Return rotary tables of rows 0...rows-1, float32; channels j and j + head_channels / 2 have the same angle."""
     exponent = torch.arange(0, head_channels, 2, dtype=torch.float32, device=device) / head_channels
     angles = torch.arange(rows, dtype=torch.float32, device=device)[:, None] * theta**-exponent
     angles = torch.cat([angles, angles], -1)
@@ -99,7 +100,7 @@ def rotations(rows: int, head_channels: int, theta: float, device: torch.device)
 
 
 def rotate(x: Tensor, ctx: Context) -> Tensor:
-    """Rotary position embedding of x (b, heads, n, head channels), computed in at least float32."""
+    """Apply the rotary position embedding to x (b, heads, n, head channels), computed in at least float32."""
     cos, sin = (table.unsqueeze(-3) for table in (ctx.cos, ctx.sin))
     wide = x.float() if x.dtype.itemsize < 4 else x
     low, high = wide.chunk(2, -1)
@@ -107,7 +108,7 @@ def rotate(x: Tensor, ctx: Context) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in at least float32, cast back, then times a gain."""
+    """x / rms(x) in at least float32, cast back, then multiplied by a gain."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
@@ -121,8 +122,8 @@ class RMSNorm(nn.Module):
 class LlamaBlock(nn.Module):
     """Pre-norm attention with rotary positions, then a gated feed-forward; no biases.
 
-    `k`, `v`, `attn_delta` and `mlp_delta` work on any rows of the sequence (tier 2 of the base
-    contract); `forward` is all of them on all rows.
+    `k`, `v`, `attn_delta` and `mlp_delta` work on any rows of the sequence (tier 2 of the base contract); `forward`
+    applies all of them to all rows.
     """
 
     def __init__(self, channels: int, num_heads: int, mlp_channels: int, eps: float):
@@ -137,23 +138,23 @@ class LlamaBlock(nn.Module):
         self.ff_out = nn.Linear(mlp_channels, channels, bias=False)
 
     def k(self, x: Tensor, ctx: Context) -> Tensor:
-        """Keys (b, heads, n, head channels) of x (b, n, c), rotated by the rows of `ctx`."""
+        """Return the keys (b, heads, n, head channels) of x (b, n, c), rotated by the rows of `ctx`."""
         return rotate(self._heads(self.k_proj(self.attn_norm(x))), ctx)
 
     def v(self, x: Tensor, ctx: Context) -> Tensor:
         return self._heads(self.v_proj(self.attn_norm(x)))
 
     def attn_delta(self, x: Tensor, ctx: Context, k: Tensor, v: Tensor) -> Tensor:
-        """What attention adds to x (b, n, c); the keys and values are those of the whole sequence."""
+        """Return what attention to the keys and values of the whole sequence adds to x (b, n, c)."""
         return self._attend(self.attn_norm(x), ctx, k, v)
 
     def mlp_delta(self, x: Tensor, ctx: Context) -> Tensor:
-        """What the feed-forward adds to x (b, n, c)."""
+        """Return what the feed-forward adds to x (b, n, c)."""
         h = self.ff_norm(x)
         return self.ff_out(silu(self.ff_proj(h)) * self.up_proj(h))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """The same composition with one norm less: x (b, t, c) -> (b, t, c)."""
+        """Map x (b, t, c) to (b, t, c), as the methods above do, but with one norm less."""
         h = self.attn_norm(x)
         k, v = rotate(self._heads(self.k_proj(h)), ctx), self._heads(self.v_proj(h))
         x = x + self._attend(h, ctx, k, v)
@@ -168,9 +169,9 @@ class LlamaBlock(nn.Module):
 
 
 def init_block(block: LlamaBlock, layer: int | None = None) -> None:
-    """LLaDA's "mitchell" rule: normal of std 1 / sqrt(fan-in), cut at 3 std.
+    """Initialise a block by LLaDA's "mitchell" rule: normal with std 1 / sqrt(fan-in), cut at 3 std.
 
-    The outputs of layer i have another factor 1 / sqrt(2 (i + 1)).
+    The output projections of layer i get another factor 1 / sqrt(2 (i + 1)).
     """
     for name, part in block.named_children():
         if isinstance(part, nn.Linear):
@@ -197,7 +198,7 @@ class LLaDA(nn.Module):
         self.ff_out = nn.Linear(config.d_model, config.embedding_size, bias=False)
 
     def init_weights(self) -> None:
-        """Fresh weights for training from scratch, by LLaDA's rule."""
+        """Initialise fresh weights for training from scratch, by LLaDA's rule."""
         for layer, block in enumerate(self.blocks):
             init_block(block, layer)  # type: ignore[arg-type]
         for table in (self.wte, self.ff_out):
@@ -207,9 +208,9 @@ class LLaDA(nn.Module):
                 nn.init.ones_(part.weight)
 
     def prepare(self, ids: Tensor, mask: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Context]:
-        """ids (b, t), mask (b, t) False at padding -> the first block's input (b, t, c), and the context.
+        """Return the first block's input and the context of ids (b, t), with a mask (b, t) that is False at padding.
 
-        Of `rows` (b, n) alone, where they are given.
+        The input is (b, t, c), or (b, n, c) for `rows` (b, n) alone.
         """
         head_channels = self.config.d_model // self.config.n_heads
         ctx = rotations(ids.shape[1], head_channels, self.config.rope_theta, ids.device)
@@ -217,7 +218,7 @@ class LLaDA(nn.Module):
         return self.wte(ids if rows is None else ids.gather(1, rows)), ctx
 
     def finalize(self, x: Tensor) -> Tensor:
-        """The last block's output -> features."""
+        """Turn the last block's output into features."""
         return self.ln_f(x)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:

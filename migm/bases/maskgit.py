@@ -1,4 +1,4 @@
-"""Class-conditional MaskGIT: the transformer and its tokenizer behind the base contract."""
+"""Offer class-conditional MaskGIT, a transformer and its tokenizer, as a base."""
 
 import dataclasses
 import functools
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
 from migm.bases.decoding import decode
-from migm.bases.layers import Block, Runner, run_blocks
+from migm.bases.layers import Block, Layered
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
@@ -18,18 +19,16 @@ from migm.bases.weights import load_strictly
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
+from migm.runtime.shapes import Images, Positions, Ratio, Tokens
 
 
-class MaskGIT:
-    """A frozen MaskTransformer with a tokenizer.
+class MaskGIT(Layered):
+    """A frozen MaskTransformer with an image tokenizer.
 
-    `weights` is a file with the transformer's tensors, `tokenizer_weights` one with the
-    tokenizer's: safetensors or published checkpoints, local or `hf://owner/repository/file`;
-    `random_weights` builds both without any file. The tokenizer runs in the transformer's
-    precision unless `tokenizer_dtype` says otherwise.
+    `weights` is a file with the transformer's tensors, `tokenizer_weights` one with the tokenizer's: safetensors or
+    published checkpoints, local or `hf://owner/repository/file`. `random_weights` builds both without any file. The
+    tokenizer runs in the transformer's precision unless `tokenizer_dtype` is set.
     """
-
-    tars = "migm.trajectories.maskgit_tars.MaskGITTars"  # how its released code lays out trajectories
 
     def __init__(
         self,
@@ -50,8 +49,8 @@ class MaskGIT:
         self.transformer = transformer.to(self.device, self.dtype).eval().requires_grad_(False)
         # A float64 base (tests) keeps its tokenizer in float32: ids do not depend on it.
         like_base = torch.float32 if self.dtype == torch.float64 else self.dtype
-        own = pick_dtype(tokenizer_dtype, self.device) if tokenizer_dtype else like_base
-        self.tokenizer = tokenizer.to(self.device, own).eval().requires_grad_(False)
+        precision = pick_dtype(tokenizer_dtype, self.device) if tokenizer_dtype else like_base
+        self.tokenizer = tokenizer.to(self.device, precision).eval().requires_grad_(False)
         side = round(transformer.num_tokens**0.5)
         self.spec = BaseSpec(
             num_tokens=transformer.num_tokens,
@@ -76,13 +75,13 @@ class MaskGIT:
         condition = torch.cat([labels, torch.full_like(labels, n)]) if guided else labels
         return [dataclasses.replace(self.branch(condition[:, None]), copies=2 if guided else 1)]
 
-    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+    def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
         return Branch(condition, torch.arange(self.spec.num_tokens, device=self.device).expand(len(condition), -1))
 
     def prepare(
-        self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, rows: Tensor | None = None
-    ) -> tuple[Tensor, Positioned]:
-        """The first block's input (copies * b, t, c), and what blocks need besides; of `rows` (copies * b, n) alone."""
+        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
+    ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Positioned]:
+        """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         ids = self.transformer.sequence(tokens.repeat(branch.copies, 1), branch.condition[:, 0])
         return self.transformer.prepare(ids, rows)
 
@@ -90,26 +89,26 @@ class MaskGIT:
     def blocks(self) -> Sequence[Block]:
         return self.transformer.transformer.layers  # type: ignore[return-value]
 
-    def finalize(self, x: Tensor) -> Tensor:
-        """The last block's output -> features."""
+    def finalize(self, x: Float[Tensor, "cb r c"]) -> Float[Tensor, "cb r c"]:
+        """Turn the last block's output into features."""
         return self.transformer.finalize(x)
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor:
-        x, ctx = self.prepare(tokens, branch, mask_ratio)
-        return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
-
-    def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def head(
+        self, features: Float[Tensor, "b k c"], positions: Positions | None = None, rows: Positions | None = None
+    ) -> Float[Tensor, "b k v"]:
         return self.transformer.head(features, positions if rows is None else rows)
 
-    def control(self, tokens: Tensor, positions: Tensor, branch: Branch, mask: Tensor | None = None) -> Control:
+    def control(
+        self, tokens: Int[Tensor, "b k"], positions: Positions, branch: Branch, mask: Bool[Tensor, "b k"] | None = None
+    ) -> Control:
         embeddings, copies = self.transformer.embed(tokens, positions), branch.copies
         shared = None if mask is None else mask.repeat(copies, 1)
         return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: Tokens) -> Images:
         return decode(self.tokenizer, tokens, self.spec.grid)
 
-    def tokenize(self, images: Tensor) -> Tensor:
+    def tokenize(self, images: Images) -> Tokens:
         refuse_other_size(images, self.spec, self.tokenizer.stride)
         return self.tokenizer.to_tokens(images.to(self.device))
 

@@ -1,4 +1,4 @@
-"""Sharded safetensors checkpoints, loaded straight to where and how they will run."""
+"""Load sharded safetensors checkpoints directly in the device and dtype of use."""
 
 import json
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 def load_shards(
     module: nn.Module, weights: str | Path, key: str, prefix: str, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Give a module on the meta device the tensors of a checkpoint, whose names are `prefix` + the module's.
+    """Load a checkpoint into a module on the meta device; its names are `prefix` + the module's names.
 
-    `weights` is a folder, or `hf://owner/repository`, with `model.safetensors` or an index and its
-    shards. Each tensor goes to `device` and `dtype` on its own, so that no second copy is in memory.
-    Names and shapes have to be the module's; anything else is refused before the first tensor is
-    kept, or, where a shard is not what the index says, with the shard's name.
+    `weights` is a folder, or `hf://owner/repository`, with `model.safetensors` or an index and its shards. Each tensor
+    is moved to `device` and `dtype` by itself, so that memory never holds a second copy. Names and shapes have to be
+    the module's. Anything else is refused before the first tensor is kept; a shard that differs from the index is
+    refused by its name.
     """
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     files = _files(weights, key, set(wanted))
@@ -38,27 +38,27 @@ def load_shards(
 
 
 def _files(weights: str | Path, key: str, wanted: set[str]) -> dict[str, list[str]]:
-    """File -> names of its tensors, `wanted` and no others."""
+    """Map each file to the names of its tensors, refusing names other than `wanted`."""
     try:
         index = locate(f"{weights}/{INDEX}", key)
     except FileNotFoundError:
         try:
             with safe_open(locate(f"{weights}/{SINGLE}", key), "pt") as file:
-                found = dict.fromkeys(file.keys(), SINGLE)
+                file_of = dict.fromkeys(file.keys(), SINGLE)
         except SafetensorError as error:
             raise UserError(f"{key}={weights}/{SINGLE} is not a complete safetensors file ({error})") from error
     else:
         try:
-            found = dict(json.loads(read_text(index))["weight_map"])
+            file_of = dict(json.loads(read_text(index))["weight_map"])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{key}={weights}/{INDEX} is no index of shards ({error})") from error
-    problems = [f"lacks {name}" for name in sorted(wanted - set(found))]
-    problems += [f"has {name}, which this model has not" for name in sorted(set(found) - wanted)]
+    problems = [f"lacks {name}" for name in sorted(wanted - set(file_of))]
+    problems += [f"has {name}, which this model has not" for name in sorted(set(file_of) - wanted)]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{key}={weights} does not fit the configured model: {'; '.join(problems[:3])}{more}")
     files: dict[str, list[str]] = {}
-    for name, file in found.items():
+    for name, file in file_of.items():
         files.setdefault(file, []).append(name)
     return files
 

@@ -1,28 +1,30 @@
-"""Image tokenizer: a vector-quantised autoencoder between uint8 images and a grid of token ids."""
+"""An image tokenizer: a vector-quantised autoencoder between uint8 images and a grid of token ids."""
 
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from migm.runtime.kinds import Count, Whole
+from migm.runtime.shapes import Images, Tokens
 
 
 class ResidualConv(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         first, last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        nn.init.zeros_(last.weight)  # starts as the identity: trains without norm layers
+        nn.init.zeros_(last.weight)  # begins as the identity, so that it trains without norm layers
         self.body = nn.Sequential(nn.ReLU(), first, nn.ReLU(), last)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x + self.body(x)
 
 
 class ConvVQ(nn.Module):
-    """Convolutional VQ autoencoder with stride 4 and no norm layers, which on a CPU would double its time.
+    """Convolutional VQ autoencoder with stride 4, without norm layers, which would double its time on a CPU.
 
-    Pixels are folded 2x2 into channels first, so no convolution runs wide at full resolution.
-    Images in [-1, 1], (b, 3, h, w) <-> latents (b, code_channels, h / 4, w / 4) <-> ids (b, l).
+    Pixels are folded 2x2 into channels first, so that no wide convolution runs at full resolution. The networks see
+    images in [-1, 1], and latents of `code_channels` channels, a quarter as high and as wide.
     """
 
     stride = 4
@@ -54,15 +56,15 @@ class ConvVQ(nn.Module):
         )
 
     @torch.inference_mode()
-    def to_tokens(self, images: Tensor) -> Tensor:
-        """uint8 images (b, 3, h, w) -> int64 tokens (b, l), row-major, l = (h / stride) * (w / stride)."""
+    def to_tokens(self, images: Images) -> Tokens:
+        """Encode images as int64 tokens, row-major, l = (h / stride) * (w / stride)."""
         latents = self.encoder(self._like_weights(images.float() / 127.5 - 1))
         rows = latents.permute(0, 2, 3, 1).flatten(1, 2).float()
         return torch.cdist(rows, self.quantize.embedding.weight.float()).argmin(-1)
 
     @torch.inference_mode()
-    def to_images(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """int64 tokens (b, l) -> uint8 images (b, 3, h, w); pixels are clamped to [-1, 1], then rounded."""
+    def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:
+        """Decode int64 tokens to images; pixels are clamped to [-1, 1], then rounded."""
         codes = self.quantize.embedding(tokens).unflatten(1, grid).permute(0, 3, 1, 2)
         pixels = self.decoder(self._like_weights(codes)).float()
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

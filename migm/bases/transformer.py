@@ -14,8 +14,8 @@ Inner = TypeVar("Inner", bound=nn.Module)
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Softmax attention over (b, heads, t, head channels); `mask` (b, 1, 1, keys) is True where a key counts.
 
-    Zero where none does. No kernel is asked for that: fused ones of CUDA give other values there. torch's fused
-    kernel is about half as fast as two matrix products for bfloat16 on CPUs.
+    The result is zero where no key counts. Kernels never get such a mask, since CUDA's fused kernels give other values
+    for it. For bfloat16 on CPUs torch's fused kernel is about half as fast as two matrix products.
     """
     if mask is None:
         return _attended(q, k, v, None, dropout)
@@ -24,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropo
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """By a fused kernel, but where that is the slower one or there are no keys; some key counts in every row."""
+    """Attend with a fused kernel, except where it is slower or there are no keys; each row has a key that counts."""
     if k.shape[-2] and (q.device.type != "cpu" or q.dtype != torch.bfloat16):
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
@@ -59,7 +59,7 @@ class PackedAttention(nn.Module):
         return self._attend(*map(self._heads, (q, k, v)), mask=mask)
 
     def project(self, x: Tensor, part: Literal[0, 1, 2]) -> Tensor:
-        """The queries (0), keys (1) or values (2) of x (b, n, c) alone: (b, heads, n, head channels)."""
+        """Return only the queries (0), keys (1) or values (2) of x (b, n, c): (b, heads, n, head channels)."""
         c = x.shape[-1]
         at = slice(part * c, (part + 1) * c)
         return self._heads(linear(x, self.in_proj_weight[at], self.in_proj_bias[at]))
@@ -77,7 +77,7 @@ class PackedAttention(nn.Module):
 
 
 class PreNorm(nn.Module, Generic[Inner]):
-    """LayerNorm and the function it feeds, as the keys `norm` and `fn`; the caller composes them."""
+    """A LayerNorm and the function that it feeds, under the keys `norm` and `fn`; the caller composes them."""
 
     def __init__(self, channels: int, fn: Inner):
         super().__init__()
@@ -85,7 +85,7 @@ class PreNorm(nn.Module, Generic[Inner]):
 
 
 class Wrapped(nn.Module):
-    """One more level in the checkpoint's names: `fn.mha`."""
+    """An extra level in the checkpoint's names: `fn.mha`."""
 
     def __init__(self, mha: PackedAttention):
         super().__init__()
@@ -110,17 +110,17 @@ class FeedForward(nn.Module):
 
 
 class Positioned(NamedTuple):
-    """The blocks' context: none, since every row carries its position from the input on."""
+    """An empty context of the blocks: every row carries its position from the input on."""
 
     def at(self, rows: Tensor | None) -> "Positioned":
         return self
 
 
-class Block(nn.ModuleList):
+class TransformerBlock(nn.ModuleList):
     """Pre-norm block; a list, since the checkpoints name its parts `0` (attention) and `1` (feed-forward).
 
-    `k`, `v`, `attn_delta` and `mlp_delta` work on any rows of the sequence (tier 2 of the base
-    contract); `forward` is all of them on all rows.
+    `k`, `v`, `attn_delta` and `mlp_delta` work on any rows of the sequence (tier 2 of the base contract); `forward`
+    applies all of them to all rows.
     """
 
     def __init__(self, channels: int, num_heads: int, mlp_channels: int, dropout: float):
@@ -132,23 +132,23 @@ class Block(nn.ModuleList):
         return cast(PreNorm[Wrapped], self[0])
 
     def k(self, x: Tensor, ctx: Positioned) -> Tensor:
-        """Keys (b, heads, n, head channels) of x (b, n, c)."""
+        """Return the keys (b, heads, n, head channels) of x (b, n, c)."""
         return self.attention.fn.mha.project(self.attention.norm(x), 1)
 
     def v(self, x: Tensor, ctx: Positioned) -> Tensor:
         return self.attention.fn.mha.project(self.attention.norm(x), 2)
 
     def attn_delta(self, x: Tensor, ctx: Positioned, k: Tensor, v: Tensor) -> Tensor:
-        """What attention adds to x (b, n, c); the keys and values are those of the whole sequence."""
+        """Return what attention to the keys and values of the whole sequence adds to x (b, n, c)."""
         return self.attention.fn.mha.attend(self.attention.norm(x), k, v)
 
     def mlp_delta(self, x: Tensor, ctx: Positioned) -> Tensor:
-        """What the feed-forward adds to x (b, n, c)."""
+        """Return what the feed-forward adds to x (b, n, c)."""
         feed = cast(PreNorm[FeedForward], self[1])
         return feed.fn(feed.norm(x))
 
-    def forward(self, x: Tensor, ctx: Positioned = Positioned()) -> Tensor:  # noqa: B008  it is empty
-        """x (b, t, c) -> (b, t, c), with one projection of queries, keys and values."""
+    def forward(self, x: Tensor, ctx: Positioned = Positioned()) -> Tensor:  # noqa: B008 the default is empty
+        """Map x (b, t, c) to (b, t, c), with one projection for queries, keys and values."""
         x = x + self.attention.fn.mha(self.attention.norm(x))
         return x + self.mlp_delta(x, ctx)
 
@@ -156,7 +156,7 @@ class Block(nn.ModuleList):
 class Trunk(nn.Module):
     """The blocks, under the checkpoint's name `transformer.layers`."""
 
-    def __init__(self, layers: list[Block]):
+    def __init__(self, layers: list[TransformerBlock]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -164,12 +164,12 @@ class Trunk(nn.Module):
 class MaskTransformer(nn.Module):
     """MaskGIT's transformer over l image tokens followed by one class token (t = l + 1).
 
-    Ids: 0...v-1 codes, v mask, v+1... classes, v+1+num_classes "no class". The features are the
-    output of `last_layer`, after its LayerNorm; logits are `features @ table.T + bias`, with
-    one bias row for every position (reference: valeoai/Maskgit-pytorch v1.0).
+    Ids: 0...v-1 codes, v mask, v+1... classes, v+1+num_classes "no class". The features are the output of `last_layer`,
+    after its LayerNorm; logits are `features @ table.T + bias`, with one bias row for every position (reference:
+    valeoai/Maskgit-pytorch v1.0).
 
-    `mask_logit` keeps the mask among the tokens that may be drawn, as v1.0 does and the shortcut
-    paper's fork does not: a drawn mask counts as decoded and becomes v - 1 in the end.
+    With `mask_logit` the mask is one of the tokens that may be drawn, as in v1.0 but not in the shortcut paper's fork:
+    a drawn mask counts as decoded and becomes v - 1 in the end.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class MaskTransformer(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(channels, channels),
         )
-        self.transformer = Trunk([Block(channels, num_heads, mlp_channels, dropout) for _ in range(depth)])
+        self.transformer = Trunk([TransformerBlock(channels, num_heads, mlp_channels, dropout) for _ in range(depth)])
         self.last_layer = nn.Sequential(
             nn.LayerNorm(channels, eps=1e-12),
             nn.Dropout(dropout),
@@ -214,34 +214,34 @@ class MaskTransformer(nn.Module):
         )
 
     def sequence(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Image tokens (b, l) and labels (b,), `num_classes` meaning none -> ids (b, l + 1), class last."""
+        """Return ids (b, l + 1) of image tokens (b, l) and labels (b,), class last; `num_classes` is no class."""
         return torch.cat([tokens, labels[:, None] + self.vocab_size + 1], 1)
 
     def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Raw input embeddings: table row plus position row; ids (b, n), positions (b, n) or all rows."""
+        """Return raw input embeddings, table plus position, of ids (b, n) at positions (b, n) or at all rows."""
         where = self.pos_emb if positions is None else self.pos_emb[0, positions]
         return self.tok_emb(ids) + where
 
     def prepare(self, ids: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Positioned]:
-        """ids (b, t) -> the first block's input (b, t, c), or that of `rows` (b, n), and the blocks' context."""
+        """Return the blocks' input, (b, t, c) for ids (b, t) or (b, n, c) for `rows` (b, n), and their context."""
         ids = ids if rows is None else ids.gather(1, rows)
         return self.first_layer(self.embed(ids, rows)), Positioned()
 
     def finalize(self, x: Tensor) -> Tensor:
-        """The last block's output -> features."""
+        """Turn the last block's output into features."""
         return self.last_layer(x)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (b, t) -> features (b, t, c)."""
+        """Map ids (b, t) to features (b, t, c)."""
         x, ctx = self.prepare(ids)
         for block in self.transformer.layers:
             x = block(x, ctx)
         return self.finalize(x)
 
     def head(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits of the image codes; features (b, n, c) of the given positions (b, n), or of the first n rows.
+        """Return logits of the image codes for features (b, n, c) at the positions (b, n), or at the first n rows.
 
-        -> (b, n, v), or v + 1 with `mask_logit`.
+        The result is (b, n, v), or (b, n, v + 1) with `mask_logit`.
         """
         v = self.num_logits
         bias = self.bias[: features.shape[1], :v] if positions is None else self.bias[:, :v][positions]

@@ -7,12 +7,14 @@ from typing import Any, Literal
 import torch
 import yaml
 from diffusers.models.autoencoders.vq_model import VQModel
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from migm.bases.weights import locate
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count
 from migm.runtime.reading import read_text
+from migm.runtime.shapes import Images, Tokens
 
 # Names of taming-transformers -> names of diffusers, applied in this order (docs/originals/maskgit.md, VQGAN names).
 RENAMED = (
@@ -34,12 +36,12 @@ RENAMED = (
 
 
 class VQGAN(nn.Module):
-    """VQGAN with the arguments of a taming `model.yaml`: images (b, 3, h, w) <-> ids (b, l).
+    """VQGAN with the arguments of a taming `model.yaml`.
 
-    The stride is 2 ** (levels - 1), 16 for the published one. `pixels` says how decoded values
-    become uint8: `clamp` to [-1, 1], or `min_max`, each image stretched to 0...255 and floored,
-    as MaskGIT's own evaluation does (docs/originals/maskgit.md, Pixels). A `model_yaml` (a file, or
-    `hf://owner/repository/file`) replaces the first three arguments by those it holds.
+    The stride is 2 ** (levels - 1), 16 for the published model. `pixels` chooses how decoded values become uint8:
+    `clamp` to [-1, 1], or `min_max`, which stretches each image to 0...255 and floors, as MaskGIT's own evaluation does
+    (docs/originals/maskgit.md, Pixels). A `model_yaml` (a file, or `hf://owner/repository/file`) replaces the first
+    three arguments by its own values.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class VQGAN(nn.Module):
         self.levels = len(ddconfig["ch_mult"])
         self.stride = 2 ** (self.levels - 1)
         self.pixel_channels = ddconfig["ch"] * max(ddconfig["ch_mult"][:2])
-        # Compared with the nominal resolution, at any image size (docs/originals/maskgit.md, Nominal resolution).
+        # These are compared with the nominal resolution, at any image size (docs/originals/maskgit.md, Nominal
+        # resolution).
         sides = [ddconfig["resolution"] >> level for level in range(self.levels)]
         attends = ["Attn" if side in ddconfig["attn_resolutions"] else "" for side in sides]
         self.vq = VQModel(
@@ -74,9 +77,9 @@ class VQGAN(nn.Module):
         )
 
     def from_published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under taming's names -> under this module's; its training losses are left out.
+        """Rename tensors from taming's names to this module's, leaving out its training losses.
 
-        Only these names are taken: other ones come back unchanged and are refused by strict loading.
+        Tensors with other names are returned unchanged; strict loading refuses them.
         """
         renamed = {}
         for name, tensor in tensors.items():
@@ -85,31 +88,31 @@ class VQGAN(nn.Module):
             new = f".{name}"
             for pattern, replacement in RENAMED:
                 new = re.sub(pattern, replacement, new)
-            # The decoder's levels are counted from the image in taming, from the latents in diffusers.
+            # Taming counts the decoder's levels from the image, diffusers from the latents.
             new = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{self.levels - 1 - int(m[1])}", new)
             attention_matrix = re.search(r"attentions\.\d+\.to_.*weight$", new) and tensor.ndim == 4
             renamed[f"vq{new}"] = tensor[:, :, 0, 0] if attention_matrix else tensor
         return renamed
 
-    def latents(self, images: Tensor) -> Tensor:
-        """Images (b, 3, h, w) in [-1, 1] -> latents before quantisation (b, embed_dim, h / stride, w / stride)."""
+    def latents(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h//{self.stride} w//{self.stride}"]:
+        """Return the latents before quantisation, of `embed_dim` channels, of images in [-1, 1]."""
         return self.vq.encode(self._like_weights(images)).latents
 
-    def pixel_values(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (b, l) -> float32 pixels (b, 3, h, w), nominally in [-1, 1] but not clamped."""
+    def pixel_values(self, tokens: Tokens, grid: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+        """Decode tokens to float32 pixels, nominally in [-1, 1] but not clamped."""
         rows = self.vq.quantize.embedding(tokens).unflatten(1, grid)
         latents = self._like_weights(rows.permute(0, 3, 1, 2))
         return self.vq.decoder(self.vq.post_quant_conv(latents)).float()
 
     @torch.inference_mode()
-    def to_tokens(self, images: Tensor) -> Tensor:
-        """uint8 images (b, 3, h, w) -> int64 tokens (b, l), row-major."""
+    def to_tokens(self, images: Images) -> Tokens:
+        """Encode images as int64 tokens, row-major."""
         latents = self.latents(images.float() / 127.5 - 1)
         return self.vq.quantize(latents.float())[2][2].view(len(images), -1)
 
     @torch.inference_mode()
-    def to_images(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """int64 tokens (b, l) -> uint8 images (b, 3, h, w)."""
+    def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:
+        """Decode int64 tokens to images, with `pixels` as chosen."""
         x = self.pixel_values(tokens, grid)
         if self.pixels == "clamp":
             return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -122,7 +125,7 @@ class VQGAN(nn.Module):
 
 
 def read_model_yaml(path: str) -> tuple[Mapping[str, Any], int, int]:
-    """`ddconfig`, `n_embed` and `embed_dim` of a taming `model.yaml`; its training losses are ignored."""
+    """Read `ddconfig`, `n_embed` and `embed_dim` of a taming `model.yaml`; its training losses are ignored."""
     key = "base.tokenizer.model_yaml"
     try:
         params = yaml.safe_load(read_text(locate(path, key), key))["model"]["params"]

@@ -1,4 +1,4 @@
-"""Weight files: found, read without running code from them, and loaded strictly."""
+"""Find weight files, read them without running code from them, and load them strictly."""
 
 import json
 import pickle
@@ -16,15 +16,15 @@ from migm.runtime.errors import UserError
 
 HUB = "hf://"
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
-NESTS = ("model_state_dict", "state_dict")  # where published checkpoints keep the weights
+NESTS = ("model_state_dict", "state_dict")  # keys of the weights in published checkpoints
 
 
 def load_strictly(module: nn.Module, path: str | Path | None, key: str, mapped: bool = False) -> None:
     """Load a file whose tensors are exactly those of `module`; anything else is refused by name.
 
-    The names of a published (pickled) checkpoint go through `module.from_published` where there
-    is one. `mapped` weights stay pages of the file, in its dtype, that all processes of a machine share until
-    they are moved or converted: for frozen weights.
+    If `module.from_published` exists, it renames the tensors of a published (pickled) checkpoint. `mapped` is for
+    frozen weights: they stay memory-mapped pages of the file, in its dtype, which all processes of a machine share
+    until the weights are moved or converted.
     """
     tensors = read_tensors(path, key)[0]
     if is_published(path) and hasattr(module, "from_published"):
@@ -33,9 +33,9 @@ def load_strictly(module: nn.Module, path: str | Path | None, key: str, mapped: 
 
 
 def assign_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, mapped: bool = False) -> None:
-    """Copy `tensors` into `module`, or with `mapped` give them to it, if names and shapes are the same.
+    """Copy `tensors` into `module`, or with `mapped` use them directly, if names and shapes are the same.
 
-    `origin` begins the refusal.
+    The refusal begins with `origin`.
     """
     wanted = module.state_dict()
     problems = [f"lacks {name}" for name in wanted if name not in tensors]
@@ -52,10 +52,10 @@ def assign_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: st
 
 
 def read_tensors(path: str | Path | None, key: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """All tensors and the metadata of a safetensors file or a published checkpoint, on the CPU.
+    """Read all tensors and the metadata of a safetensors file or a published checkpoint, on the CPU.
 
-    `path` is a file or `hf://<owner>/<repository>/<file>`; refusals name `key`. Checkpoints are
-    mapped, not read, so that optimiser states beside the weights cost neither time nor memory.
+    `path` is a file or `hf://<owner>/<repository>/<file>`; refusals name `key`. Checkpoints are memory-mapped, so that
+    optimiser states beside the weights cost neither time nor memory.
     """
     file = locate(path, key)
     if is_published(path):
@@ -68,17 +68,25 @@ def read_tensors(path: str | Path | None, key: str) -> tuple[dict[str, Tensor], 
 
 
 def is_published(path: str | Path | None) -> bool:
-    """Whether a file is a pickled checkpoint, as the original authors publish them."""
+    """Return whether a file is a pickled checkpoint, as the original authors publish them."""
     return Path(str(path)).suffix in PICKLED
 
 
 def locate(path: str | Path | None, key: str) -> Path:
-    """The local file of `path`, fetched from the Hugging Face hub for `hf://owner/repository/file`."""
+    """Return the local file of `path`, fetched from the Hugging Face hub for `hf://owner/repository/file`."""
     if str(path).startswith(HUB):
         return _fetch(str(path), key)
     if path is None or not Path(path).is_file():
         raise FileNotFoundError(f"{key}={path}: no such file")
     return Path(path)
+
+
+def version(path: str | Path | None) -> object:
+    """Return the time and size of a local file, so that its content can be cached until the file changes; else None."""
+    if path is None or not Path(path).is_file():
+        return None
+    state = Path(path).stat()
+    return state.st_mtime_ns, state.st_size
 
 
 def _fetch(address: str, key: str) -> Path:

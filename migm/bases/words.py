@@ -1,4 +1,4 @@
-"""Prompts -> ids: text without markers, framed by those of a template (docs/originals/dimoo.md, Prompt)."""
+"""Turn prompts into ids: text without markers, within a template's markers (docs/originals/dimoo.md, Prompt)."""
 
 import re
 import unicodedata
@@ -17,31 +17,31 @@ from migm.runtime.errors import UserError
 
 TAGS = ("<system>", "</system>", "<user>", "</user>", "<uncondition>")
 PIECES = re.compile(r"\w+|[^\w\s]+")
-FEW = 64  # a vocabulary of at most so many words is told whole
-SHOWN = 8  # unknown words that are named
+FEW = 64  # a vocabulary of at most this many words is listed in messages
+SHOWN = 8  # number of unknown words that a message names
 
 
 class Text(Protocol):
     """A text tokenizer."""
 
-    vocabulary: frozenset[str]  # all its words, or none where they are many
-    unknown_id: int | None  # of what it does not know
+    vocabulary: frozenset[str]  # all words, or none if there are many
+    unknown_id: int | None  # of unknown words
 
     def marker(self, name: str) -> int:
-        """The id of a marker."""
+        """Return the id of a marker."""
         ...
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text, of which none is a marker's, whatever the text says."""
+        """Return the ids of a text, never those of markers, whatever the text contains."""
         ...
 
     def unknown(self, text: str) -> list[str]:
-        """The words that its ids do not tell; signs and punctuation are no words."""
+        """Return the words of a text that have no ids; signs and punctuation are not words."""
         ...
 
 
 class TokenizerFile:
-    """The text tokenizer of a `tokenizer.json`; it adds and cuts nothing. Other ids of `markers` are refused."""
+    """The text tokenizer of a `tokenizer.json`, without added ids or truncation; its markers must have these ids."""
 
     def __init__(self, path: str | Path | None, markers: Markers, key: str):
         file, self.origin = locate(path, key), f"{key}={path}"
@@ -50,47 +50,47 @@ class TokenizerFile:
         except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"{self.origin} is no tokenizer.json ({error})") from error
         for marker, name in NAMES.items():
-            found = tokenizer.token_to_id(name)
-            if found not in (None, getattr(markers, marker)):
+            token_id = tokenizer.token_to_id(name)
+            if token_id not in (None, getattr(markers, marker)):
                 raise UserError(
-                    f"base.markers.{marker}={getattr(markers, marker)}, but {name} is {found} in {self.origin}"
+                    f"base.markers.{marker}={getattr(markers, marker)}, but {name} is {token_id} in {self.origin}"
                 )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
-        # Only what is special can be told to be text, and files declare some markers as plain words.
+        # Only special tokens can be encoded as text, and files declare some markers as plain words.
         tokenizer.add_special_tokens([AddedToken(token.content, special=True) for token in added.values()])
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
         missing, words = getattr(tokenizer.model, "unk_token", None) or "", tokenizer.get_vocab(with_added_tokens=False)
         self.unknown_id: int | None = words.pop(missing, None)
         self.vocabulary = frozenset(words if len(words) <= FEW else ())
-        found = {tokenizer.token_to_id(name) for name in (*TAGS, *NAMES.values())}
-        self.markers = {*added, *found} - {None, self.unknown_id}
+        marker_ids = {tokenizer.token_to_id(name) for name in (*TAGS, *NAMES.values())}
+        self.markers = {*added, *marker_ids} - {None, self.unknown_id}
 
     def marker(self, name: str) -> int:
-        found = self.tokenizer.token_to_id(name)
-        if found is None:
+        token_id = self.tokenizer.token_to_id(name)
+        if token_id is None:
             raise UserError(f"{self.origin} lacks {name}, which belongs around every prompt: another model's file")
-        return found
+        return token_id
 
     def ids(self, text: str) -> list[int]:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        if not self.markers.isdisjoint(ids):  # the vocabulary itself holds them
+        if not self.markers.isdisjoint(ids):  # some markers are words of the vocabulary
             raise UserError(f"{text!r} holds a control marker of this base's language; write it in another way")
         return ids
 
     def unknown(self, text: str) -> list[str]:
-        made, told = self.tokenizer.encode(text, add_special_tokens=False), set[int]()
-        for number, place in zip(made.ids, made.offsets, strict=True):
+        encoding, covered = self.tokenizer.encode(text, add_special_tokens=False), set[int]()
+        for number, place in zip(encoding.ids, encoding.offsets, strict=True):
             if number != self.unknown_id:
-                told.update(range(*place))
-        pieces = [found for found in PIECES.finditer(text) if not told.issuperset(range(*found.span()))]
-        return [found.group() for found in pieces if any(map(_says_something, found.group()))]
+                covered.update(range(*place))
+        pieces = [piece for piece in PIECES.finditer(text) if not covered.issuperset(range(*piece.span()))]
+        return [piece.group() for piece in pieces if any(map(_says_something, piece.group()))]
 
 
 class Checksums:
-    """A stand-in for models with random weights: every word or sign is an id below `num_ids`, by its checksum."""
+    """A stand-in for a text tokenizer of models with random weights: a word's id is its checksum modulo `num_ids`."""
 
     vocabulary: frozenset[str] = frozenset()
     unknown_id: int | None = None
@@ -109,9 +109,9 @@ class Checksums:
 
 
 class PromptTemplate:
-    """Prompts -> ids of `<system>{system}</system><user>{prompt}</user>`, where no prompt is `<uncondition>`.
+    """Prompts -> ids of `<system>{system}</system><user>{prompt}</user>`, with `<uncondition>` in place of no prompt.
 
-    A prompt of which no word is known is refused: it would be drawn like any other such one.
+    A prompt without any known word is refused: it would be drawn like every other such prompt.
     """
 
     def __init__(self, text: Text, system: str):
@@ -128,27 +128,27 @@ class PromptTemplate:
         return [*self.before, *ids, *self.after]
 
     def left_out(self, prompts: Sequence[str]) -> str:
-        """What of the prompts is left out, as a clause; empty where nothing is."""
-        each = [dict.fromkeys(self.text.unknown(prompt)) for prompt in prompts]
-        words, of = Counter(word for unknown in each for word in unknown), sum(map(bool, each))
+        """Return a clause about the words of the prompts that are ignored, empty if there are none."""
+        unknown = [dict.fromkeys(self.text.unknown(prompt)) for prompt in prompts]
+        words, num_prompts = Counter(word for of_prompt in unknown for word in of_prompt), sum(map(bool, unknown))
         if not words:
             return ""
         shown = [self._hinted(word) for word, _ in words.most_common(SHOWN)]
         more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-        where = f", in {of} of {len(prompts)} prompts" if len(prompts) > 1 else ""
+        where = f", in {num_prompts} of {len(prompts)} prompts" if len(prompts) > 1 else ""
         return f"this base does not know and leaves out {', '.join(shown)}{more}{where}{self._known()}"
 
     def _hinted(self, word: str) -> str:
-        """An unknown word, and the one that may be meant."""
+        """Return an unknown word, followed by the most similar known word."""
         close = get_close_matches(word.lower(), self.text.vocabulary, 1)
         return f"{word} ({close[0]}?)" if close else word
 
     def _known(self) -> str:
-        """All words that are known, where those are few."""
+        """List all known words, if they are few."""
         return f"; known are {', '.join(sorted(self.text.vocabulary))}" if self.text.vocabulary else ""
 
 
 def _says_something(sign: str) -> bool:
-    """Letters, digits and pictures do, punctuation and signs do not."""
+    """Return whether a character is a letter, digit or picture, not punctuation or a sign."""
     kind = unicodedata.category(sign)
     return kind[0] in "LMN" or kind == "So"

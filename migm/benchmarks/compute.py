@@ -1,8 +1,8 @@
-"""Milliseconds and FLOPs of full steps, cheap steps, the loop and decoding, beside their floor."""
+"""Time and FLOPs of full steps, cheap steps, the loop and decoding, and the floor that FLOPs set."""
 
-import dataclasses
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,23 +13,24 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Uniform
-from migm.bases.base import Base, Inputs
+from migm.bases.base import Inputs
 from migm.bases.inputs import InputSource
-from migm.evaluation.cost import Point, counted, flops, interleaved, matmul_rate
+from migm.evaluation.cost import counted, flops, interleaved, matmul_rate
 from migm.runtime.console import Plain
 from migm.runtime.progress import progress
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.sampler import Sampler
 
 Job = Callable[[], object]
 
 
-def step_jobs(base: Base, sampling: Sampling, shortcut: torch.nn.Module, inputs: Inputs) -> dict[str, Job]:
-    """`full` and `cheap`: the features of one step in the middle of a run; `decode`: tokens to images."""
-    device, spec, batch_size = base.device, base.spec, len(inputs)
-    branches = base.encode(inputs, guided=sampling.guidance is not None)
+def step_jobs(vanilla: Sampler, shortcut: torch.nn.Module, inputs: Inputs) -> dict[str, Job]:
+    """Return calls to time: `full` and `cheap` compute features of a step, `decode` maps tokens to images."""
+    base, batch_size = vanilla.base, len(inputs)
+    device, spec = base.device, base.spec
+    branches = base.encode(inputs, guided=vanilla.sampling.guidance is not None)
     tokens = torch.randint(0, spec.vocab_size, (batch_size, spec.num_tokens), device=device)
     ratio = torch.full((batch_size,), 0.5, device=device)
-    new = torch.arange(spec.num_tokens // sampling.num_steps, device=device).expand(batch_size, -1)
+    new = torch.arange(spec.num_tokens // vanilla.num_steps, device=device).expand(batch_size, -1)
     predictor = Shortcut(module=shortcut)
     advances = [(predictor.start(base, branch), base.features(tokens, branch, ratio)) for branch in branches]
 
@@ -46,44 +47,43 @@ def step_jobs(base: Base, sampling: Sampling, shortcut: torch.nn.Module, inputs:
 
 
 @torch.inference_mode()
-def measure(
-    base: Base,
-    sampling: Sampling,
+def measure_compute(
+    vanilla: Sampler,
     shortcut: torch.nn.Module,
-    runs: Sequence[Point],
+    samplers: Sequence[Sampler],
     source: InputSource,
     batch_size: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """One row for each part: milliseconds and FLOPs per image, and the floor that the FLOPs alone would take.
+    """Return one row per part: milliseconds and FLOPs per image, and the floor that FLOPs alone would take.
 
-    `overhead` (head, guidance, draw, selection, bookkeeping) is what one step of the loop costs
-    beyond the features: a run that computes them once and reuses them, less that one full step,
-    over N. The floor is at the rate of one large matrix product, measured in the same run.
+    `overhead` (head, guidance, draw, selection, bookkeeping) is the cost of one step of the loop beyond the
+    features: a run that computes features once and reuses them, minus one full step, divided by N. The floor
+    assumes the rate of one large matrix product, measured in the same run.
     """
     images = torch.arange(batch_size)
-    inputs, one = source(images), source(images[:1])
-    reused = Point(sampling, Accelerator(Uniform(1), Reuse(), "reuse"))
+    inputs, one_input = source(images), source(images[:1])
+    base = vanilla.base
+    reused = replace(vanilla, accelerator=Accelerator(Uniform(1), Reuse(), "reuse"))
 
-    def run(point: Point) -> Job:
-        sampled: dict[str, Any] = {"sampling": point.sampling, "accelerator": point.accelerator}
-        return lambda: generate_images(base, inputs, images, 0, **sampled)
+    def run(sampler: Sampler) -> Job:
+        return lambda: sampler.tokens(inputs, sampler.noise(0, images))
 
-    steps = step_jobs(base, sampling, shortcut, inputs)
-    jobs = {**steps, "overhead": run(reused), **{point.label: run(point) for point in runs}}
+    steps = step_jobs(vanilla, shortcut, inputs)
+    jobs = {**steps, "overhead": run(reused), **{sampler.label: run(sampler) for sampler in samplers}}
     with progress(Plain(), "runs") as bar:
         seconds = interleaved(list(jobs.values()), repeats, base.device, bar)
     ms = {part: 1e3 * s / batch_size for part, s in zip(jobs, seconds, strict=True)}
-    work: dict[str, float] = {part: counted(job) for part, job in step_jobs(base, sampling, shortcut, one).items()}
-    work |= {"overhead": flops(base, reused, source), **{p.label: flops(base, p, source) for p in runs}}
+    work: dict[str, float] = {part: counted(job) for part, job in step_jobs(vanilla, shortcut, one_input).items()}
+    work |= {"overhead": flops(reused, source), **{sampler.label: flops(sampler, source) for sampler in samplers}}
     for values in (ms, work):
-        values["overhead"] = (values["overhead"] - values["full"]) / sampling.num_steps
+        values["overhead"] = (values["overhead"] - values["full"]) / vanilla.num_steps
     rate = matmul_rate(base.device, base.dtype)
     return [row(part, ms[part], work[part], ms["full"], rate) for part in jobs]
 
 
 def row(part: str, ms: float, work: float, full: float, rate: float) -> dict[str, Any]:
-    """What is printed and kept of a part."""
+    """Return the row of a part, to print and to keep."""
     floor = 1e3 * work / rate
     return {
         "part": part,
@@ -97,14 +97,14 @@ def row(part: str, ms: float, work: float, full: float, rate: float) -> dict[str
 
 
 def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) -> tuple[int, list[dict[str, Any]]]:
-    """The rows of the largest batch that fits the device's memory, halving from `batch_size`."""
+    """Return the largest batch size that fits the device's memory, halving from `batch_size`, and its rows."""
     while True:
         try:
             return batch_size, measured(batch_size)
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-        # Out here the error is gone, and with it the frames that held the tensors.
+        # Outside of `except` the error is gone, and with it the frames that held the tensors.
         gc.collect()
         torch.cuda.empty_cache()
         Plain().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
@@ -114,17 +114,14 @@ def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) ->
 def show(rows: Sequence[dict[str, Any]], title: str) -> None:
     """Print the rows as a table."""
     table = Table("part", "ms an image", "full steps", "GFLOP", "floor ms", "of floor", title=title)
-    for each in rows:
-        numbers = (f"{each['ms_per_image']:.3f}", f"{each['of_full_step']:.3f}", f"{each['gflop']:.3f}")
-        table.add_row(each["part"], *numbers, f"{each['floor_ms']:.3f}", f"{each['of_floor']:.0%}")
+    for row in rows:
+        numbers = (f"{row['ms_per_image']:.3f}", f"{row['of_full_step']:.3f}", f"{row['gflop']:.3f}")
+        table.add_row(row["part"], *numbers, f"{row['floor_ms']:.3f}", f"{row['of_floor']:.0%}")
     Plain().print(table)
 
 
-def untrained(point: Point, shortcut: torch.nn.Module) -> Point:
-    """The point with the configured shortcut's shape: what it costs does not depend on its weights."""
-    accelerator = point.accelerator
-    if not isinstance(accelerator.predictor, Shortcut):
-        return point
-    return dataclasses.replace(
-        point, accelerator=Accelerator(accelerator.policy, Shortcut(module=shortcut), accelerator.name)
-    )
+def untrained(sampler: Sampler, shortcut: torch.nn.Module) -> Sampler:
+    """Give the sampler the configured shortcut, untrained: the cost does not depend on the weights."""
+    if not isinstance(sampler.accelerator.predictor, Shortcut):
+        return sampler
+    return replace(sampler, accelerator=replace(sampler.accelerator, predictor=Shortcut(module=shortcut)))

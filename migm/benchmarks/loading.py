@@ -1,7 +1,8 @@
-"""What training pairs cost: out of each form they are kept in, out of the released layout, and beside a training step.
+"""Cost of training pairs: from each form of storage, from the released layout, and beside a training step.
 
-Contents are random, shapes those of the base: the bytes are the same. `cold` means that the page cache holds nothing of
-the files (POSIX_FADV_DONTNEED after all mappings are gone), which the bytes that the process reads from the disk show.
+Contents are random but have the base's shapes, so that they have as many bytes. `cold` means that the page
+cache holds nothing of the files (POSIX_FADV_DONTNEED after all mappings are gone). The bytes that the process
+reads from the disk show that.
 """
 
 import gc
@@ -25,9 +26,10 @@ from migm.bases.base import Base
 from migm.evaluation.cost import synchronise
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
-from migm.runtime.figures import plain_ticks, plt
+from migm.runtime.figures import plain_ticks, plt, write_figure
 from migm.runtime.kinds import Count
 from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
 from migm.training.objective import Objective
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
@@ -36,73 +38,75 @@ from migm.trajectories.online import OnlineLoader
 from migm.trajectories.record import Trajectories, packed, padded
 from migm.trajectories.replay import with_features
 from migm.trajectories.store import Store
-from migm.trajectories.tars import export_tars, read_images
+from migm.trajectories.tars import MakeLayout, export_tars, read_images
 
-Row = dict[str, Any]
+BenchRow = dict[str, Any]
 FORMS = {"bfloat16": torch.bfloat16, "int8": torch.int8, "tokens": None}
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How much is written below `folder`, and deleted at the end, and how much of it is read."""
+    """Sizes of the benchmark: images written below `folder`, deleted at the end, and pairs read back."""
 
     folder: str
     num_images: Count  # stored
-    tar_images: Count  # of them in the released layout
-    online_images: Count  # generated, a shard of storage "online"
+    tar_images: Count  # stored images that are also written in the released layout
+    online_images: Count  # generated for a shard of storage "online"
     batches: Count  # read from storage "features", and trained on
-    base_batches: Count  # of storage "tokens", which the base has to compute
+    base_batches: Count  # read from storage "tokens", with features computed by the base
     cold_pairs: Count
 
-    def measure(
-        self, base: Base, sampling: Sampling, data: TrajectoryData, train: Callable[[Pairs], object]
-    ) -> Iterator[Row]:
-        """Rows of `rate` (pairs and MB a second), `cold` (ms of one pair) and `step` (the share of waiting)."""
-        if self.num_images * (sampling.num_steps - 1) < data.batch_size * (self.batches + 1):
+    def measure_pairs(
+        self, sampler: Sampler, data: TrajectoryData, train: Callable[[Pairs], object]
+    ) -> Iterator[BenchRow]:
+        """Yield rows of `rate` (pairs and MB a second), `cold` (ms of one pair) and `step` (the share of waiting)."""
+        if self.num_images * (sampler.num_steps - 1) < data.batch_size * (self.batches + 1):
             raise UserError(f"loading.num_images={self.num_images} gives fewer than loading.batches={self.batches} + 1")
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="loading", dir=self.folder) as temporary:
-            folder = Path(temporary)
-            chosen = (base, sampling, data, self.num_images)
-            stores = {name: random_store(folder / name, *chosen, dtype) for name, dtype in FORMS.items()}
-            bf16 = 2 * PairDataset(stores["bfloat16"]).__getitems__([0]).features.nbytes  # of a pair
+            folder, base = Path(temporary), sampler.base
+            content = (sampler, data, self.num_images)
+            stores = {name: random_store(folder / name, *content, dtype) for name, dtype in FORMS.items()}
+            bf16 = 2 * PairDataset(stores["bfloat16"]).__getitems__([0]).features.nbytes  # bytes of a pair
 
-            def rate(form: str, cache: str, counts: Iterable[int]) -> Row:
+            def rate(form: str, cache: str, counts: Iterable[int]) -> BenchRow:
                 start = time.perf_counter()
                 pairs = sum(counts)
-                second = pairs / (time.perf_counter() - start)
+                pairs_per_second = pairs / (time.perf_counter() - start)
                 return {
                     "part": "rate",
                     "form": form,
                     "cache": cache,
-                    "pairs_per_s": second,
-                    "mb_per_s": second * bf16 / 1e6,
+                    "pairs_per_s": pairs_per_second,
+                    "mb_per_s": pairs_per_second * bf16 / 1e6,
                 }
 
             for form in ("bfloat16", "int8"):
                 yield from self._pairs(stores[form], data, form, rate)
                 yield {"part": "cold", "form": form, **self._cold(stores[form])}
                 yield {"part": "step", "form": form, **self._steps(stores[form], data, train)}
-            if getattr(base, "tars", None):
-                yield from self._tars(stores["bfloat16"], folder, base, rate)
+            if data.tars:
+                yield from self._tars(stores["bfloat16"], folder, base, data.tars, rate)
             read = islice(loader(stores["tokens"], data), self.base_batches)
             replayed = (move_data_to_device(batch, base.device) for batch in read)
             yield rate("tokens", "warm", (len(with_features(batch, base).steps) for batch in replayed))
             yield rate("online", "none", (len(batch.steps) for batch in self._online(data)))
 
-    def rows(self, base: Base) -> int:
-        """How many rows `measure` gives."""
-        return 13 if getattr(base, "tars", None) else 10
+    def num_rows(self, data: TrajectoryData) -> int:
+        """Return the number of rows that `measure_pairs` yields."""
+        return 13 if data.tars else 10
 
-    def _pairs(self, store: Store, data: TrajectoryData, form: str, rate: Callable[..., Row]) -> Iterator[Row]:
+    def _pairs(
+        self, store: Store, data: TrajectoryData, form: str, rate: Callable[..., BenchRow]
+    ) -> Iterator[BenchRow]:
         for cache in ("cold", "warm"):
             if cache == "cold":
                 forget(store.folder)
             batches = islice(loader(store, data), self.batches)
             yield rate(form, cache, (len(batch.steps) for batch in batches))
 
-    def _cold(self, store: Store) -> Row:
-        """Milliseconds from a store that nothing was read of to one random pair, and MB that came from the disk."""
+    def _cold(self, store: Store) -> BenchRow:
+        """Return milliseconds to read one random pair of an unread store, and the MB that came from the disk."""
         milliseconds, megabytes = [], []
         choice = torch.randperm(len(PairDataset(store)), generator=torch.Generator().manual_seed(0))
         for pair in choice[: self.cold_pairs].tolist():
@@ -114,8 +118,11 @@ class Loading:
             megabytes.append((read_bytes() - before) / 1e6)
         return {"ms": statistics.median(milliseconds), "max_ms": max(milliseconds), "mb": statistics.median(megabytes)}
 
-    def _steps(self, store: Store, data: TrajectoryData, train: Callable[[Pairs], object]) -> Row:
-        """Median times of a training step and of waiting for its batch, and the share of all waiting; cold at first."""
+    def _steps(self, store: Store, data: TrajectoryData, train: Callable[[Pairs], object]) -> BenchRow:
+        """Return median times of a training step and of waiting for its batch, and the share of waiting.
+
+        The store is cold at the start.
+        """
         forget(store.folder)
         batches = iter(loader(store, data))
         train(next(batches))
@@ -129,14 +136,16 @@ class Loading:
         middle = {"step_ms": 1e3 * statistics.median(steps), "wait_ms": 1e3 * statistics.median(waits)}
         return {**middle, "wait_share": sum(waits) / sum(steps)}
 
-    def _tars(self, store: Store, folder: Path, base: Base, rate: Callable[..., Row]) -> Iterator[Row]:
-        """Whole trajectories out of tars, one after the other, every pair of each used, as the released code does."""
+    def _tars(
+        self, store: Store, folder: Path, base: Base, layout: MakeLayout, rate: Callable[..., BenchRow]
+    ) -> Iterator[BenchRow]:
+        """Yield rows of whole trajectories read from tars in order, every pair used, as in the released code."""
         images = next(
             i for i in range(len(store.shards) + 1) if sum(s["count"] for s in store.shards[:i]) >= self.tar_images
         )
         few = Store(store.folder)
         few.shards = few.shards[:images]
-        for _ in export_tars(few, folder / "tars", base):
+        for _ in export_tars(few, folder / "tars", base, layout):
             pass
         pairs = 2 * (store.header["num_steps"] - 1)
         for cache in ("cold", "warm"):
@@ -163,7 +172,7 @@ class Loading:
 def training_step(
     base: Base, shortcut: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer
 ) -> Callable[[Pairs], None]:
-    """One step of training on a batch, finished on the device when it returns."""
+    """Return a function that trains on one batch; the device has finished when it returns."""
     shortcut.to(base.device).requires_grad_(True)
 
     def train(batch: Pairs) -> None:
@@ -175,37 +184,36 @@ def training_step(
     return train
 
 
-def random_store(
-    folder: Path, base: Base, sampling: Sampling, data: TrajectoryData, images: int, dtype: torch.dtype | None
-) -> Store:
-    """A store of `random_trajectories` of so many images."""
-    store = Store(folder, {"base": base.fingerprint(), **shape(sampling)})
-    for made in random_trajectories(base, sampling, data, images, dtype):
-        store.append(made)
+def random_store(folder: Path, sampler: Sampler, data: TrajectoryData, images: int, dtype: torch.dtype | None) -> Store:
+    """Return a store with `images` images of `random_trajectories`."""
+    store = Store(folder, {"base": sampler.base.fingerprint(), **shape(sampler.sampling)})
+    for shard in random_trajectories(sampler, data, images, dtype):
+        store.append(shard)
     return store
 
 
 def shape(sampling: Sampling) -> dict[str, int]:
-    """Guidance halves and steps of a trajectory, as a store's header says them."""
+    """Return guidance halves and steps of a trajectory, as in a store's header."""
     return {"copies": 1 + (sampling.guidance is not None), "num_steps": sampling.num_steps}
 
 
 def random_trajectories(
-    base: Base, sampling: Sampling, data: TrajectoryData, images: int, dtype: torch.dtype | None
+    sampler: Sampler, data: TrajectoryData, images: int, dtype: torch.dtype | None
 ) -> Iterator[Trajectories]:
-    """Shards of the base's shape without its meaning: normal features, tokens revealed in a random order."""
-    spec, n, guided = base.spec, sampling.num_steps, sampling.guidance is not None
+    """Yield shards of the base's shape: normal features, and random tokens revealed in a random order."""
+    base, n, guided = sampler.base, sampler.num_steps, sampler.sampling.guidance is not None
+    spec = base.spec
 
     def length(image: int) -> int:
         return max(branch.condition.shape[1] for branch in base.encode(data.inputs(torch.tensor([image])), guided))
 
-    one = base.encode(data.inputs(torch.tensor([max(range(images), key=length)])), guided)  # the longest
+    longest = base.encode(data.inputs(torch.tensor([max(range(images), key=length)])), guided)
     empty, ratio = (
         torch.full((1, spec.num_tokens), spec.vocab_size, device=base.device),
         torch.ones(1, device=base.device),
     )
     with torch.inference_mode():
-        rows = max(base.features(empty, branch, ratio).shape[1] for branch in one)
+        rows = max(base.features(empty, branch, ratio).shape[1] for branch in longest)
     generator = torch.Generator().manual_seed(0)
     steps = torch.arange(spec.num_tokens) * n // spec.num_tokens
     for numbers in torch.arange(images).split(data.shard_images):
@@ -227,7 +235,7 @@ def loader(store: Store, data: TrajectoryData) -> StatefulLoader:
 
 
 def forget(folder: Path) -> None:
-    """Take a folder's files out of the page cache; what is still mapped somewhere would stay."""
+    """Remove a folder's files from the page cache; files that are still mapped would stay."""
     gc.collect()
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -236,12 +244,12 @@ def forget(folder: Path) -> None:
 
 
 def read_bytes() -> int:
-    """Bytes that this process has made the disk read."""
-    found = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+    """Return the bytes that this process has read from the disk."""
+    match = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
-def show(rows: Sequence[Row], title: str) -> None:
+def show(rows: Sequence[BenchRow], title: str) -> None:
     """Print the rows as a table."""
     table = Table("part", "form", "cache", "pairs/s", "MB/s", "ms", "ms waiting", "share", title=title)
     for row in rows:
@@ -253,8 +261,8 @@ def show(rows: Sequence[Row], title: str) -> None:
     Plain().print(table)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Pairs a second of every form, cold where both were measured, on a logarithmic axis."""
+def draw(rows: Sequence[BenchRow], path: Path) -> None:
+    """Draw pairs a second of every form, cold where both were measured, on a logarithmic axis."""
     rates = {row["form"]: row["pairs_per_s"] for row in reversed(rows) if row["part"] == "rate"}
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
     bars = axes.barh(list(rates), list(rates.values()), color="tab:blue")
@@ -262,5 +270,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set(xscale="log", xlabel="training pairs per second")
     plain_ticks(axes.xaxis)
     axes.set_xlim(right=3 * max(rates.values()))  # room for the numbers
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path, dpi=120)

@@ -1,7 +1,8 @@
-"""What threads cost that wait: a training step and a full step alone and beside another job, by OpenMP's settings.
+"""Cost of waiting threads: a training step and a full step, alone and beside another job, by OpenMP's settings.
 
-OpenMP's threads spin between two operations, since that is quicker than to sleep. Beside another job they take its
-time, and it theirs. OpenMP reads how long when it is loaded, so that each setting has a process of its own.
+OpenMP's threads spin between two operations, since spinning is quicker than sleeping. Beside another job the
+threads and the job slow each other down. OpenMP reads the settings when it is loaded, so each setting runs in
+a process of its own.
 """
 
 import multiprocessing
@@ -20,58 +21,62 @@ import torch
 from rich.table import Table
 
 from migm import SPINS
-from migm.benchmarks.loading import random_trajectories, training_step
+from migm.benchmarks.loading import BenchRow, random_trajectories, training_step
 from migm.config.building import build
 from migm.config.roots import BenchConfig
 from migm.evaluation.cost import synchronise
 from migm.runtime.console import Plain
 from migm.runtime.kinds import Count, Threads
+from migm.sampling.sampler import Sampler
 from migm.trajectories.dataset import InMemory, PairDataset
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 SETTINGS: dict[str, dict[str, str]] = {
-    "OpenMP's own": {"GOMP_SPINCOUNT": "300000"},  # what libgomp takes where nothing is said
+    "OpenMP's own": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default
     "10,000 rounds": {"GOMP_SPINCOUNT": "10000"},
     "migm's": {"GOMP_SPINCOUNT": SPINS},
     "100 rounds": {"GOMP_SPINCOUNT": "100"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How often each setting is measured: `rounds` in which the settings take turns, `steps` in each."""
+    """Repetitions of each setting: `rounds` in which the settings take turns, `steps` in each round."""
 
     steps: Count
     rounds: Count
     threads: Threads
 
-    def measure(self, config: BenchConfig) -> Iterator[Row]:
-        """A row for every process; a last setting has one thread."""
+    def measure_threads(self, config: BenchConfig) -> Iterator[BenchRow]:
+        """Yield a row for every process; the last setting has one thread."""
         cases = [(name, env, self.threads) for name, env in SETTINGS.items()] + [("one thread", {}, 1)]
         for round_ in range(self.rounds):
             for others in (0, 1):
                 for name, env, threads in cases:
                     with beside(others), started_with(env):
                         train, full = in_process(step_seconds, config, threads, self.steps)
-                    found = {"train_ms": 1e3 * train, "full_ms": 1e3 * full}
+                    milliseconds = {"train_ms": 1e3 * train, "full_ms": 1e3 * full}
                     about = {"setting": name, **env, "threads": threads, "other_jobs": others, "round": round_}
-                    yield {"part": "threads", **about, **found}
+                    yield {"part": "threads", **about, **milliseconds}
 
-    def rows(self) -> int:
-        """How many rows `measure` gives."""
+    def num_rows(self) -> int:
+        """Return the number of rows that `measure_threads` yields."""
         return self.rounds * 2 * (len(SETTINGS) + 1)
 
 
 def step_seconds(config: BenchConfig, threads: int, steps: int) -> tuple[float, float]:
-    """Median seconds of a training step and of a full step of the base, in this process, at data.batch_size."""
+    """Return median seconds of a training step and of a full step of the base, in this process.
+
+    The batch has `data.batch_size` pairs.
+    """
     torch.set_num_threads(threads)
-    base, sampling, data, shortcut = (build(x) for x in (config.base, config.sampling, config.data, config.shortcut))
+    sampler, data = Sampler(build(config.base), build(config.sampling)), build(config.data)
+    base, shortcut = sampler.base, build(config.shortcut)
     optimizer = build(config.optimizer)(shortcut.named_parameters())
     train = training_step(base, shortcut, build(config.objective), optimizer)
-    images = -(-data.batch_size // (2 * (sampling.num_steps - 1)))
-    pairs = PairDataset(InMemory(next(random_trajectories(base, sampling, data, images, torch.bfloat16))))
+    images = -(-data.batch_size // (2 * (sampler.num_steps - 1)))
+    pairs = PairDataset(InMemory(next(random_trajectories(sampler, data, images, torch.bfloat16))))
     batch = pairs.__getitems__(range(min(data.batch_size, len(pairs))))
     b = len(batch.steps)
     branch, ratio = base.encode(data.inputs(torch.arange(b)), guided=False)[0], torch.full((b,), 0.5)
@@ -85,7 +90,7 @@ def step_seconds(config: BenchConfig, threads: int, steps: int) -> tuple[float, 
 
 
 def timed(job: Callable[[], object], steps: int) -> float:
-    """Median seconds of a call, after three to warm up."""
+    """Return median seconds of a call, after three calls to warm up."""
     seconds = []
     for _ in range(steps + 3):
         start = time.perf_counter()
@@ -95,14 +100,14 @@ def timed(job: Callable[[], object], steps: int) -> float:
 
 
 def in_process(job: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call comes to in a process that starts now, with this environment."""
+    """Return the result of a call in a new process, which gets the current environment."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(job, *arguments).result()
 
 
 @contextmanager
 def beside(others: int) -> Iterator[None]:
-    """So many other processes that never rest, while the block runs."""
+    """Run `others` busy processes while the block runs."""
     with ExitStack() as stack:
         for _ in range(others):
             busy = Popen([sys.executable, "-c", "while True: pass"])
@@ -113,7 +118,7 @@ def beside(others: int) -> Iterator[None]:
 
 @contextmanager
 def started_with(chosen: dict[str, str]) -> Iterator[None]:
-    """The settings that new processes get, instead of any of this one's."""
+    """Set OpenMP's variables to `chosen` alone while the block runs, for processes that start in it."""
     before = {name: os.environ.pop(name) for name in NAMES if name in os.environ}
     os.environ.update(chosen)
     try:
@@ -124,7 +129,7 @@ def started_with(chosen: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def show(rows: Sequence[Row], title: str) -> None:
+def show(rows: Sequence[BenchRow], title: str) -> None:
     """Print the medians over the rounds."""
     table = Table(
         "setting", "threads", "training step, ms", "beside a job", "full step, ms", "beside a job", title=title

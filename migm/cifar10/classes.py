@@ -16,9 +16,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def load(folder: str | Path, split: str) -> tuple[Tensor, Tensor]:
     """Read one split.
 
-    `folder` holds `cifar10-{train,test}.zip` (entries `<class>/<id>.jpg`), or is where
-    torchvision keeps (or may download) its own copy. Returns uint8 images (n, 3, 32, 32)
-    and int64 labels (n,), in a fixed order.
+    `folder` holds `cifar10-{train,test}.zip` (entries `<class>/<id>.jpg`), or torchvision's own copy,
+    which may be downloaded. Returns uint8 images (n, 3, 32, 32) and int64 labels (n,), in a fixed order.
     """
     archive = Path(folder) / f"cifar10-{split}.zip"
     if archive.exists():
@@ -45,12 +44,12 @@ def _from_zip(archive: Path) -> tuple[Tensor, Tensor]:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1], the range of tokenizer and feature net."""
+    """Map uint8 [0, 255] to float32 [-1, 1], the range of tokenizer and feature net."""
     return images.float() / 127.5 - 1
 
 
 def augment(images: Tensor, generator: torch.Generator, pad: int = 2) -> Tensor:
-    """Random flip and random crop after reflection padding, drawn per image; (b, 3, h, w) -> same."""
+    """Flip and crop each image at random, after reflection padding by `pad`; (b, 3, h, w) -> (b, 3, h, w)."""
     b, _, h, w = images.shape
     flip = torch.rand(b, generator=generator) < 0.5
     images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)

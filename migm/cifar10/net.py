@@ -25,8 +25,8 @@ class Residual(nn.Module):
 class CifarNet(nn.Module):
     """Nine-layer residual classifier of 32x32 images.
 
-    Input float in [-1, 1], (b, 3, 32, 32). `features` are the `channels` globally averaged
-    activations before the linear classifier; `forward` returns both: (b, channels), (b, classes).
+    The input is float in [-1, 1], (b, 3, 32, 32). `forward` returns the features (b, channels), which are
+    globally averaged activations before the linear classifier, and the logits (b, classes).
     """
 
     def __init__(self, width: int = 32, num_classes: int = 10):
@@ -43,7 +43,7 @@ class CifarNet(nn.Module):
         self.classifier = nn.Linear(8 * width, num_classes)
 
     def activations(self, images: Tensor) -> list[Tensor]:
-        """Output of every stage, for a perceptual distance."""
+        """Return the output of every stage, for a perceptual distance."""
         outputs = []
         for stage in self.stages:
             images = stage(images)
@@ -56,9 +56,9 @@ class CifarNet(nn.Module):
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (b, 3, 32, 32) -> float32 features (b, channels), int64 predicted classes (b,).
+        """Map uint8 images (b, 3, 32, 32) to float32 features (b, channels), int64 predicted classes (b,).
 
-        Both are of the mean over an image and its mirror image, which is right more often than either.
+        Features are averaged over an image and its mirror image, which predicts the class better than either.
         """
         x = (images.float() / 127.5 - 1).to(self.classifier.weight.device, memory_format=torch.channels_last)
         features = (self(x)[0] + self(x.flip(-1))[0]) / 2
@@ -67,7 +67,7 @@ class CifarNet(nn.Module):
 
 @functools.cache
 def load_cifarnet(weights: str) -> CifarNet:
-    """The net stored in a safetensors file, in float32 and eval mode."""
+    """Load the net of a safetensors file, in float32 and eval mode."""
     tensors, _ = read_tensors(weights, "metric.*.weights")
     width = tensors["stages.0.0.weight"].shape[0] if "stages.0.0.weight" in tensors else 32
     net = CifarNet(width, tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 10)

@@ -1,4 +1,4 @@
-"""Real images, from a folder or a zip, as the reference of metrics."""
+"""Read real images from a folder or a zip, as the reference of metrics."""
 
 import io
 import zipfile
@@ -17,10 +17,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Photos(Dataset):
-    """All images of a folder or a zip in the order of their paths, as uint8 (3, h, w).
+    """Images of a folder or a zip, ordered by path, as uint8 (3, h, w).
 
-    With `size` the shorter side is resized to it (PIL's bilinear, as ImageNet's users do) and the
-    middle square cut out.
+    With `size` the shorter side is resized to `size` pixels (PIL's bilinear, common for ImageNet), and the
+    middle square is cut out.
     """
 
     def __init__(self, source: str | Path, size: int | None = None):
@@ -49,12 +49,12 @@ class Photos(Dataset):
     def _bytes(self, name: str) -> bytes:
         if self.source.is_dir():
             return (self.source / name).read_bytes()
-        if self.archive is None:  # opened by each worker for itself
+        if self.archive is None:  # each worker process opens its own handle
             self.archive = zipfile.ZipFile(self.source)
         return self.archive.read(name)
 
     def batches(self, batch_size: int, num_workers: int = 0) -> Iterator[Tensor]:
-        """uint8 (b, 3, h, w); images of different sizes in a batch are refused."""
+        """Yield batches uint8 (b, 3, h, w); images of different sizes in a batch raise UserError."""
         yield from DataLoader(self, batch_size, num_workers=num_workers, collate_fn=self._stacked)
 
     def _stacked(self, images: list[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
-"""From YAML to objects: load and check a composed config, instantiate its components."""
+"""Turn YAML into objects: load and check a composed config, instantiate its components."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -9,11 +10,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from migm.config.checks import check, refuse_split_sweep
+from migm.config.fitting import GROUP
 from migm.config.roots import Common, TrainConfig
 from migm.runtime.errors import UserError
 
@@ -21,69 +23,89 @@ Root = TypeVar("Root", bound="Common")
 
 
 def conf_path() -> str:
-    """The config tree: inside an installed package, or beside it in a checkout."""
+    """Return the config tree: inside an installed package, or beside the package in a checkout."""
     here = Path(__file__).parents[1]
     return str(next(p for p in (here / "conf", here.parent / "conf") if p.is_dir()))
 
 
 def asset_path() -> str:
-    """The folder of the bundled weights."""
+    """Return the folder of the bundled weights."""
     return str(Path(__file__).parents[1] / "assets")
 
 
 def wandb_offline() -> bool:
-    """Whether W&B would have no key to send anything with."""
+    """Return whether W&B has no API key in the environment."""
     return not os.environ.get("WANDB_API_KEY")
 
 
 def choice(group: str, *, _root_: DictConfig) -> str:
-    """What was chosen with + of a group such as `experiment`; `migm` where nothing was."""
-    own = OmegaConf.select(_root_, "hydra.runtime.choices")  # while a sweep is planned; a job's config lacks it
-    choices = own or (HydraConfig.get().runtime.choices if HydraConfig.initialized() else {})
+    """Return the option that + chose from a group such as `experiment`; `migm` without a choice."""
+    # Set while a sweep is planned, missing in a job's config
+    sweep_choices = OmegaConf.select(_root_, "hydra.runtime.choices")
+    choices = sweep_choices or (HydraConfig.get().runtime.choices if HydraConfig.initialized() else {})
     return choices.get(group) or "migm"
 
 
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
-# In the defaults of common.yaml: `points` takes further accelerators without a +; their names are checked here.
+# Stands in the defaults of common.yaml, so that `points` takes further accelerators without a +. Their names are
+# checked in `migm.config.points`.
 open_points = DictConfig({}, flags={"struct": False})
 ConfigStore.instance().store(name="open_points", node=OmegaConf.create({"points": open_points}))
 
 
 def load(cfg: DictConfig, root: type[Root]) -> Root:
-    """Check a composed config against its root dataclass and every component's signature, and resolve it.
+    """Check a command's config and return it, after setting torch's seed and number of threads.
 
-    Raises UserError with the key and what would be right.
+    Raises UserError with the key and what is allowed.
     """
-    cfg = with_own_points(cfg)
+    config = checked(with_own_points(cfg), root)
+    refuse_split_sweep(asdict(config), training=root is TrainConfig)
+    torch.manual_seed(config.seed)  # for random bases and new shortcuts
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    return config
+
+
+def checked(cfg: DictConfig, root: type[Root]) -> Root:
+    """Resolve a composed config; UserError for values that its root or a component's signature does not allow."""
+    refuse_values_of_groups(cfg)
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
     check(plain, root, OmegaConf.to_container(cfg))
-    refuse_split_sweep(plain, training=root is TrainConfig)
-    torch.manual_seed(plain["seed"])  # random bases and fresh shortcuts
-    if plain["num_threads"]:
-        torch.set_num_threads(plain["num_threads"])
     return root(**plain)
 
 
-def with_own_points(cfg: DictConfig) -> DictConfig:
-    """The config of a job whose override `points={...}` takes the place of its experiment's; Hydra adds to them.
+def refuse_values_of_groups(cfg: DictConfig) -> None:
+    """UserError where a key such as `data.storage` has the name of a file, which `data/storage=` chooses."""
+    for folder in Path(conf_path()).glob("*/*/"):
+        group, name = folder.parent.name, folder.name
+        value = cfg[group].get(name) if isinstance(cfg.get(group), DictConfig) else None
+        if isinstance(value, str):
+            raise UserError(
+                f"{group}.{name}={value} must be {GROUP}; a file of conf/{group}/{name} is chosen by "
+                f"{group}/{name}={value}"
+            )
 
-    Of single ones `points.<accelerator>=...` changes or adds one and `~points.<accelerator>` drops one.
+
+def with_own_points(cfg: DictConfig) -> DictConfig:
+    """Let the override `points={...}` of a job replace its experiment's points; Hydra alone would add them.
+
+    An override `points.<accelerator>=...` changes or adds one accelerator, and `~points.<accelerator>` drops one.
     """
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = [text for text in task if text.lstrip("+~").startswith("points")]
-    kept: list[str] | None = None  # None: all
-    for override in OverridesParser.create().parse_overrides(given) if given else []:
-        group, _, one = override.key_or_group.partition(".")
-        if group != "points" or (one and override.is_delete()):
+    overrides = [text for text in task if text.lstrip("+~").startswith("points")]
+    kept: list[str] | None = None  # accelerators of the points to keep; None keeps all
+    for override in OverridesParser.create().parse_overrides(overrides) if overrides else []:
+        group, _, accelerator = override.key_or_group.partition(".")
+        if group != "points" or (accelerator and override.is_delete()):
             continue
-        value: Any = [one] if one else override.value()
-        if not one and not override.is_add():
+        value: Any = [accelerator] if accelerator else override.value()
+        if not accelerator and not override.is_add():
             kept = list(value) if isinstance(value, dict) else None
         elif kept is not None:
             kept += list(value)
@@ -94,8 +116,13 @@ def with_own_points(cfg: DictConfig) -> DictConfig:
     return copy
 
 
+def class_of(node: Any) -> Any:
+    """The class or function that a component names, which `build` would call."""
+    return get_object(node["_target_"])
+
+
 def build(node: Any) -> Any:
-    """Instantiate a checked component; an error of its constructor comes out as itself, a wrong type as one line."""
+    """Instantiate a checked component; errors of its constructor are raised unchanged, a wrong type as one line."""
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

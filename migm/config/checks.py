@@ -1,4 +1,4 @@
-"""What a config may hold: refusals by key, before anything is built."""
+"""Check a config before anything is built, and refuse wrong values by key."""
 
 import inspect
 from collections.abc import Callable, Iterator, Set
@@ -25,7 +25,7 @@ COMPONENTS = (
     "evalset",
     "trainer",
 )
-# Keys that commands themselves look into, whichever component they belong to.
+# Keys that commands read themselves, in any component.
 LOOKED_INTO: dict[str, Any] = {
     "paths.output_dir": Filled,
     "evalset.inputs": Component,
@@ -39,7 +39,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 def refuse_emptied_groups(plain: dict[str, Any]) -> None:
-    """What commands look into must be there, whatever an override made of it."""
+    """Refuse a config in which an override emptied a group, or removed a component or key, that commands read."""
     for key in (*COMPONENTS, "metric", "callbacks", "logger", "paths"):
         if not isinstance(plain[key], dict) or (key in COMPONENTS and "_target_" not in plain[key]):
             raise UserError(f"{key}={plain[key]} is no group of keys; choose one of its files by {key}=<name>")
@@ -55,7 +55,7 @@ def refuse_emptied_groups(plain: dict[str, Any]) -> None:
 
 
 def targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every component below a node, with its key."""
+    """Yield every component below a node, with its key."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
@@ -67,7 +67,7 @@ def targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def borrowed(raw: Any, path: str = "") -> Iterator[str]:
-    """Keys of a config before it is resolved whose values are made of other keys'; a list counts as a whole."""
+    """Yield the keys of an unresolved config whose values refer to other keys; a list counts as a whole."""
     if isinstance(raw, dict):
         for key, value in raw.items():
             yield from borrowed(value, f"{path}.{key}" if path else str(key))
@@ -76,9 +76,9 @@ def borrowed(raw: Any, path: str = "") -> Iterator[str]:
 
 
 def check(plain: dict[str, Any], root: Callable[..., Any], raw: Any) -> None:
-    """Refuse what the annotations of a root and of its components do not allow, at the key where it was written.
+    """Refuse values that the annotations of a root and of its components forbid, at the key where they were written.
 
-    `raw` is the config before it was resolved: what `${...}` brings from elsewhere is looked at last.
+    `raw` is the config before it was resolved: values that `${...}` takes from other keys are checked last.
     """
     for later in (set(borrowed(raw)), set()):
         check_arguments("", root, plain, later=later)
@@ -106,17 +106,17 @@ def check_target(path: str, node: dict[str, Any], later: Set[str] = frozenset())
 def check_arguments(
     prefix: str,
     target: Callable[..., Any],
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     whole: bool = True,
     ours: bool = True,
     later: Set[str] = frozenset(),
 ) -> None:
-    """Refuse keys that `target` does not take, keys it lacks where they are the `whole`, and values of another kind.
+    """Refuse keys that `target` does not take, required keys that are missing, and values of another type.
 
-    Only annotations of `ours` are looked at, and not at the keys `later`. Numbers where a text belongs become text in
-    `given`.
+    Missing keys are refused only if the arguments are the `whole`. Annotations are checked only if the target is
+    `ours`, and not at the keys `later`. Numbers where a text belongs become text in `arguments`.
     """
-    parameters, keys = inspect.signature(target).parameters, set(given) - HYDRA_KEYS
+    parameters, keys = inspect.signature(target).parameters, set(arguments) - HYDRA_KEYS
     for key in sorted(keys - set(parameters)):
         raise UserError(f"config key {prefix}{key} is unknown{nearest(key, parameters)}")
     required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
@@ -128,28 +128,34 @@ def check_arguments(
     for key, parameter in parameters.items():
         if key not in keys or key not in hints or f"{prefix}{key}" in later:
             continue
-        if given[key] is not None or parameter.default is not None:
-            given[key] = fitted(f"{prefix}{key}", given[key], hints[key])
+        if arguments[key] is not None or parameter.default is not None:
+            arguments[key] = fitted(f"{prefix}{key}", arguments[key], hints[key])
+
+
+def sweeps_grid(hydra: Any) -> bool:
+    """Whether the sweeper of Hydra's own config is its own, whose trials are a grid that can be told beforehand."""
+    return hydra.sweeper._target_ == "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def refuse_split_sweep(plain: dict[str, Any], training: bool) -> None:
-    """Ranks of one training trial must agree on its parameters, so a launcher has to start them.
+    """Refuse a sweep over trainings with several processes that no launcher started, as their parameters could differ.
 
-    Lightning would start the whole sweep again in every rank; under torchrun every rank runs a sweep of its
-    own, which agree only where the sweeper's choices are a grid.
+    Lightning would start the whole sweep again in every rank. Under torchrun every rank runs its own sweep, and these
+    agree only if the sweeper's choices are a grid.
     """
     if not in_sweep():
         return
     hydra, processes = HydraConfig.get(), launched()[1]
     devices, nodes = plain["trainer"]["devices"], plain["trainer"]["num_nodes"]
-    single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)  # "auto" and -1 may be several
+    # "auto" and -1 may mean several devices
+    single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     if training and (nodes > 1 or not single) and processes == 1:
         raise UserError(
             f"trainer.devices={devices} with --multirun: ranks would train on different parameters; start each "
             "trial by torchrun or submitit, or sweep with trainer.devices=1"
         )
     submitted = "submitit" in hydra.launcher._target_
-    if processes > 1 and not submitted and not hydra.sweeper._target_.endswith(".BasicSweeper"):
+    if processes > 1 and not submitted and not sweeps_grid(hydra):
         raise UserError(
             f"{processes} processes that each run the sweeper {hydra.sweeper._target_.rpartition('.')[2]}: they "
             "would choose different parameters; start one, with +launcher=submitit_slurm for the trials"

@@ -1,4 +1,4 @@
-"""The refusal of a config's value that an annotation does not allow, in one line with the key."""
+"""Fit a config's value to an annotation, or refuse it in one line with the key."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,27 +25,28 @@ NAMES: dict[Any, str] = {
 
 
 class _Misfit(Exception):
-    """A value is not of one kind that an annotation allows; it may be of another."""
+    """Raised when a value does not fit one option of an annotation; another option may fit."""
 
 
 def fitted(path: str, value: Any, hint: Any) -> Any:
-    """The value at the key `path`, a number as text where only a text may be; UserError where `hint` does not allow it.
+    """Return the value at the key `path`, a number as text where only a text is allowed; UserError if `hint` forbids.
 
-    What is neither a plain type nor made of plain ones is a component, which a config gives by its `_target_`.
+    An annotation that is not made of plain types stands for a component, which a config describes by its `_target_`.
     """
     options, inside = list(_options(hint)), None
-    for option in sorted(options, key=lambda one: _parts(one)[0] in TEXTS):  # a number stays one where it may
+    # Texts come last, so that a number stays a number where that is allowed
+    for option in sorted(options, key=lambda candidate: _parts(candidate)[0] in TEXTS):
         try:
-            return _one(path, value, option)
+            return _as_option(path, value, option)
         except _Misfit:
             continue
-        except UserError as error:  # of an element: it says more
+        except UserError as error:  # the error of an element says more than ours
             inside = error
     raise inside or UserError(f"{path}={shown(value)} {_allowed(value, hint)}")
 
 
 def _options(hint: Any) -> Iterator[Any]:
-    """The members of a union, those of unions in it too."""
+    """Yield the members of a union, including those of unions inside it."""
     inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if get_origin(inner) not in (Union, UnionType):
         yield hint
@@ -55,24 +56,25 @@ def _options(hint: Any) -> Iterator[Any]:
 
 
 def _parts(option: Any) -> tuple[Any, tuple[Any, ...], list[Bound]]:
-    """The kind that an annotation is of, its arguments, and its bounds."""
+    """Return the type of an annotation, its arguments and its bounds."""
     bounds: list[Bound] = []
     if get_origin(option) is Annotated:
         option, *bounds = get_args(option)
     return get_origin(option) or option, get_args(option), bounds
 
 
-def _one(path: str, value: Any, option: Any) -> Any:
-    """The value as this one kind, or `_Misfit`; UserError where an element is at fault."""
+def _as_option(path: str, value: Any, option: Any) -> Any:
+    """Return the value as this one option, else raise `_Misfit`; UserError if an element does not fit."""
     kind, args, bounds = _parts(option)
     number = _is_number(value)
     if number and kind in (*TEXTS, Literal):
         value = str(value)
     if kind in (int, float):
         largest = 2**63 - 1 if kind is int else sys.float_info.max
-        fits = number and (kind is float or isinstance(value, int)) and -largest <= value <= largest  # which NaN is not
+        # NaN does not pass the comparisons
+        fits = number and (kind is float or isinstance(value, int)) and -largest <= value <= largest
     elif kind is Literal:
-        named = {str(one): one for one in args}
+        named = {str(literal): literal for literal in args}
         fits = isinstance(value, str) and value in named
         value = named[value] if fits else value
     elif kind in TEXTS:
@@ -81,12 +83,18 @@ def _one(path: str, value: Any, option: Any) -> Any:
         fits = isinstance(value, kind)
     elif kind in LISTS:
         fits = isinstance(value, list)
-        value = [fitted(f"{path}[{i}]", one, args[0]) for i, one in enumerate(value)] if fits and args else value
+        value = (
+            [fitted(f"{path}[{i}]", element, args[0]) for i, element in enumerate(value)] if fits and args else value
+        )
     elif kind in GROUPS:
         fits = isinstance(value, dict)
-        value = {key: fitted(f"{path}.{key}", one, args[1]) for key, one in value.items()} if fits and args else value
+        value = (
+            {key: fitted(f"{path}.{key}", element, args[1]) for key, element in value.items()}
+            if fits and args
+            else value
+        )
     else:
-        # `Component` is no bare Any
+        # `Component` is Annotated, not a bare Any
         fits = option is Any or isinstance(kind, TypeVar) or (isinstance(value, dict) and "_target_" in value)
     if not fits or not all(bound.allows(value) for bound in bounds):
         raise _Misfit
@@ -98,22 +106,24 @@ def _is_number(value: Any) -> bool:
 
 
 def _allowed(value: Any, hint: Any) -> str:
-    """The end of a refusal: what the value may be instead."""
+    """Return the end of a refusal: which values are allowed."""
     options = list(_options(hint))
     if {_parts(option)[0] for option in options} in ({Literal}, {Literal, NoneType}):
-        known = {shown(one) for option in options for one in get_args(option) or [None]}
-        return f"is unknown{nearest(shown(value), known)}"
+        names = {shown(literal) for option in options for literal in get_args(option) or [None]}
+        return f"is unknown{nearest(shown(value), names)}"
     huge = isinstance(value, int) and abs(value) >= 2**63
     return f"must be {_words(hint)}{', of at most 64 bits' if huge else ''}"
 
 
 def _words(hint: Any) -> str:
-    """What an annotation allows; a text that may be a path is called that."""
+    """Return words for the values that an annotation allows; a text that may be a path is called a path."""
     kind, args, bounds = _parts(hint)
     options = list(_options(hint))
     if len(options) > 1:
-        told = [bound.words("") for bound in bounds if isinstance(bound, Told)]
-        return " or ".join(told or [_words(option) for option in options if option is not str or Path not in options])
+        descriptions = [bound.words("") for bound in bounds if isinstance(bound, Told)]
+        return " or ".join(
+            descriptions or [_words(option) for option in options if option is not str or Path not in options]
+        )
     if kind is Literal:
         name = f"one of {', '.join(map(shown, args))}"
     elif kind in LISTS:
@@ -126,7 +136,7 @@ def _words(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a config would have it."""
+    """Return a value as a config would write it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

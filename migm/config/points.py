@@ -1,81 +1,119 @@
-"""The points of a config: accelerators with N and B, built from what is loaded already."""
+"""Build the points of a config: accelerators with their N and B."""
 
-import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from migm.config.building import build, conf_path, load
+from migm.config.building import build
+from migm.config.checks import check_target, targets
+from migm.config.earlier import former_sampling, former_settings
 from migm.config.fitting import fitted
+from migm.config.groups import file
 from migm.config.roots import Common
-from migm.evaluation.cost import Point
-from migm.runtime.errors import UserError, nearest
+from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count
 
 
-def variant(
-    cfg: DictConfig, accelerator: str, num_steps: int, num_full_steps: int, changes: Mapping[str, Any] | None = None
-) -> DictConfig:
-    """The same config with another accelerator, N and B, and `changes` of keys of the accelerator."""
-    file = Path(conf_path()) / "accelerator" / f"{accelerator}.yaml"
-    if not file.exists():
-        options = {p.stem for p in file.parent.glob("*.yaml")}
-        raise UserError(f"points: accelerator {accelerator} is unknown{nearest(accelerator, options)}")
-    copy = OmegaConf.create(cfg)
-    OmegaConf.set_struct(copy, False)
-    if copy.accelerator.get("name") != accelerator:  # else the one chosen, with its overrides
-        copy.accelerator = OmegaConf.load(file)
-    copy.sampling.num_steps, copy.sampling.num_full_steps = num_steps, num_full_steps
-    for key, value in (changes or {}).items():
-        OmegaConf.update(copy, f"accelerator.{key}", value, force_add=True)
-    return copy
+class Chosen(NamedTuple):
+    """The parts of a sampler that a point names: `Sampler(base, *chosen)`."""
+
+    sampling: Any
+    accelerator: Any
+    variant: str
 
 
-def points(cfg: DictConfig, config: Common) -> list[Point]:
-    """The configurations of `points`, or the single one chosen by `accelerator` and `sampling`."""
+class Entry(NamedTuple):
+    """A point of the config, its accelerator resolved but not built."""
+
+    accelerator: dict[str, Any]
+    num_steps: int
+    num_full_steps: int | None  # None: as many as the policy plans
+    changes: Mapping[str, Any]
+    setting: str  # key and value, for errors
+
+
+def points(cfg: DictConfig, config: Common) -> list[Chosen]:
+    """Return the samplers of `points`, or the single one that `accelerator` and `sampling` choose.
+
+    Raises UserError before anything runs if an accelerator does not fit N.
+    """
     if not config.points:
         return [point(config)]
-    found = []
-    for name, entries in config.points.items():
-        for entry in entries:
-            n, b, changes = _entry(name, entry)
-            made = point(load(variant(cfg, name, n, n if b is None else b, changes), type(config)), changes)
-            if b not in (None, made.full_steps):
-                sets = f"sets {made.full_steps} full steps" if made.full_steps else "decides while sampling"
-                raise UserError(f"points.{name}={entry}: B is {b}, but its policy {sets}; give N alone")
-            found.append(made)
-    return found
+    built: dict[str, Any] = {}  # equal accelerators are built once: they hold no state of a generation
+    chosen = []
+    for entry in entries(cfg, config):
+        text = json.dumps(entry.accelerator, sort_keys=True)
+        accelerator = built[text] = built.get(text) or build(entry.accelerator)
+        b, plan = entry.num_full_steps, accelerator.plan(entry.num_steps)
+        if b is not None and (plan is None or b != sum(plan)):
+            sets = "decides while sampling" if plan is None else f"sets {sum(plan)} full steps"
+            raise UserError(f"{entry.setting}: B is {b}, but its policy {sets}; give N alone")
+        steps = {"num_steps": entry.num_steps, "num_full_steps": entry.num_steps if b is None else b}
+        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, _variant(entry.changes)))
+    return chosen
 
 
-def point(config: Common, changes: Mapping[str, Any] | None = None) -> Point:
-    """The configuration chosen by `accelerator` and `sampling`; `changes` are what its label names besides."""
-    accelerator = {**config.accelerator, "predictor": config.accelerator.get("predictor") or {}}
-    settings = json.dumps(_without_files(accelerator), sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    named = " ".join(f"{key.split('.')[-1]}={value}" for key, value in (changes or {}).items())
-    made = Point(build(config.sampling), build(config.accelerator), digest, named)
-    _ = made.full_steps  # refuses what does not fit N, before anything runs
-    return made
+def point(config: Common) -> Chosen:
+    """Return the sampler that `accelerator` and `sampling` choose."""
+    accelerator = build(config.accelerator)
+    accelerator.plan(config.sampling["num_steps"])  # raises an error if N does not fit
+    return Chosen(build(config.sampling), accelerator, "")
 
 
-def _without_files(node: dict[str, Any]) -> dict[str, Any]:
-    """Weights and fits are told apart by their own fingerprint, wherever they lie."""
-    return {
-        key: _without_files(value) if isinstance(value, dict) else value
-        for key, value in node.items()
-        if key not in ("weights", "fit")
-    }
+def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
+    """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B."""
+    for name, listed in (config.points or {}).items():
+        node = _accelerator(cfg, name)
+        for value in listed:
+            setting = f"points.{name}={value}"
+            n, b, changes = _parsed(name, value)
+            copy = OmegaConf.create(cfg)
+            OmegaConf.set_struct(copy, False)
+            copy.accelerator = node
+            copy.sampling.num_steps, copy.sampling.num_full_steps = n, n if b is None else b
+            for key, changed in changes.items():
+                OmegaConf.update(copy, f"accelerator.{key}", changed, force_add=True)
+            yield Entry(_resolved(copy), n, b, changes, setting)
 
 
-def _entry(name: str, entry: Any) -> tuple[int, int | None, dict[str, Any]]:
-    """N, B if it is given, and changes of the accelerator."""
-    if not isinstance(entry, dict):
-        n, b = entry if isinstance(entry, list) else (entry, None)
+def former_identities(cfg: DictConfig, config: Common, chosen: Sequence[Chosen]) -> dict[str, str]:
+    """Map the hashes that earlier versions wrote for the `chosen` points of a config to the identities of today."""
+    nodes = [entry.accelerator for entry in entries(cfg, config)] or [config.accelerator]
+    hashes = {former_settings(node): sampler.accelerator.identity for node, sampler in zip(nodes, chosen, strict=True)}
+    return {former_sampling(config.sampling): chosen[0].sampling.identity, **hashes}
+
+
+def _accelerator(cfg: DictConfig, name: str) -> Any:
+    """Return an accelerator's config: the chosen one with its overrides, or one of the config tree and --config-dir."""
+    if cfg.accelerator.get("name") == name:
+        return cfg.accelerator
+    return file("accelerator", name, "points")
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve and check the accelerator of a config, as `load` does."""
+    try:
+        resolved = OmegaConf.to_container(cfg.accelerator, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'accelerator'}: {str(error).splitlines()[0]}") from error
+    for path, node in targets(resolved, "accelerator"):
+        check_target(path, node)
+    return dict(resolved)  # type: ignore[arg-type]
+
+
+def _variant(changes: Mapping[str, Any]) -> str:
+    return " ".join(f"{key.split('.')[-1]}={value}" for key, value in changes.items())
+
+
+def _parsed(name: str, value: Any) -> tuple[int, int | None, dict[str, Any]]:
+    """Return N, B or None, and the changes of the accelerator."""
+    if not isinstance(value, dict):
+        n, b = value if isinstance(value, list) else (value, None)
         return n, b, {}
-    changes = dict(entry)
+    changes = dict(value)
     n = fitted(f"points.{name}.num_steps", changes.pop("num_steps", None), Count)
     b = fitted(f"points.{name}.num_full_steps", changes.pop("num_full_steps", None), Count | None)
     return n, b, changes

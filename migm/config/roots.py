@@ -32,10 +32,10 @@ class Common:
     callbacks: Any
     logger: Any
     paths: Any
-    # Accelerator -> list of N, [N, B], or {num_steps, num_full_steps, <key of the accelerator>: value}; empty: the one
-    # chosen by accelerator and sampling.
+    # Accelerator -> list of N, [N, B], or {num_steps, num_full_steps, <key of the accelerator>: value}. Without points,
+    # `accelerator` and `sampling` choose the single one.
     points: dict[str, list[PointEntry]] | None = field(default_factory=dict)
-    # Protocols of time and memory; empty: the evalset's batch, amortised.
+    # Protocols of time and memory; empty: the amortised time of the evalset's batch.
     latency: list[Latency] = field(default_factory=list)
 
 
@@ -50,13 +50,13 @@ class CollectConfig(Common):
 class TrainConfig(Common):
     collect: bool = True  # fill the trajectory store first
     evaluate: bool = True  # measure `points` afterwards
-    cost: bool = True  # and their time, FFE and memory
-    report: bool = True  # and write the report
+    cost: bool = True  # also measure their time, FFE and memory
+    report: bool = True  # write the report
 
 
 @dataclass
 class EvaluateConfig(Common):
-    cost: bool = True  # measure time, FFE and memory too
+    cost: bool = True  # also measure time, FFE and memory
 
 
 @dataclass

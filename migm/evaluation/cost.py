@@ -1,10 +1,10 @@
-"""What generation costs: seconds and memory by named protocols, FLOPs by counter, FFE, and plans before anything runs.
+"""Measure the cost of generation: seconds and memory by named protocols, FLOPs by a counter, and FFE.
 
-Protocols of time, each of the whole sampling loop and with the device synchronised before and after:
+Each protocol times the whole sampling loop, with the device synchronised before and after:
 - `batch{b}_amortised`: a batch of b images, divided by b (Table 1 of the paper: b = 128);
-- `batch1_wall`: what one waits for a single image, a new one each time (Table 2).
-Decoding is excluded; with `_decode` after the name it is included. After a warm-up round the points
-take turns, and the median over the rounds counts.
+- `batch1_wall`: the waiting time for a single image, a new image each time (Table 2).
+Decoding is excluded, or included with `_decode` after the name. After a warm-up round the points
+take turns; the result is the median over the rounds.
 """
 
 import itertools
@@ -18,44 +18,20 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import AdaptivePolicy, Always
-from migm.bases.base import Base
 from migm.bases.inputs import InputSource
 from migm.config.fitting import fitted
 from migm.evaluation.memory import peak_bytes
-from migm.evaluation.meter import CPU_ATTENTION, Reading, read_meter
-from migm.evaluation.results import point_label
+from migm.evaluation.meter import CPU_ATTENTION, read_meter
 from migm.runtime.kinds import Latency
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.sampler import Sampler, vanilla
 
-ADAPTIVE_IMAGES = 20  # that the cost of a policy is averaged over which decides for each image
-
-
-@dataclass(frozen=True)
-class Point:
-    """One configuration to measure."""
-
-    sampling: Sampling
-    accelerator: Accelerator
-    settings: str = ""  # hash of the accelerator's configuration
-    variant: str = ""  # the settings that tell it from other points of the same accelerator
-
-    @property
-    def label(self) -> str:
-        return point_label(self.accelerator.name, self.sampling.num_steps, self.full_steps, self.variant)
-
-    @property
-    def full_steps(self) -> int:
-        """B; 0 where it is decided while sampling."""
-        policy = self.accelerator.policy
-        return 0 if isinstance(policy, AdaptivePolicy) else sum(policy.plan(self.sampling.num_steps))
+ADAPTIVE_IMAGES = 20  # images to average over where the policy decides per image which steps are full
 
 
 def interleaved(
     jobs: Sequence[Callable[[], object]], repeats: int, device: torch.device, bar: Progress | None = None
 ) -> list[float]:
-    """Median seconds of each job; one warm-up round, then `repeats` rounds in which the jobs take turns."""
+    """Return median seconds of each job: one warm-up round, then `repeats` rounds in which the jobs take turns."""
     task = bar.add_task("time", total=(repeats + 1) * len(jobs)) if bar else None
     seconds: list[list[float]] = [[] for _ in jobs]
     for round_ in range(repeats + 1):
@@ -72,8 +48,8 @@ def interleaved(
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How time and memory of a point are taken, by its name (see the module)."""
+class LatencyProtocol:
+    """A protocol for time and memory of a point, parsed from its name (see the module)."""
 
     name: str
     batch: int
@@ -81,106 +57,93 @@ class Protocol:
     decode: bool
 
     @classmethod
-    def named(cls, name: str) -> "Protocol":
-        """The protocol of a name; UserError for others."""
-        batch, what, *decode = fitted("latency", name, Latency).split("_")
-        return cls(name, int(batch.removeprefix("batch")), what == "wall", bool(decode))
+    def named(cls, name: str) -> "LatencyProtocol":
+        """Return the protocol called `name`; UserError for unknown names."""
+        batch, kind, *decode = fitted("latency", name, Latency).split("_")
+        return cls(name, int(batch.removeprefix("batch")), kind == "wall", bool(decode))
 
-    def job(self, base: Base, point: Point, source: InputSource) -> Callable[[], Tensor]:
-        """What is timed: returns tokens (b, l), or images (b, 3, h, w) where decoding is included."""
+    def job(self, sampler: Sampler, source: InputSource) -> Callable[[], Tensor]:
+        """Return the call to time: it returns tokens (b, l), or images (b, 3, h, w) with decoding."""
         first = itertools.count() if self.wall else itertools.repeat(0)
 
         def run() -> Tensor:
-            images = torch.arange(self.batch) + next(first)
-            sampled = {"sampling": point.sampling, "accelerator": point.accelerator}
-            tokens = generate_images(base, source(images), images, seed=0, **sampled)
-            return base.decode(tokens) if self.decode else tokens
+            numbers = torch.arange(self.batch) + next(first)
+            tokens = sampler.tokens(source(numbers), sampler.noise(0, numbers))
+            return sampler.base.decode(tokens) if self.decode else tokens
 
         return run
 
 
 def latency(
-    base: Base,
-    points: Sequence[Point],
+    samplers: Sequence[Sampler],
     source: InputSource,
-    protocol: Protocol,
+    protocol: LatencyProtocol,
     repeats: int,
     bar: Progress | None = None,
 ) -> list[float]:
-    """Seconds per image of every point."""
-    jobs = [protocol.job(base, point, source) for point in points]
-    return [seconds / protocol.batch for seconds in interleaved(jobs, repeats, base.device, bar)]
+    """Return seconds per image of every sampler."""
+    jobs = [protocol.job(sampler, source) for sampler in samplers]
+    device = samplers[0].base.device if samplers else torch.device("cpu")
+    return [seconds / protocol.batch for seconds in interleaved(jobs, repeats, device, bar)]
 
 
 def peaks(
-    base: Base, points: Sequence[Point], source: InputSource, protocol: Protocol, bar: Progress | None = None
+    samplers: Sequence[Sampler], source: InputSource, protocol: LatencyProtocol, bar: Progress | None = None
 ) -> list[int]:
-    """Most bytes that every point holds at once while it generates a batch, weights excluded."""
-    task = bar.add_task("memory", total=len(points)) if bar else None
-    found = []
-    for point in points:
-        found.append(peak_bytes(protocol.job(base, point, source), base.device))
-        if bar and task is not None:
-            bar.advance(task)
-    return found
+    """Return the most bytes that each sampler holds at once while it generates a batch, without weights."""
+    tracked = bar.track(samplers, description="memory") if bar else samplers
+    return [peak_bytes(protocol.job(sampler, source), sampler.base.device) for sampler in tracked]
 
 
-def flops(base: Base, point: Point, inputs: InputSource) -> int:
-    """Floating point operations of one image: base, predictor and head; multiply and add count two."""
-    return sum(read_meter(base, point.sampling, point.accelerator, inputs, 1).flops)
+def flops(sampler: Sampler, inputs: InputSource) -> int:
+    """Return FLOPs of one image by base, predictor and head; a multiplication and an addition count 2."""
+    return sum(read_meter(sampler, inputs, 1).flops)
 
 
 def counted(job: Callable[[], object]) -> int:
-    """Floating point operations of a call; multiply and add count two."""
+    """Return FLOPs of a call; a multiplication and an addition count 2."""
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         job()
     return counter.get_total_flops()
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of one large square matrix product: what the device can reach in this precision."""
+    """Return FLOP per second of one large square matrix product, the device's practical limit in `dtype`."""
     side = 8192 if device.type == "cuda" else 2048
     a = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / interleaved([lambda: a @ a], 5, device)[0]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a point computes for an image. FFE is in units of one vanilla step of the same N, both guidance halves."""
+class Cost:
+    """Cost of an image. FFE is in units of one vanilla step with the same N, both guidance halves."""
 
     ffe: float
     ffe_steps: list[float]
     full_steps: float
-    rows: dict[str, float]  # through the parts of all blocks, and the head
+    rows: dict[str, float]  # rows through each part of all blocks, and through the head
     cached: float  # bytes held between steps
 
 
-def work(base: Base, points: Sequence[Point], inputs: InputSource, bar: Progress | None = None) -> list[Work]:
-    """FLOPs over FLOPs of vanilla sampling, row counts and memory of every point."""
-    task = bar.add_task("count FLOPs", total=len(points)) if bar else None
-    vanilla: dict[int, int] = {}
+def costs(samplers: Sequence[Sampler], inputs: InputSource, bar: Progress | None = None) -> list[Cost]:
+    """Count FLOPs relative to vanilla sampling, rows and memory of every sampler."""
+    vanilla_flops: dict[int, int] = {}
 
-    def read(point: Point) -> Reading:
-        images = 1 if point.full_steps else ADAPTIVE_IMAGES
-        return read_meter(base, point.sampling, point.accelerator, inputs, images)
-
-    found = []
-    for point in points:
-        n = point.sampling.num_steps
-        if n not in vanilla:
-            vanilla[n] = sum(read(Point(point.sampling, Accelerator(Always()))).flops)
-        reading = read(point)
-        steps = [n * flops / reading.images / vanilla[n] for flops in reading.flops]
-        ffe = n * sum(reading.flops) / reading.images / vanilla[n]
+    def cost(sampler: Sampler) -> Cost:
+        n = sampler.num_steps
+        if n not in vanilla_flops:
+            vanilla_flops[n] = flops(vanilla(sampler), inputs)
+        reading = read_meter(sampler, inputs, 1 if sampler.num_full_steps else ADAPTIVE_IMAGES)
+        steps = [n * step / reading.images / vanilla_flops[n] for step in reading.flops]
+        ffe = n * sum(reading.flops) / reading.images / vanilla_flops[n]
         rows = {part: sum(step[part] for step in reading.rows) / reading.images for part in reading.rows[0]}
-        found.append(Work(ffe, steps, reading.full_steps, rows, reading.cached / reading.images))
-        if bar and task is not None:
-            bar.advance(task)
-    return found
+        return Cost(ffe, steps, reading.full_steps, rows, reading.cached / reading.images)
+
+    return [cost(sampler) for sampler in (bar.track(samplers, description="count FLOPs") if bar else samplers)]
 
 
 def planned_seconds(full_steps: float, num_steps: int, full: float, cheap: float) -> float:
-    """Seconds of a run from those of its full and of its cheap steps (docs/originals/methods.md, Costs)."""
+    """Return seconds of a run with `full` and `cheap` seconds a step (docs/originals/methods.md, Costs)."""
     return full_steps * full + (num_steps - full_steps) * cheap
 
 

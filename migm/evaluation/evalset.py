@@ -1,6 +1,5 @@
-"""What is generated for an evaluation: labels or prompts, image numbers, seed sets."""
+"""Evaluation sets: labels or prompts, image numbers and seed sets."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ from torch import Tensor
 
 from migm.bases.base import Inputs
 from migm.bases.inputs import InputSource
+from migm.runtime.files import content_hash
 from migm.runtime.kinds import Count, Length, Limits, Seed
 
 
 class EvalSet:
-    """Images 0...num_images-1 of what `inputs` asks for, once for every seed set.
+    """Images 0...num_images-1 of `inputs`, once for every seed set.
 
     `reference` is the file of statistics that distances are measured to.
     """
@@ -32,20 +32,17 @@ class EvalSet:
         self.seed_sets, self.reference = list(seed_sets), reference
 
     def fingerprint(self) -> str:
-        """Hash of what is asked for, image by image."""
-        digest = hashlib.sha256()
-        for _, inputs in self.batches():
-            shown = inputs.tolist() if isinstance(inputs, Tensor) else inputs
-            digest.update(json.dumps(shown).strip("[]").encode() + b", ")
-        return digest.hexdigest()[:12]
+        """Return a hash of the inputs, image by image."""
+        asked = (inputs.tolist() if isinstance(inputs, Tensor) else inputs for _, inputs in self.batches())
+        return content_hash("".join(json.dumps(part).strip("[]") + ", " for part in asked))
 
     def batches(self, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, Inputs]]:
-        """Image numbers (b,) and their labels (b,) or b prompts, of all batches or of `first`...`last` - 1."""
+        """Yield image numbers (b,) with labels (b,) or b prompts, of all batches or of `first`...`last` - 1."""
         for images in torch.arange(self.num_images).split(self.batch_size)[first:last]:
             yield images, self.inputs(images)
 
     def share(self, rank: int, processes: int) -> range:
-        """Numbers of the batches that one of several processes measures: consecutive, the first ranks having most."""
-        size, more = divmod(-(-self.num_images // self.batch_size), processes)
-        first = rank * size + min(rank, more)
-        return range(first, first + size + (rank < more))
+        """Return the batches of one process: consecutive numbers; the first ranks get the remainder."""
+        size, remainder = divmod(-(-self.num_images // self.batch_size), processes)
+        first = rank * size + min(rank, remainder)
+        return range(first, first + size + (rank < remainder))

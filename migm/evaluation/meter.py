@@ -1,8 +1,8 @@
-"""What one generation computes and keeps, step by step: rows through blocks and head, FLOPs, memory of caches."""
+"""Count the work of one generation, step by step: rows through blocks and head, FLOPs, bytes of caches."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from migm.accelerators.accelerator import Accelerator, Run
-from migm.bases.base import Base, Branch, StepRecord
+from migm.bases.base import Base, Branch
 from migm.bases.inputs import InputSource
 from migm.bases.layers import Block, Runner, run_blocks
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.sampler import Sampler
 
 # torch counts its fused attention kernels on CUDA, not the one on CPUs.
 CPU_ATTENTION = {
@@ -25,52 +24,17 @@ PARTS = ("k", "v", "attn_delta", "mlp_delta")
 
 @dataclass
 class Reading:
-    """Per step, summed over images and guidance halves; `cached` is the largest number of bytes held between steps."""
+    """Counts per step, summed over images and guidance halves; `cached` is the peak of bytes held between steps."""
 
     images: int
     flops: list[int] = field(default_factory=list)
-    rows: list[dict[str, int]] = field(default_factory=list)  # through PARTS of all blocks, and the head
+    rows: list[dict[str, int]] = field(default_factory=list)  # rows through PARTS of all blocks, and through the head
     full_steps: float = 0.0  # mean over images
     cached: int = 0
 
 
-class Meter:
-    """Observer of one generation; `base` stands in for the given one and counts what goes through it."""
-
-    def __init__(self, base: Base, images: int):
-        self.rows: Counter[str] = Counter()
-        self.base = _Metered(base, self.rows)
-        self.reading = Reading(images)
-        self.run: Run | None = None
-        self.counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-        self._flops = 0
-
-    def on_step(self, record: StepRecord) -> None:
-        total = self.counter.get_total_flops()
-        self.reading.flops.append(total - self._flops)
-        self._flops = total
-        self.reading.rows.append({part: self.rows[part] for part in (*PARTS, "head")})
-        self.rows.clear()
-        if self.run is not None:
-            self.reading.cached = max(self.reading.cached, held_bytes(self.run.state))
-
-    def accelerator(self, accelerator: Accelerator) -> Accelerator:
-        """The same accelerator, whose run this meter looks into."""
-        return _Watched(accelerator, self)
-
-
-class _Watched(Accelerator):
-    def __init__(self, inner: Accelerator, meter: Meter):
-        super().__init__(inner.policy, inner.predictor, inner.name)
-        self.meter = meter
-
-    def start(self, base: Base, branches: Sequence[Branch], counts: Sequence[int]) -> Run:
-        self.meter.run = super().start(base, branches, counts)
-        return self.meter.run
-
-
 class _Metered:
-    """A base that counts; all that is not counted is the given one's."""
+    """A base that counts rows; all other attributes are those of the wrapped base."""
 
     def __init__(self, base: Base, rows: Counter[str]):
         self.base, self.rows = base, rows
@@ -121,25 +85,24 @@ class _MeteredBlock:
             self.rows[part] += x.shape[0] * x.shape[1]
 
 
-def read_meter(base: Base, sampling: Sampling, accelerator: Accelerator, source: InputSource, images: int) -> Reading:
+@torch.inference_mode()
+def read_meter(sampler: Sampler, source: InputSource, images: int) -> Reading:
     """Generate the first `images` of `source` together and count."""
-    meter, numbers = Meter(base, images), torch.arange(images)
-    with meter.counter:
-        generate_images(
-            meter.base,  # type: ignore[arg-type]
-            source(numbers),
-            numbers,
-            seed=0,
-            sampling=sampling,
-            accelerator=meter.accelerator(accelerator),
-            observers=[meter],
-        )
-    assert meter.run is not None
-    return dataclasses.replace(meter.reading, full_steps=meter.run.mean_full_steps())
+    rows, numbers, reading = Counter[str](), torch.arange(images), Reading(images)
+    metered: Any = _Metered(sampler.base, rows)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        generation = dataclasses.replace(sampler, base=metered).start(source(numbers), sampler.noise(0, numbers))
+        for _ in generation:
+            reading.flops.append(counter.get_total_flops() - sum(reading.flops))
+            reading.rows.append({part: rows[part] for part in (*PARTS, "head")})
+            rows.clear()
+            reading.cached = max(reading.cached, held_bytes(generation.run.state))
+    reading.full_steps = generation.run.mean_full_steps()
+    return reading
 
 
 def held_bytes(state: object) -> int:
-    """Bytes of all tensors in `state`, storage shared by several counted once; bases and networks do not count."""
+    """Return bytes of all tensors in `state`; shared storage counts once, bases and networks do not count."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(state, set())}.values())
 
 
@@ -154,6 +117,6 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     elif isinstance(value, Iterable):
         yield from (t for item in value for t in _tensors(item, seen))
     elif hasattr(value, "__dict__"):
-        # No dictionary is made of them: `seen` would take another one at its address for the same.
-        own = (item for name, item in vars(value).items() if name not in ("base", "module"))
-        yield from (t for item in own for t in _tensors(item, seen))
+        # A generator, not a new dictionary: `seen` holds ids, and a freed dictionary's id may be used again.
+        kept = (item for name, item in vars(value).items() if name not in ("base", "module"))
+        yield from (t for item in kept for t in _tensors(item, seen))

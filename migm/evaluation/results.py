@@ -1,14 +1,16 @@
-"""`results.jsonl`: one JSON line per measured value, appended and synced, never rewritten."""
+"""`results.jsonl`: one JSON line per measured value, appended and synced, rewritten only by `translate`."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from migm.runtime.errors import UserError
+from migm.runtime.files import write_atomic
 from migm.runtime.jsonl import append_lines, read_lines
 
-# What makes two records the same measurement; the rest describes how it came about.
+# Two records that agree in these keys are the same measurement; other keys describe how it was made.
 IDENTITY = (
     "metric",
     "accelerator",
@@ -25,43 +27,66 @@ IDENTITY = (
 )
 
 
-# What a line must hold to be a record at all.
+# Keys that every record must hold.
 REQUIRED = {"metric", "value", "accelerator", "num_steps", "num_full_steps", "base", "sampling"}
+
+HASH = re.compile("[0-9a-f]{12}")  # form of `settings` and `sampling` until version 0.1
 
 TEXTS = {"metric", "accelerator", "variant", "base", "sampling", "time", "unit", "counter"}
 NUMBERS = {"value", "num_steps", "num_full_steps", "n", "seed_set", "mean_full_steps", "seconds"}
 
 
 class Results:
-    """The records of a file, and a place to append more; a line cut off by a kill counts as not measured."""
+    """Records of a file, to read and append; a line cut off by a kill counts as not measured."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.records = read(self.path) if self.path.exists() else []
-        self._known = {identity(record) for record in self.records}
+        self._identities = {identity(record) for record in self.records}
 
     def has(self, record: dict[str, Any]) -> bool:
-        """Whether a record of the same measurement is there, whatever its value."""
-        return identity(record) in self._known
+        """Return whether a record of the same measurement exists, with any value."""
+        return identity(record) in self._identities
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record to the file's end."""
+        """Append one record to the file."""
         self.extend([record])
 
     def extend(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records that belong together, at once."""
+        """Append records that belong together, in one write."""
         append_lines(self.path, records)
         self.records += records
-        self._known |= {identity(record) for record in records}
+        self._identities |= {identity(record) for record in records}
+
+    def translate(self, former: Mapping[str, str]) -> tuple[int, int]:
+        """Replace the hashes in records of an earlier version by the identities to which `former` maps them.
+
+        The file is replaced atomically; the old file is kept beside it as `<name>.former`. Returns the number of
+        translated records, and the number of records left unchanged since `former` lacks their hashes.
+        """
+        old = [record for record in self.records if HASH.fullmatch(str(record.get("settings", "")))]
+        unknown = [record for record in old if record["settings"] not in former or record["sampling"] not in former]
+        if len(old) == len(unknown):
+            return 0, len(unknown)
+        records = [
+            {**record, **{key: former.get(str(record.get(key)), record.get(key)) for key in ("settings", "sampling")}}
+            if "settings" in record
+            else record
+            for record in self.records
+        ]
+        write_atomic(self.path.with_name(f"{self.path.name}.former"), self.path.read_bytes())
+        write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        self.records, self._identities = records, {identity(record) for record in records}
+        return len(old) - len(unknown), len(unknown)
 
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What `record` measures."""
+    """Return the values of IDENTITY, which tell measurements apart."""
     return tuple(record.get(key) for key in IDENTITY)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; a line that is none is refused by number."""
+    """Read all records of a file; FileNotFoundError without a file, UserError naming a line that is no record."""
     if not path.exists():
         raise FileNotFoundError(f"results={path}: no such file; run migm.evaluate first")
     records = read_lines(path)
@@ -72,7 +97,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def type_fault(record: Mapping[str, Any]) -> str | None:
-    """What keeps a JSON object from being a record: a key that is missing, or a value of another kind."""
+    """Return why a JSON object is no record (a missing key, a value of another type), or None."""
     missing = REQUIRED - set(record)
     if missing:
         return f"it lacks {', '.join(sorted(missing))}"
@@ -88,15 +113,6 @@ def type_fault(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def point_label(accelerator: str, num_steps: int, num_full_steps: int, variant: str = "") -> str:
-    """How a point is called everywhere: `vanilla 16`, `shortcut 16,4`, `taylorseer 16,6 interval=4`, `teacache 16`.
-
-    `num_full_steps` 0 is one that is decided while sampling.
-    """
-    steps = f"{num_steps}" if num_full_steps in (0, num_steps) else f"{num_steps},{num_full_steps}"
-    return f"{accelerator} {steps} {variant}".rstrip()
-
-
 def file_name(label: str) -> str:
-    """The label of a point without what a file system might not like."""
+    """Return a point's label without characters that file systems may refuse."""
     return re.sub(r"[^\w,=.+-]+", "_", label)

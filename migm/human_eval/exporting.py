@@ -1,6 +1,5 @@
-"""Blind pairs handed out, and their votes counted."""
+"""Export blind pairs, and count their votes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,11 @@ from migm.human_eval.pairs import export, find_pairs, read_key
 from migm.human_eval.votes import read_votes, score, wilson
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
-from migm.runtime.files import write_atomic
+from migm.runtime.files import write_json
 
 
 def hand_out(config: HumanevalConfig) -> None:
-    """Write the page, the CSV and the key."""
+    """Write the page, the CSV and the key; UserError without two folders of images."""
     if not config.method or not config.baseline:
         raise UserError(
             f"method={config.method}, baseline={config.baseline}: give two folders of migm.generate to export "
@@ -30,29 +29,29 @@ def hand_out(config: HumanevalConfig) -> None:
 
 
 def count(config: HumanevalConfig) -> None:
-    """Print and write the score of the votes; what is wrong with their files is said by line."""
+    """Print and write the score of the votes, and print what is wrong with their files, line by line."""
     folder, console = Path(config.folder), Plain()
     votes, problems = read_votes(map(Path, config.votes), read_key(folder / "key.json"))
     for problem in problems:
         console.print(problem, style="yellow")
-    found = score(votes, config.seed)
-    write_atomic(folder / "score.json", json.dumps({**found, "problems": problems}, indent=1) + "\n")
-    for line in told(found):
+    scores = score(votes, config.seed)
+    write_json(folder / "score.json", {**scores, "problems": problems})
+    for line in score_lines(scores):
         console.print(line)
     console.print(f"score in {folder / 'score.json'}")
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """The score in words."""
-    (low, high), (lowest, highest) = found["wilson"], found["over_pairs"]
-    decided = found["wins"] + found["losses"]
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """Return the score in words, line by line."""
+    (low, high), (lowest, highest) = scores["wilson"], scores["over_pairs"]
+    decided = scores["wins"] + scores["losses"]
     lines = [
-        f"win rate {found['win_rate']:.1%}: {found['wins']} of {decided} decisions, {found['ties']} ties; "
+        f"win rate {scores['win_rate']:.1%}: {scores['wins']} of {decided} decisions, {scores['ties']} ties; "
         f"95% interval {low:.1%} to {high:.1%} (independent votes), {lowest:.1%} to {highest:.1%} (over pairs)",
-        f"{found['raters']} raters, {found['pairs']} pairs, left chosen in {found['left_share']:.1%} of decisions",
+        f"{scores['raters']} raters, {scores['pairs']} pairs, left chosen in {scores['left_share']:.1%} of decisions",
     ]
-    if found["alpha"] is not None:
+    if scores["alpha"] is not None:
         lines.append(
-            f"raters agree in {found['agreement']:.1%} of judgements, Krippendorff's alpha {found['alpha']:.2f}"
+            f"raters agree in {scores['agreement']:.1%} of judgements, Krippendorff's alpha {scores['alpha']:.2f}"
         )
     return lines

@@ -1,33 +1,29 @@
-"""Blind A/B pairs for people to judge: a page that works offline, a CSV for crowd platforms, and the key to both.
+"""Blind A/B pairs for people to judge: an offline page, a CSV for crowd platforms, and the key to both.
 
-The page and the CSV tell nothing of the methods: sides are drawn at random, images are written anew
-under neutral names, and what is left or right stands in `key.json` alone, which raters do not get.
+Page and CSV reveal nothing of the methods. Sides are drawn at random, and images are written anew
+under neutral names. Only `key.json` says which method is left or right, and raters do not get that file.
 """
 
-import csv
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from migm.reporting.pictures import gallery_entry
+from migm.reporting.tables import comma_separated
 from migm.runtime.errors import UserError
-from migm.runtime.files import write_atomic
+from migm.runtime.files import content_hash, write_atomic, write_json
 from migm.runtime.markup import filled
 from migm.runtime.owned import own
+from migm.runtime.pictures import write_image
 from migm.runtime.reading import files_of, read_text
 from migm.sampling.gallery import read_image
 
 CHOICES = ("left", "right", "tie")
 SIDES = ("method", "baseline")
-# What of an image's description tells how it was made.
+# Keys of an image's description that tell how the image was made.
 MADE_BY = (
     "base",
     "decoder",
@@ -43,7 +39,7 @@ MADE_BY = (
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of the same prompt and seed; `left` is the side's owner, `method` or `baseline`."""
+    """Two images of the same prompt and seed; `left` says whose image is left, `method` or `baseline`."""
 
     name: str
     prompt: str
@@ -59,7 +55,7 @@ class Pair:
 
 
 def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -> list[Pair]:
-    """All pairs of two folders that `migm.generate folder=` filled, or `num_pairs` of them, in random order.
+    """Return all pairs of two folders written by `migm.generate folder=`, or `num_pairs`, in random order.
 
     Images that only one folder has, images of other prompts, seeds or sizes, and the same method twice raise UserError.
     """
@@ -93,7 +89,7 @@ def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -
 
 
 def _described(folder: Path, key: str) -> dict[tuple[int, int], tuple[Path, dict[str, Any]]]:
-    """Image and description by number of the input and seed."""
+    """Map (number of the input, seed) to the image's path and its description."""
     entries = {path.with_suffix(".png"): gallery_entry(path) for path in files_of(folder, ".json")}
     if not entries:
         raise UserError(f"{key}={folder} holds no images with JSON; give a folder that migm.generate folder= filled")
@@ -101,7 +97,7 @@ def _described(folder: Path, key: str) -> dict[tuple[int, int], tuple[Path, dict
 
 
 def _made_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two descriptions of images name the same base, sampler and accelerator."""
+    """Return whether two descriptions name the same base, sampler and accelerator."""
     return all(ours.get(what) == theirs.get(what) for what in MADE_BY)
 
 
@@ -113,28 +109,25 @@ def export(pairs: Sequence[Pair], folder: Path, question: str, url: str) -> str:
     """Write `page/`, `crowd.csv` and `key.json` into `folder` -> the study's id, which votes carry.
 
     `url` stands before the images' names in the CSV. A folder that holds the key of other pairs is
-    refused, since the votes on those could no longer be read.
+    refused: a new key would make their votes unreadable.
     """
     key = {pair.name: {"left": pair.left, **{side: str(getattr(pair, side)) for side in SIDES}} for pair in pairs}
-    study = hashlib.sha256(json.dumps([key, question], sort_keys=True).encode()).hexdigest()[:12]
+    study = content_hash(json.dumps([key, question], sort_keys=True))
     path = folder / "key.json"
     if path.exists() and read_key(path)["study"] != study:
         raise UserError(f"folder={folder} holds the key of other pairs; choose another folder, or delete this one")
     own(folder, "humaneval", "folder", known=path.exists())
     images = folder / "page" / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    table = StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["study", "pair", "prompt", "question", "left_image", "right_image"])
+    rows: list[list[str]] = []
     for pair in pairs:
         for side, source in pair.sides.items():
-            pixels = read_image(source, "image").permute(1, 2, 0).numpy()
-            Image.fromarray(np.ascontiguousarray(pixels)).save(images / f"{pair.name}_{side}.png")  # pixels, no texts
+            write_image(read_image(source, "image"), images / f"{pair.name}_{side}.png")  # pixels, no texts
         names = [f"{url}{pair.name}_{side}.png" for side in ("left", "right")]
-        rows.writerow([study, pair.name, pair.prompt, question, *names])
-    write_atomic(folder / "crowd.csv", table.getvalue())
+        rows.append([study, pair.name, pair.prompt, question, *names])
+    headings = ["study", "pair", "prompt", "question", "left_image", "right_image"]
+    write_atomic(folder / "crowd.csv", comma_separated(headings, rows))
     write_atomic(folder / "page" / "index.html", _page(study, question, pairs))
-    write_atomic(path, json.dumps({"study": study, "question": question, "pairs": key}, indent=1) + "\n")
+    write_json(path, {"study": study, "question": question, "pairs": key})
     return study
 
 
@@ -145,7 +138,7 @@ def _page(study: str, question: str, pairs: Sequence[Pair]) -> str:
 
 
 def read_key(path: Path) -> dict[str, Any]:
-    """`key.json` of an export."""
+    """Read `key.json` of an export; FileNotFoundError or UserError without a valid key."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; export pairs first, into the same folder")
     try:

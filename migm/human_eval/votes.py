@@ -1,4 +1,4 @@
-"""Votes on blind pairs: what was cast, the win rate with an interval, and how far raters agree."""
+"""Votes on blind pairs: read them, and compute the win rate, its interval and how far raters agree."""
 
 import csv
 import math
@@ -16,16 +16,16 @@ from migm.human_eval.pairs import CHOICES
 from migm.runtime.errors import UserError
 from migm.runtime.reading import read_text
 
-Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
-DRAWS = 2000  # of the bootstrap
-LOST = 0.1  # of a file's lines: with more of them it is taken for votes on another export
-# A crowd platform's names of our columns; what it puts before them (Input., Answer.) is left off.
+Z = statistics.NormalDist().inv_cdf(0.975)  # half-width of a 95% interval in standard deviations
+DRAWS = 2000  # resamples of the bootstrap
+LOST = 0.1  # share of bad lines above which a file is taken for votes on another export
+# Crowd platforms' column names -> ours, after removing prefixes such as Input. and Answer.
 ALIASES = {"workerid": "rater", "worker_id": "rater", "participant_id": "rater"}
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What one rater said of one pair: `method`, `baseline` or `tie`; `side` is left, right or tie."""
+    """One rater's choice on one pair: `method`, `baseline` or `tie`; `side` is left, right or tie."""
 
     rater: str
     pair: str
@@ -34,10 +34,10 @@ class Vote:
 
 
 def read_votes(paths: Iterable[Path], key: Mapping[str, Any]) -> tuple[list[Vote], list[str]]:
-    """Votes of CSV files with the columns study, pair, rater and choice, and what is wrong with their lines.
+    """Read votes from CSV files with the columns study, pair, rater and choice -> votes, and problems in words.
 
-    Lines of another study, unknown pairs and unknown choices do not count; a file with more than the share `LOST`
-    of such lines is refused. Of two votes of a rater on the same pair the last counts.
+    Lines of another study, unknown pairs and unknown choices do not count. If their share exceeds `LOST`, the file
+    raises UserError. If a rater votes on a pair twice, the last vote counts.
     """
     latest: dict[tuple[str, str], tuple[Vote, str]] = {}
     problems = []
@@ -53,39 +53,41 @@ def read_votes(paths: Iterable[Path], key: Mapping[str, Any]) -> tuple[list[Vote
             right = "baseline" if left == "method" else "method"
             vote = Vote(rater, pair, {"left": left, "right": right, "tie": "tie"}[side], side)
             before, earlier = latest.get((rater, pair), (vote, ""))
-            if before != vote:  # a page saved twice says the same again
+            if before != vote:  # saving a page twice repeats its votes, which is no problem
                 problems.append(f"{earlier}: {rater} votes on pair {pair} again in {where}, which counts")
             latest[rater, pair] = (vote, where)
-        told = [f"{_lines(numbers)}: {fault}" for fault, numbers in faults.items()]
+        reasons = [f"{_lines(numbers)}: {fault}" for fault, numbers in faults.items()]
         lost = sum(map(len, faults.values()))
         if lost > LOST * len(rows):
             raise UserError(
                 f"votes={path}: {lost} of {len(rows)} lines are no votes on this export, so nothing is scored: give "
-                f"the folder= that it belongs to, or remove them ({'; '.join(told[:3])}{'; …' * (len(told) > 3)})"
+                f"the folder= that it belongs to, or remove them ({'; '.join(reasons[:3])}{'; …' * (len(reasons) > 3)})"
             )
-        problems += [f"{path}, {fault}; not counted" for fault in told]
+        problems += [f"{path}, {fault}; not counted" for fault in reasons]
     return [vote for vote, _ in latest.values()], problems
 
 
 def _lines(numbers: Sequence[int]) -> str:
-    """Ascending numbers of lines in words, such as `lines 2 to 5, 9`."""
+    """Write ascending line numbers in words, such as `lines 2 to 5, 9`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    named = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
-    return f"line{'s' * (len(numbers) > 1)} {named}"
+    ranges = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+    return f"line{'s' * (len(numbers) > 1)} {ranges}"
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows by our names of the columns."""
+    """Return (line number, row) pairs, with rows keyed by our column names."""
     if not path.exists():
         raise FileNotFoundError(f"votes={path}: no such file")
     text = read_text(path, "votes")
     heading = text.partition("\n")[0]
-    reader = csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count))  # as spreadsheets choose
+    reader = csv.DictReader(
+        StringIO(text), delimiter=max(",;\t", key=heading.count)
+    )  # spreadsheets write any of these delimiters
     names = {}
     for name in reader.fieldnames or []:
         plain = name.rsplit(".", 1)[-1].strip().lower()
@@ -113,11 +115,12 @@ def _fault(row: Mapping[str, str], key: Mapping[str, Any]) -> str | None:
 
 
 def score(votes: Sequence[Vote], seed: int = 0) -> dict[str, Any]:
-    """The win rate W_M / (W_M + W_V) of the method, ties left out (the paper's), and how sure it is.
+    """Return the method's win rate W_M / (W_M + W_V) without ties, as in the paper, and its uncertainty.
 
-    `wilson` is the 95% interval of independent votes; `over_pairs` that of a bootstrap over pairs, which holds
-    where several raters judge the same. `agreement` is the share of equal judgements among two raters of
-    a pair, `alpha` Krippendorff's (nominal; 1 is perfect, 0 chance), None where no two judged the same pair.
+    `wilson` is the 95% interval for independent votes. `over_pairs` is the 95% interval of a bootstrap over pairs,
+    valid where several raters judge the same pairs. `agreement` is the share of equal judgements between two
+    raters of a pair, `alpha` is Krippendorff's (nominal; 1 is perfect, 0 chance). Both are None where no two
+    raters judged the same pair.
     """
     wins, losses, ties = (sum(vote.winner == x for vote in votes) for x in ("method", "baseline", "tie"))
     if not wins + losses:
@@ -143,20 +146,20 @@ def score(votes: Sequence[Vote], seed: int = 0) -> dict[str, Any]:
 
 
 def wilson(wins: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion of n independent draws."""
+    """Return Wilson's 95% interval of the proportion wins / n of n independent draws."""
     centre = (wins + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * math.sqrt(wins * (n - wins) / n + Z**2 / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _bootstrap(judged: Sequence[Sequence[str]], seed: int) -> tuple[float, float]:
-    """95% percentile interval of the win rate, pairs being drawn with replacement."""
+    """Return the 95% percentile interval of the win rate over pairs drawn with replacement."""
     source = random.Random(seed)
     counts = [(judgements.count("method"), judgements.count("baseline")) for judgements in judged]
     rates = []
     while len(rates) < DRAWS:
         wins, losses = (sum(column) for column in zip(*source.choices(counts, k=len(counts)), strict=True))
-        if wins + losses:  # a draw of ties alone has no rate
+        if wins + losses:  # a draw with only ties has no rate
             rates.append(wins / (wins + losses))
     low, *_, high = statistics.quantiles(rates, n=40, method="inclusive")
     return low, high
@@ -168,9 +171,9 @@ def _agreement(judged: Iterable[Sequence[str]]) -> float | None:
 
 
 def krippendorff_alpha(judged: Iterable[Sequence[Any]]) -> float | None:
-    """1 - observed / expected disagreement of nominal judgements, one list a unit, of any lengths.
+    """Return 1 - observed / expected disagreement of nominal judgements, one list of any length per unit.
 
-    Units with a single judgement say nothing; 1.0 where all judgements are the same.
+    Units with a single judgement are left out. The result is 1.0 where all judgements agree, and None without units.
     """
     units = [Counter(judgements) for judgements in judged if len(judgements) > 1]
     if not units:

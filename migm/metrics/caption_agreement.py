@@ -1,4 +1,4 @@
-"""Share of what captions mention that the generated images show."""
+"""Share of the facts in captions that the generated images show."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from migm.runtime.files import tensors_hash
 
 
 class CaptionAgreement(CifarNetMetric):
-    """`caption_agreement` in [0, 1], over all pairs of an image and a fact that its caption mentions.
+    """`caption_agreement` in [0, 1]: the share of the mentioned facts that the images show, over all images.
 
-    The class is the bundled CIFAR net's; brightness and colours are measured as for the captions of
-    the training photos, by the more lenient rules (`migm.cifar10.captions`).
+    The bundled CIFAR net predicts the class. Brightness and colours are measured as for the captions of the
+    training photos, but by the more lenient rules of `migm.cifar10.captions`.
     """
 
     metric_name = "caption_agreement"
@@ -31,8 +31,12 @@ class CaptionAgreement(CifarNetMetric):
     def update(self, batch: Batch) -> None:
         predicted = batch.embedded(self.weights, self.net[0])[1]
         shown = facts_of(batch.images, [CLASSES[label] for label in predicted.tolist()], LENIENT)
-        wanted = [parse(prompt) for prompt in batch.prompts]
-        pairs = [pair for both in zip(shown, wanted, strict=True) for pair in zip(*both, strict=True)]
+        mentioned = [parse(prompt) for prompt in batch.prompts]
+        pairs = [
+            pair
+            for shown_and_mentioned in zip(shown, mentioned, strict=True)
+            for pair in zip(*shown_and_mentioned, strict=True)
+        ]
         agree = [seen == said for seen, said in pairs if said]
         self.right += sum(agree)
         self.count += len(agree)

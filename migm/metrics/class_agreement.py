@@ -1,4 +1,4 @@
-"""Share of images that a classifier puts into the class they were asked for."""
+"""Share of the images that a classifier assigns to the class that was asked for."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from migm.runtime.files import tensors_hash
 
 
 class ClassAgreement(CifarNetMetric):
-    """`class_agreement` of the bundled CIFAR net, in [0, 1]."""
+    """`class_agreement` in [0, 1], judged by the bundled CIFAR net."""
 
     metric_name = "class_agreement"
     unit = ""

@@ -1,4 +1,4 @@
-"""CLIPScore: how well an image fits its prompt, by a named CLIP of open_clip."""
+"""CLIPScore: how well an image fits its prompt, judged by a CLIP model of open_clip."""
 
 import logging
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from migm.runtime.files import tensors_hash
 
 
 class CLIPScore(QualityMetric):
-    """100 max(cos, 0) of image and prompt, averaged over images (Hessel et al. 2021), in float32.
+    """Mean over images of 100 max(cos(image, prompt), 0), computed in float32 (Hessel et al. 2021).
 
-    `model` and `pretrained` are open_clip's names and part of the metric's: values of different CLIPs do
-    not compare. `weights` is the file of `pretrained` where it is not to be fetched. A prompt longer
-    than CLIP's context (77 tokens) is cut but keeps its end token, whose feature is the text's; the
-    share of such prompts is in the record as `truncated`. Features of a prompt are made once.
+    `model` and `pretrained` are open_clip's names. They are part of the metric's name, since values of
+    different CLIP models do not compare. `weights` is a local file to load instead of fetching `pretrained`.
+    A prompt longer than CLIP's context (77 tokens) is cut but keeps its end token, whose feature represents
+    the text. The record holds the share of such prompts as `truncated`. Features of a prompt are computed once.
     """
 
     unit = ""
@@ -46,7 +46,7 @@ class CLIPScore(QualityMetric):
         self.metric_name = f"clip_score_{model}_{pretrained}{departure}".replace("/", "-")
         source = None if random_weights else _source(model, pretrained, weights, offline, cache_dir)
         clip, self.preprocess, self.tokenizer = load_clip(model, pretrained, source, cache_dir)
-        self.clip = [clip]  # in a list: no state of the metric
+        self.clip = [clip]  # a list hides the model from the metric's state
         self.reference_hash = tensors_hash(clip.state_dict())
         self.length = int(getattr(self.tokenizer, "context_length", 77))
         self.texts: dict[str, tuple[Tensor, bool]] = {}  # prompt -> feature (channels,), whether it was cut
@@ -76,44 +76,44 @@ class CLIPScore(QualityMetric):
 
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
-        """uint8 (b, 3, h, w) -> unit vectors (b, channels), through the model's own resize and crop in PIL."""
+        """Map uint8 (b, 3, h, w) to unit vectors (b, channels), resized and cropped in PIL as the model asks."""
         pixels = torch.stack([self.preprocess(to_pil_image(image.cpu())) for image in images])
         return normalize(self.clip[0].to(images.device).encode_image(pixels.to(images.device)), dim=1)
 
     @torch.inference_mode()
     def text_features(self, prompts: Sequence[str]) -> tuple[Tensor, list[bool]]:
-        """Unit vectors (b, channels) of prompts, and which of them were too long."""
-        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self.texts))
-        if new:
+        """Return unit vectors (b, channels) of prompts, and for each prompt whether it was too long."""
+        unseen = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self.texts))
+        if unseen:
             device = next(self.clip[0].parameters()).device
-            features = normalize(self.clip[0].encode_text(self.tokenizer(new).to(device)), dim=1).cpu()
-            # With room for one more token, only a prompt that is too long fills the last place.
-            longer, empty = self.tokenizer([*new, ""], context_length=self.length + 1)[:, -1].split([len(new), 1])
-            self.texts.update(zip(new, zip(features, (longer != empty).tolist(), strict=True), strict=True))
-        found = [self.texts[prompt] for prompt in prompts]
-        return torch.stack([feature for feature, _ in found]), [cut for _, cut in found]
+            features = normalize(self.clip[0].encode_text(self.tokenizer(unseen).to(device)), dim=1).cpu()
+            # With room for one more token, the last place is filled only by prompts that are too long.
+            longer, empty = self.tokenizer([*unseen, ""], context_length=self.length + 1)[:, -1].split([len(unseen), 1])
+            self.texts.update(zip(unseen, zip(features, (longer != empty).tolist(), strict=True), strict=True))
+        encoded = [self.texts[prompt] for prompt in prompts]
+        return torch.stack([feature for feature, _ in encoded]), [cut for _, cut in encoded]
 
 
 def load_clip(model: str, pretrained: str, source: str | None, cache_dir: str | None = None) -> tuple[Any, Any, Any]:
-    """CLIP in float32 and eval mode, its image transform, its tokenizer; without a `source` random weights.
+    """Load CLIP in float32 and eval mode -> model, image transform, tokenizer; `source` None: random weights.
 
-    Activation and image transform are those that `pretrained` was trained with: open_clip itself takes
-    other ones, with a warning or without, when the weights come from a file or from OpenAI.
+    Activation and image transform are those that `pretrained` was trained with. When weights come from a file
+    or from OpenAI, open_clip itself may choose other ones, not always with a warning.
     """
     open_clip = optional("open_clip")
     if model not in open_clip.list_models():
         raise UserError(f"metric.*.model={model} is unknown to open_clip; such as ViT-L-14, ViT-g-14")
-    known = open_clip.get_pretrained_cfg(model, pretrained)
+    settings = open_clip.get_pretrained_cfg(model, pretrained)
     logging.disable(logging.INFO)  # open_clip tells the root logger every step
     try:
         clip, _, preprocess = open_clip.create_model_and_transforms(
             model,
             pretrained=source,
-            force_quick_gelu=known.get("quick_gelu", False),
-            image_mean=known.get("mean"),
-            image_std=known.get("std"),
-            image_interpolation=known.get("interpolation"),
-            image_resize_mode=known.get("resize_mode"),
+            force_quick_gelu=settings.get("quick_gelu", False),
+            image_mean=settings.get("mean"),
+            image_std=settings.get("std"),
+            image_interpolation=settings.get("interpolation"),
+            image_resize_mode=settings.get("resize_mode"),
             pretrained_text=False,
             cache_dir=cache_dir,
         )
@@ -125,7 +125,7 @@ def load_clip(model: str, pretrained: str, source: str | None, cache_dir: str | 
 
 
 def _source(model: str, pretrained: str, weights: str | None, offline: bool, cache_dir: str | None) -> str:
-    """What open_clip is to load: a file, or the tag that it fetches."""
+    """Return what open_clip has to load: a file, or the tag of weights to fetch."""
     if weights is not None:
         if not Path(weights).is_file():
             raise FileNotFoundError(f"metric.*.weights={weights}: no such file; see `python -m migm.needs`")

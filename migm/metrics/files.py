@@ -1,4 +1,4 @@
-"""Files of others that an evaluation needs: found, checked, fetched if allowed, or named with their source."""
+"""Find, check and fetch the files of third parties that an evaluation needs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,21 +7,21 @@ from urllib.error import URLError
 import torch
 
 from migm.runtime.errors import UserError
-from migm.runtime.files import file_hash
+from migm.runtime.files import file_hash, replacing
 
 
 class Need(NamedTuple):
-    """A file or folder, and its address or what to do to have it."""
+    """A file or folder, and its address or an instruction to get it."""
 
     path: Path
     source: str
 
 
 def required(path: str | Path, sha256: str, source: str, offline: bool, key: str) -> Path:
-    """The file at `path`, whose SHA-256 begins with `sha256` (empty: not checked).
+    """Return the file at `path`; its SHA-256 must begin with `sha256` (empty: not checked), else UserError.
 
-    A missing one is fetched from `source` if that is an address and `offline` is false; else FileNotFoundError
-    says where to get it and where to put it. Another content is a UserError.
+    A missing file is fetched if `source` is an address and `offline` is false. Otherwise FileNotFoundError says
+    where to get the file and where to put it.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,11 +32,11 @@ def required(path: str | Path, sha256: str, source: str, offline: bool, key: str
 
 
 def _fetch(path: Path, sha256: str, source: str, offline: bool, key: str) -> None:
-    wanted = f"{key}={path}: no such file; get it from {source} and put it there"
+    advice = f"{key}={path}: no such file; get it from {source} and put it there"
     if offline or not source.startswith("https://"):
-        raise FileNotFoundError(wanted + (" (paths.offline=true: nothing is fetched)" if offline else ""))
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise FileNotFoundError(advice + (" (paths.offline=true: nothing is fetched)" if offline else ""))
     try:
-        torch.hub.download_url_to_file(source, str(path), sha256 or None)
+        with replacing(path) as temporary:
+            torch.hub.download_url_to_file(source, str(temporary), sha256 or None)
     except (URLError, OSError, RuntimeError) as error:
-        raise FileNotFoundError(f"{wanted} (fetching it failed: {error})") from error
+        raise FileNotFoundError(f"{advice} (fetching it failed: {error})") from error

@@ -10,31 +10,31 @@ from migm.runtime.files import tensors_hash
 
 
 def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), Heusel et al. 2017; float64 (c,) and (c, c) -> scalar.
+    """Return |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017); float64 (c,), (c, c) -> scalar.
 
-    With A = P P' and B = Q Q' the trace of the root is the sum of the singular values of P' Q. Unlike
-    roots of the eigenvalues of A B, which turn a rounding error of 1e-16 into one of 1e-8, they stay exact
-    where there are fewer images than channels.
+    With A = P P' and B = Q Q' the trace of the root is the sum of the singular values of P' Q. They stay exact
+    with fewer images than channels. Square roots of the eigenvalues of A B do not: they turn a rounding error
+    of 1e-16 into one of 1e-8.
     """
     roots = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
     return (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots
 
 
 def _factor(cov: Tensor) -> Tensor:
-    """P (c, rank) with P P' = cov; directions that float64 cannot tell from zero are left out."""
+    """Return P (c, rank) with P P' = cov, without the directions that float64 cannot tell from zero."""
     values, vectors = torch.linalg.eigh(cov)
     kept = values > len(values) * torch.finfo(cov.dtype).eps * values[-1]
     return vectors[:, kept] * values[kept].sqrt()
 
 
 def moments(count: Tensor, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (c,) and unbiased covariance (c, c) from count, sum and sum of outer products."""
+    """Return mean (c,) and unbiased covariance (c, c) from count, sum and sum of outer products."""
     mean = total / count
     return mean, (outer - count * mean.outer(mean)) / (count - 1)
 
 
 class MomentsMetric(QualityMetric):
-    """Sums of features and of their outer products, in float64: added over batches, and over processes."""
+    """Base class that sums features and their outer products in float64, over batches and over processes."""
 
     count: Tensor
     total: Tensor
@@ -48,24 +48,24 @@ class MomentsMetric(QualityMetric):
         self.add_state("outer", outer, dist_reduce_fx="sum", persistent=True)
 
     def add(self, features: Tensor) -> None:
-        """Count features (b, channels)."""
+        """Add features (b, channels) to the sums."""
         features = features.double()
         self.count += len(features)
         self.total += features.sum(0)
         self.outer += features.T @ features
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (channels,) and covariance (channels, channels) of all features so far, on the CPU."""
+        """Return mean (channels,) and covariance (channels, channels) of all features so far, on the CPU."""
         if self.count < 2:
             raise UserError(f"{self.metric_name} needs at least 2 images (evalset.num_images)")
         return moments(self.count.cpu(), self.total.cpu(), self.outer.cpu())
 
 
 class FrechetCifarNet(CifarNetMetric, MomentsMetric):
-    """`fd_cifarnet`: distance to reference statistics in the features of the bundled net.
+    """`fd_cifarnet`: Frechet distance to reference statistics, in the features of the bundled net.
 
-    `reference` holds mean and covariance in float64 and the hash of the net that made them;
-    another net is refused.
+    The file `reference` holds mean and covariance in float64, and the hash of the net that made them. A
+    reference made by another net raises UserError.
     """
 
     metric_name = "fd_cifarnet"

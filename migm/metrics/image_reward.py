@@ -1,4 +1,4 @@
-"""ImageReward and UniPercept-IQA: what people are predicted to like, by trained scorers."""
+"""ImageReward and UniPercept-IQA: trained scorers that predict what people like."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from migm.runtime.reading import files_of
 
 
 class ScorerMetric(QualityMetric):
-    """The mean of a score per image."""
+    """Mean over images of a score per image."""
 
     unit = ""
     higher_is_better = True
@@ -39,7 +39,7 @@ class ScorerMetric(QualityMetric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
 
     def add(self, scores: Tensor) -> None:
-        """Count scores (b,)."""
+        """Add scores (b,) to the mean."""
         self.total += scores.double().sum().to(self.total.device)
         self.count += len(scores)
 
@@ -48,9 +48,9 @@ class ScorerMetric(QualityMetric):
 
 
 class ImageReward(ScorerMetric):
-    """The mean reward; `official` is the published package in its own environment, `adapter` the same in ours.
+    """Mean ImageReward; `official` runs the published package in its own environment, `adapter` our port of it.
 
-    It reads 35 tokens of a prompt; the share of longer ones is in the record as `truncated`.
+    A prompt is read up to 35 tokens. The record holds the share of longer prompts as `truncated`.
     """
 
     cut: Tensor
@@ -86,10 +86,10 @@ class ImageReward(ScorerMetric):
 
     @staticmethod
     def needs(_name: str, node: dict[str, Any]) -> list[Need]:
-        found = [Need(Path(node["vocab"]), VOCAB_URL)]
+        files = [Need(Path(node["vocab"]), VOCAB_URL)]
         if not node["random_weights"]:
-            found.append(Need(Path(node["weights"]), WEIGHTS_URL))
-        return found + ([environment(node["scorers"])] if node["backend"] == "official" else [])
+            files.append(Need(Path(node["weights"]), WEIGHTS_URL))
+        return files + ([environment(node["scorers"])] if node["backend"] == "official" else [])
 
     def update(self, batch: Batch) -> None:
         self.add(self.score(batch.images, batch.prompts))
@@ -101,14 +101,14 @@ class ImageReward(ScorerMetric):
 
 
 def environment(folder: str) -> Need:
-    """The scorers' own interpreter."""
+    """Return the need for the scorers' own environment."""
     return Need(Path(folder), f"python -m migm.install_scorers {folder}")
 
 
 class UniPercept(ScorerMetric):
-    """UniPercept-IQA (Cao et al. 2025), 0 to 100, of the published package; `weights` is the model's folder.
+    """UniPercept-IQA (Cao et al. 2025), 0 to 100, by the published package; `weights` is the model's folder.
 
-    The hash in the record is of the files' names and sizes: 16 GB are not read for it.
+    The hash in the record covers names and sizes of the files: hashing 16 GB of content would take too long.
     """
 
     metric_name = "unipercept_iqa"

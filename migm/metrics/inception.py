@@ -18,13 +18,13 @@ from migm.runtime.kinds import Count
 
 
 class InceptionMetric(QualityMetric):
-    """A metric of Inception features, called `{quantity}_{protocol}`; what departs from it is added to the name.
+    """A metric of Inception features, named `{quantity}_{protocol}`; departures from it are added to the name.
 
-    `reference` is the file of what real images give, null while that is made.
+    `reference` is the file of statistics or features of real images. It is null while that file is being made.
     """
 
     quantity: str
-    arrays: tuple[str, ...] = ()  # that it needs of real images
+    arrays: tuple[str, ...] = ()  # needed from the file of real images
     unit = ""
     min_images = 10_000
     count: Tensor
@@ -44,21 +44,21 @@ class InceptionMetric(QualityMetric):
 
     @staticmethod
     def needs(name: str, node: dict[str, Any]) -> list[Need]:
-        found, protocol = [], PROTOCOLS[node["protocol"]]
+        files, protocol = [], PROTOCOLS[node["protocol"]]
         if not node["inception"]["random_weights"]:
-            found.append(Need(Path(node["inception"]["weights"]), URL))
+            files.append(Need(Path(node["inception"]["weights"]), URL))
         if node.get("reference"):
-            made = f"python -m migm.metric_reference metric=[{name}] {protocol.source}"
-            found.append(Need(Path(node["reference"]), made if protocol.made else protocol.source))
-        return found
+            command = f"python -m migm.metric_reference metric=[{name}] {protocol.source}"
+            files.append(Need(Path(node["reference"]), command if protocol.made else protocol.source))
+        return files
 
     def features(self, batch: Batch) -> Tensor:
-        """float32 (b, channels) of the batch; made once for all metrics of a protocol."""
+        """Return features of the batch, float32 (b, channels), computed once for all metrics of a protocol."""
         key = f"{self.inception.hash}/{self.protocol.name}"
         return batch.extracted(key, lambda images: self.inception.features(images, self.protocol))
 
     def seen(self) -> dict[str, Tensor]:
-        """The `arrays` of all images so far."""
+        """Return the `arrays` of all images so far."""
         raise NotImplementedError
 
     def refuse_incomplete(self) -> None:
@@ -66,7 +66,7 @@ class InceptionMetric(QualityMetric):
             self.against()
 
     def refuse_unmade(self) -> None:
-        """UserError where the protocol's reference is a file of others."""
+        """Raise UserError where the protocol's reference is a published file, not one that we make."""
         if not self.protocol.made:
             raise UserError(
                 f"{self.metric_name} compares with {self.protocol.real}, which are downloaded, not made: "
@@ -74,12 +74,12 @@ class InceptionMetric(QualityMetric):
             )
 
     def made_reference(self) -> Reference:
-        """All images so far as the real ones of later measurements."""
+        """Return all images so far as the reference of later measurements."""
         self.refuse_unmade()
         return Reference(self.seen(), int(self.count), self.protocol.name, self.inception.hash)
 
     def against(self) -> dict[str, Tensor]:
-        """The real images' arrays."""
+        """Return the arrays of the real images; UserError without a reference."""
         if self.real is None:
             raise UserError(f"metric.*.reference=null: {self.metric_name} needs a file of real images' statistics")
         return dict(self.real.arrays)
@@ -122,7 +122,7 @@ class FID(InceptionMetric, MomentsMetric):
 
 
 class FeaturesMetric(InceptionMetric):
-    """Keeps every image's features, in float32 on the CPU: 8 kB an image."""
+    """Base class that keeps the features of every image, in float32 on the CPU: 8 kB per image."""
 
     arrays = ("features",)
     kept: list[Tensor] | Tensor
@@ -141,7 +141,7 @@ class FeaturesMetric(InceptionMetric):
         self.count += len(features)
 
     def all_features(self) -> Tensor:
-        """(n, channels) in the order of the images."""
+        """Return features (n, channels) in the order of the images; UserError with fewer than 2 images."""
         if self.count < 2:
             raise UserError(f"{self.metric_name} needs at least 2 images (evalset.num_images)")
         return dim_zero_cat(self.kept)
@@ -151,7 +151,7 @@ class FeaturesMetric(InceptionMetric):
 
 
 class InceptionScore(FeaturesMetric):
-    """Inception Score over `splits` parts, as torch-fidelity shuffles and averages them."""
+    """Inception Score over `splits` parts, shuffled and averaged by torch-fidelity."""
 
     quantity = "inception_score"
     arrays = ()

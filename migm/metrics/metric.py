@@ -1,4 +1,4 @@
-"""What an image metric declares, and the batch it is given."""
+"""The interface of image metrics, and the batches that they read."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torchmetrics
+from jaxtyping import Float, Int
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -15,20 +16,21 @@ from migm.cifar10.classes import CLASSES
 from migm.cifar10.net import CifarNet
 from migm.metrics.files import Need
 from migm.runtime.errors import UserError
+from migm.runtime.shapes import Images
 
 Extracted = TypeVar("Extracted")
 
 
 class Batch:
-    """Generated images with what they were asked to show; metrics that share an extractor share its work."""
+    """Generated images with their labels or prompts; metrics that share an extractor share its result."""
 
-    def __init__(self, images: Tensor, inputs: Inputs):
-        self.images, self.inputs = images, inputs  # uint8 (b, 3, h, w), labels (b,) or b prompts
+    def __init__(self, images: Images, inputs: Inputs):
+        self.images, self.inputs = images, inputs
         self._extracted: dict[str, Any] = {}
 
     @property
-    def labels(self) -> Tensor:
-        """Labels (b,); of prompts that are captions, their classes."""
+    def labels(self) -> Int[Tensor, " b"]:
+        """Labels (b,); where the inputs are captions, the classes that they name."""
         if isinstance(self.inputs, Tensor):
             return self.inputs
         return torch.tensor([CLASSES.index(parse(prompt).name) for prompt in self.inputs])
@@ -39,19 +41,19 @@ class Batch:
             raise UserError("metric: one of the chosen metrics needs prompts, but evalset.inputs gives labels")
         return self.inputs
 
-    def extracted(self, key: str, extract: Callable[[Tensor], Extracted]) -> Extracted:
-        """What `extract` makes of the images; asked for twice with the same `key`, made once."""
+    def extracted(self, key: str, extract: Callable[[Images], Extracted]) -> Extracted:
+        """Return `extract(images)`, computed once for each `key`."""
         if key not in self._extracted:
             self._extracted[key] = extract(self.images)
         return self._extracted[key]
 
-    def embedded(self, key: str, net: CifarNet) -> tuple[Tensor, Tensor]:
-        """Features (b, channels) and predicted classes (b,) by the net whose weights are `key`."""
+    def embedded(self, key: str, net: CifarNet) -> tuple[Float[Tensor, "b c"], Int[Tensor, " b"]]:
+        """Return features (b, c) and predicted classes (b,) by the net whose weights are `key`."""
         return self.extracted(key, lambda images: net.to(images.device).embed(images))
 
 
 class ImageMetric(Protocol):
-    """A torchmetrics.Metric fed with `Batch`es; `result_name` is its name in results."""
+    """A torchmetrics.Metric that reads `Batch`es; `result_name` gives its name in results."""
 
     metric_name: str
     unit: str
@@ -66,7 +68,7 @@ class ImageMetric(Protocol):
 
     def update(self, batch: Batch) -> None: ...
 
-    def compute(self) -> Tensor: ...
+    def compute(self) -> Float[Tensor, ""]: ...
 
     def details(self) -> dict[str, Any]: ...
 
@@ -78,9 +80,9 @@ class ImageMetric(Protocol):
 
 
 def result_name(metric: ImageMetric, num_images: int) -> str:
-    """`{metric_name}_{num_images}`, with `small_n` between where the protocol asks for more images.
+    """Return `{metric_name}_{num_images}`, with `small_n` between where the protocol asks for more images.
 
-    Those too few images are refused unless the metric's `allow_small_n` is set.
+    Too few images raise UserError unless the metric's `allow_small_n` is set.
     """
     if num_images >= metric.min_images:
         return f"{metric.metric_name}_{num_images}"
@@ -93,7 +95,7 @@ def result_name(metric: ImageMetric, num_images: int) -> str:
 
 
 class QualityMetric(torchmetrics.Metric):
-    """What all image metrics share; one that reads no prompt, and asks for no number of images, adds nothing."""
+    """Base class of all image metrics; by default it asks for no minimum number of images."""
 
     full_state_update = False
     min_images = 0
@@ -103,34 +105,34 @@ class QualityMetric(torchmetrics.Metric):
         super().__init__(sync_on_compute=False)  # the study merges what several processes saw
 
     def state(self) -> dict[str, Any]:
-        """All it has seen, on the CPU: sums, and lists of tensors in the order of the images."""
+        """Return all that was accumulated, on the CPU: sums, and lists of tensors in the order of the images."""
         return apply_to_collection(self.metric_state, Tensor, lambda tensor: tensor.detach().cpu())
 
     def put_before(self, state: dict[str, Any]) -> None:
-        """Count in what `state` saw, images that precede those seen here."""
+        """Merge `state`, accumulated over images that precede those seen here."""
         single = {name: value.to(self.device) for name, value in state.items() if isinstance(value, Tensor)}
-        self.merge_state({**state, **single})  # torchmetrics puts what comes in first
+        self.merge_state({**state, **single})  # torchmetrics puts the incoming state first
         self._update_count = max(self._update_count, 1)  # else it warns that nothing was seen
 
     @staticmethod
     def needs(_name: str, node: dict[str, Any]) -> list[Need]:
-        """The files that a configuration of this class, called `_name` there, reads."""
+        """Return the files that a metric configured by `node`, under the name `_name`, reads."""
         return [Need(Path(node["weights"]), "bundled; `python -m migm.pretrain` makes it again")]
 
     def refuse_incomplete(self) -> None:
-        """UserError if something is missing without which there will be no value."""
+        """Raise UserError if something is missing without which `compute` must fail."""
 
     def details(self) -> dict[str, Any]:
-        """What a record says beside the value, of the images since the last reset."""
+        """Return further fields of the record, about the images since the last reset."""
         return {}
 
 
 class CifarNetMetric(QualityMetric):
-    """A metric on the bundled feature net, loaded once from `weights`."""
+    """Base class of metrics on the bundled feature net, loaded once from `weights`."""
 
     def __init__(self, weights: str):
         super().__init__()
         from migm.cifar10.net import load_cifarnet
 
         self.weights = str(weights)
-        self.net = [load_cifarnet(weights)]  # in a list: no state of the metric
+        self.net = [load_cifarnet(weights)]  # a list hides the net from the metric's state

@@ -1,23 +1,22 @@
-"""The files that an evaluation reads, and where to get what is missing."""
+"""List the files that an evaluation reads, and where to get missing ones."""
 
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
-
+from migm.config.building import class_of
 from migm.metrics.files import Need
 
 DPG = "the folder dpg_bench/prompts of https://github.com/TencentQQGYLab/ELLA (1,065 files)"
 
 
 def needs(metrics: dict[str, Any], evalset: dict[str, Any]) -> dict[Need, list[str]]:
-    """Every file, and what reads it."""
-    found: dict[Need, list[str]] = {}
-    known: dict[Path, Need] = {}
-    named = [(name, need) for name, node in metrics.items() for need in get_object(node["_target_"]).needs(name, node)]
+    """Map every needed file to the names of its readers."""
+    readers: dict[Need, list[str]] = {}
+    by_path: dict[Path, Need] = {}
+    named = [(name, need) for name, node in metrics.items() for need in class_of(node).needs(name, node)]
     for name, need in named + [("evalset", need) for need in _of_evalset(evalset)]:
-        found.setdefault(known.setdefault(need.path, need), []).append(name)
-    return found
+        readers.setdefault(by_path.setdefault(need.path, need), []).append(name)
+    return readers
 
 
 def _of_evalset(evalset: dict[str, Any]) -> list[Need]:

@@ -1,4 +1,4 @@
-"""Kernel Inception Distance, and what nearest neighbours in Inception's features tell apart: fidelity and variety."""
+"""Kernel Inception Distance, and fidelity and variety by nearest neighbours in Inception's features."""
 
 from typing import Annotated, Literal
 
@@ -12,11 +12,11 @@ from migm.runtime.extras import optional
 from migm.runtime.kinds import Count, Limits
 
 Quantity = Literal["precision", "recall", "density", "coverage"]
-ROWS = 10_000  # of a distance matrix at once, and the paper's share of images
+ROWS = 10_000  # rows of a distance matrix at once, and images in a chunk of the paper's protocol
 
 
 class KID(FeaturesMetric):
-    """Kernel Inception Distance (Binkowski et al. 2018), torch-fidelity's mean over subsets of real and generated."""
+    """Kernel Inception Distance (Binkowski et al. 2018): torch-fidelity's mean over subsets of the images."""
 
     quantity = "kid"
     higher_is_better = False
@@ -39,15 +39,15 @@ class KID(FeaturesMetric):
                 f"metric.*.subset_size={self.subset_size} is more than the {min(len(generated), len(real))} images"
             )
         score = optional("torch_fidelity.metric_kid").kid_features_to_metric
-        found = score(generated, real, kid_subset_size=self.subset_size, verbose=False)
-        return torch.tensor(found["kernel_inception_distance_mean"], dtype=torch.float64)
+        values = score(generated, real, kid_subset_size=self.subset_size, verbose=False)
+        return torch.tensor(values["kernel_inception_distance_mean"], dtype=torch.float64)
 
 
 class Neighbours(FeaturesMetric):
-    """`quantity` of precision, recall (Kynkaanniemi et al. 2019), density, coverage (Naeem et al. 2020); k = 3.
+    """`quantity`: precision, recall (Kynkaanniemi et al. 2019), density or coverage (Naeem et al. 2020); k = 3.
 
-    In the features of Inception, as in the paper's code; torch-fidelity would take VGG16 unless told otherwise.
-    The protocol `migm_paper` averages over chunks of 10,000 images, the others take all at once.
+    Distances are in Inception's features, as in the paper's code; torch-fidelity's default is VGG16.
+    The protocol `migm_paper` averages over chunks of 10,000 images; the others take all images at once.
     """
 
     higher_is_better = True
@@ -78,16 +78,16 @@ class Neighbours(FeaturesMetric):
     def _of(self, generated: Tensor, real: Tensor) -> float:
         if self.quantity in ("precision", "recall"):
             score = optional("torch_fidelity.metric_prc").prc_features_to_metric
-            found = score(generated, real, prc_neighborhood=self.k, save_cpu_ram=True, verbose=False)
-            return found[self.quantity]
+            values = score(generated, real, prc_neighborhood=self.k, save_cpu_ram=True, verbose=False)
+            return values[self.quantity]
         return density_or_coverage(generated, real, self.k)[self.quantity == "coverage"]
 
 
 def density_or_coverage(generated: Tensor, real: Tensor, k: int) -> tuple[float, float]:
-    """Density and coverage of (n, c) against (m, c): balls reach from real images to their k-th nearest real one.
+    """Return density and coverage of generated features (n, c) against real ones (m, c).
 
-    Density is the number of balls a generated image lies in, over k, on average; coverage the share of
-    balls with a generated image in them.
+    A ball surrounds each real image and reaches to its k-th nearest real neighbour. Density is the mean number
+    of balls that hold a generated image, over k. Coverage is the share of balls that hold a generated image.
     """
     inside, covered = 0.0, 0
     for centres in real.split(ROWS):

@@ -1,8 +1,8 @@
-"""What generated images are compared with: statistics or features of real ones, in a `.npz`.
+"""Reference files of metrics: statistics or features of real images, in a `.npz`.
 
-`mu` (c,) and `sigma` (c, c) are called as in the files of ADM's evaluation suite and of clean-fid, which
-can be read too; `features` (n, c) are for metrics of neighbours and kernels. Our own files also say
-`n`, `protocol`, `extractor` (the hash of its weights) and `hash`, which covers all of them.
+`mu` (c,) and `sigma` (c, c) are named as in the files of ADM's evaluation suite and of clean-fid, which
+can be read too. `features` (n, c) serve metrics of neighbours and kernels. Our own files also hold
+`n`, `protocol`, `extractor` (the hash of its weights) and `hash`, which covers all of these.
 """
 
 import zipfile
@@ -23,7 +23,7 @@ FACTS = ("n", "protocol", "extractor")
 
 @dataclass(frozen=True)
 class Reference:
-    """Arrays of real images and where they come from; `n` is 0 and the rest empty in files of others."""
+    """Arrays of real images and their origin; in files of third parties `n` is 0 and the texts are empty."""
 
     arrays: Mapping[str, Tensor]
     n: int = 0
@@ -35,7 +35,7 @@ class Reference:
         return tensors_hash(self.arrays, str(self.n), self.protocol, self.extractor)
 
     def save(self, path: Path) -> None:
-        """Write the file at once, so that a kill leaves no half of one."""
+        """Write the file atomically: a kill leaves no partial file."""
         content: Any = {name: np.array(getattr(self, name)) for name in (*FACTS, "hash")}
         content |= {name: array.numpy() for name, array in self.arrays.items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -43,7 +43,10 @@ class Reference:
 
 
 def load_reference(path: str | Path, key: str, arrays: tuple[str, ...]) -> Reference:
-    """The named arrays of a file, `mu` and `sigma` in float64; damage and missing arrays are refused by `key`."""
+    """Read the named arrays of a file, `mu` and `sigma` in float64; `key` names the file in errors.
+
+    Damage and missing arrays raise UserError.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{key}={path}: no such file; make it with `python -m migm.metric_reference`, or see `python -m migm.needs`"
@@ -59,8 +62,8 @@ def load_reference(path: str | Path, key: str, arrays: tuple[str, ...]) -> Refer
         if isinstance(error, UserError):
             raise
         raise UserError(f"{key}={path} is not a complete .npz of arrays ({error})") from error
-    wanted = facts.pop("hash", None)
+    stored_hash = facts.pop("hash", None)
     reference = Reference({k: v if k == "features" else v.double() for k, v in read.items()}, **facts)
-    if wanted not in (None, reference.hash):
-        raise UserError(f"{key}={path} holds {reference.hash}, not {wanted} as it says: it was changed or damaged")
+    if stored_hash not in (None, reference.hash):
+        raise UserError(f"{key}={path} holds {reference.hash}, not {stored_hash} as it says: it was changed or damaged")
     return reference

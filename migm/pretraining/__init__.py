@@ -1,1 +1,1 @@
-"""How the bundled CIFAR-10 assets are made: feature net, tokenizer, base."""
+"""Training of the bundled CIFAR-10 assets: feature net, tokenizer, bases."""

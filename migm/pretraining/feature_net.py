@@ -1,4 +1,4 @@
-"""Train a classifier: what `fd_cifarnet` measures with, or (small, another seed) the tokenizer's perceptual loss."""
+"""Train a CIFAR-10 classifier: the net of `fd_cifarnet`, or the smaller net of the tokenizer's perceptual loss."""
 
 import lightning as L
 import torch
@@ -37,7 +37,7 @@ class FeatureNetModule(L.LightningModule):
 
 @torch.inference_mode()
 def accuracy(net: CifarNet, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """Share of uint8 images (n, 3, 32, 32) whose predicted class equals the label; in [0, 1]."""
+    """Return the share in [0, 1] of uint8 images (n, 3, 32, 32) whose predicted class equals the label."""
     net = net.eval()
     right = [
         (net.embed(x)[1].cpu() == y).sum()

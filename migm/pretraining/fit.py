@@ -1,4 +1,4 @@
-"""One resumable Lightning run for each pretraining stage."""
+"""Train each pretraining stage by one resumable Lightning run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +39,9 @@ def fit(
     recipe: dict[str, Any],
     callbacks: tuple[Callback, ...] = (),
 ) -> None:
-    """Train `module` to `max_steps`; a run that was stopped goes on from its last checkpoint in `folder`.
+    """Train `module` to `max_steps`; a stopped run continues from its last checkpoint in `folder`.
 
-    `recipe` is what a resumed run has to share with its checkpoint; another one is refused.
+    `recipe` must equal the recipe in the checkpoint, else UserError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     resume = folder / "resume.ckpt"
@@ -51,7 +51,7 @@ def fit(
         if state.get("hyper_parameters", {}).get("recipe") != recipe:
             raise UserError(f"{resume} belongs to another recipe; delete {folder} or choose another pretrain.folder")
         if state["global_step"] >= max_steps:
-            module.load_state_dict(state["state_dict"])  # the averaged weights, where there are such
+            module.load_state_dict(state["state_dict"])  # the averaged weights, if averaging is on
             return
     checkpoint = ModelCheckpoint(folder, filename="resume", every_n_train_steps=250, enable_version_counter=False)
     trainer = L.Trainer(
@@ -72,5 +72,5 @@ def fit(
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Noise of one training step, the same after a resume."""
+    """Return the generator of one training step's noise, the same after a resume."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

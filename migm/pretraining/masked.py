@@ -16,9 +16,10 @@ from migm.training.schedule import trapezoid
 class MaskedModule(L.LightningModule):
     """Cross-entropy on all tokens; mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1.
 
-    Known tokens count too, as in the original (docs/originals/maskgit.md, Base training): to predict them is
-    easy, but it makes their rows of the hidden state say which token stands there, from which a shortcut can
-    then see the context.
+    Unmasked tokens count too, as in the original (docs/originals/maskgit.md, Base training). Predicting them is
+    easy, but makes their rows of the hidden state say which token stands there. A shortcut can read the
+    context from these rows.
+
     Batches are tokens (b, 2, l) of each photo and its mirror image, and labels (b,). The learning
     rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
     """
@@ -27,23 +28,23 @@ class MaskedModule(L.LightningModule):
         super().__init__()
         self.net = net
         self.seed, self.learning_rate, self.weight_decay, self.decay = seed, learning_rate, weight_decay, decay
-        # The first layer's norm hides the scale of the table from the input; a small one keeps first logits small.
+        # The first layer's norm removes the table's scale from the input; a small scale keeps the first logits small.
         nn.init.normal_(net.tok_emb.weight, std=0.02)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step)
-        (both, labels), net = batch, self.net
-        b, _, length = both.shape
-        noise = torch.rand(b, length + 3, generator=generator).to(both.device)
-        tokens = both[torch.arange(b), (noise[:, 0] < 0.5).long()].long()
+        (token_pairs, labels), net = batch, self.net
+        b, _, length = token_pairs.shape
+        noise = torch.rand(b, length + 3, generator=generator).to(token_pairs.device)
+        tokens = token_pairs[torch.arange(b), (noise[:, 0] < 0.5).long()].long()
         labels = torch.where(noise[:, 1] < 0.1, net.num_classes, labels)
         mask = noise[:, 3:] < torch.arccos(noise[:, 2:3]) * (2 / math.pi)
         ids = net.sequence(tokens.masked_fill(mask, net.vocab_size), labels)
         logits = net.head(net(ids)[:, :length])
-        each = cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(b, length)
-        self.log("train/masked", (each.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
-        self.log("train/known", (each.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
-        return each.mean()
+        losses = cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(b, length)
+        self.log("train/masked", (losses.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
+        self.log("train/known", (losses.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
+        return losses.mean()
 
     def configure_optimizers(self):
         optimizer = MuonAdamW(self.net.named_parameters(), "transformer.", self.learning_rate, self.weight_decay)
@@ -53,7 +54,7 @@ class MaskedModule(L.LightningModule):
 
 @torch.inference_mode()
 def masked_loss(net: MaskTransformer, tokens: Tensor, labels: Tensor, mask_ratio: float, seed: int = 0) -> float:
-    """Cross-entropy in nats of masked tokens at one mask ratio; tokens (n, l), labels (n,)."""
+    """Return the cross-entropy in nats of masked tokens at one mask ratio; tokens (n, l), labels (n,)."""
     generator = torch.Generator().manual_seed(seed)
     total, count = 0.0, 0
     for part, label in zip(tokens.split(250), labels.split(250), strict=True):

@@ -1,4 +1,4 @@
-"""The recipe of the bundled assets, stage by stage; each stage resumes where it stopped."""
+"""Recipe of the bundled assets, stage by stage; each stage resumes where it stopped."""
 
 import re
 import time
@@ -8,7 +8,6 @@ from typing import get_args
 
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from migm.bases.dimoo import LuminaDiMOO
@@ -31,21 +30,21 @@ from migm.pretraining.text_base import masked_loss as text_loss
 from migm.pretraining.vq import VQModule, reconstruct
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
-from migm.runtime.files import replacing, tensors_hash
+from migm.runtime.files import tensors_hash, write_atomic, write_tensors
 from migm.runtime.kinds import NotNegative, Seed, Stage
 from migm.runtime.owned import only, own, refuse_foreign
 from migm.runtime.progress import progress
 
 ASSETS = Path(__file__).parents[1] / "assets"
-NAMES = rf"hydra|({'|'.join(get_args(Stage))})(\.safetensors)?|tokens-.*\.safetensors(\.tmp)?"  # of all in `folder`
-CAPTIONS = 4  # of every photo, for the text-to-image base to draw from
+NAMES = rf"hydra|({'|'.join(get_args(Stage))})(\.safetensors)?|tokens-.*\.safetensors(\.tmp)?"  # names in `folder`
+CAPTIONS = 4  # captions per photo, from which the text-to-image base draws
 
 
 class Recipe:
-    """Trains into `folder`, writes what is bundled into `assets`.
+    """Train the assets: checkpoints go into `folder`, files to bundle into `assets`.
 
-    `warm_start` begins a base from the bundled weights instead of from scratch, so that it can be
-    improved by a later run.
+    `warm_start` starts a base from the bundled weights instead of from scratch, so that a later run can
+    improve it.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Recipe:
         self.warm_start, self.console = warm_start, Plain()
 
     def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
-        """Run `stages` in their given order; `base` and `text_base` train the transformer of `base`."""
+        """Run `stages` in their given order; the stages base and text_base train the transformer of `base`."""
         bundled = "|".join(re.escape(path.name) for path in ASSETS.iterdir())
         refuse_foreign(self.assets, "assets", "paths.assets", only(self.assets, bundled))
         own(self.folder, "pretraining", "pretrain.folder", only(self.folder, NAMES))
@@ -88,11 +87,11 @@ class Recipe:
             self.console.print(f"{stage}: {time.perf_counter() - start:.0f} s")
 
     def perceptual(self) -> None:
-        """The classifier of the tokenizer's loss: narrower and of another seed than the one that measures."""
+        """Train the classifier of the tokenizer's loss, smaller and with another seed than the feature net."""
         self._classifier("perceptual", self.folder / "perceptual.safetensors", width=16, seed=self.seed + 7)
 
     def features(self) -> None:
-        """The feature net behind `fd_cifarnet` and `class_agreement`."""
+        """Train the feature net of `fd_cifarnet` and `class_agreement`."""
         self._classifier("features", self.assets / "cifarnet.safetensors", width=32, seed=self.seed)
 
     def _classifier(self, stage: str, path: Path, width: int, seed: int) -> None:
@@ -107,7 +106,7 @@ class Recipe:
         self.console.print(f"{stage}: test accuracy {right:.4f}, written to {path}")
 
     def tokenizer(self, vq: ConvVQ) -> None:
-        """The VQ autoencoder, against the perceptual classifier."""
+        """Train the VQ autoencoder, with the perceptual classifier in its loss."""
         perceptual = CifarNet(16)
         load_strictly(perceptual, self.folder / "perceptual.safetensors", "pretrain.folder")
         images, _ = cifar10.load(self.source, "train")
@@ -121,7 +120,7 @@ class Recipe:
         self.console.print(f"tokenizer: test PSNR {psnr:.2f} dB, written to {self.assets / 'tokenizer.safetensors'}")
 
     def base(self, base: MaskGIT) -> None:
-        """The masked transformer on tokens of every photo and its mirror image."""
+        """Train the masked transformer on tokens of every photo and its mirror image."""
         path, vq = self.assets / "base.safetensors", base.tokenizer
         if not isinstance(base, MaskGIT) or not isinstance(vq, ConvVQ):
             raise UserError("stages=[base] trains a MaskGIT with a ConvVQ; choose base=cifar10")
@@ -142,25 +141,27 @@ class Recipe:
         self.console.print(f"base: test cross-entropy {shown} masked; written to {path}")
 
     def words(self) -> None:
-        """The text tokenizer, and captions as prompts: of training photos to collect with, of test photos to judge."""
+        """Write the text tokenizer, and captions as prompts.
+
+        Captions of training photos are for collecting trajectories, those of test photos for evaluation.
+        """
         folder = self.assets / "dimoo_tiny"
-        folder.mkdir(parents=True, exist_ok=True)
-        build_tokenizer().save(str(folder / "tokenizer.json"))
+        write_atomic(folder / "tokenizer.json", build_tokenizer().to_str(pretty=True))
         for split, count in (("train", 2000), ("test", 5000)):
             photos = cifar10.load(self.source, split)
             write_prompts(captions_of(*photos, self.seed), self.assets / f"prompts_{split}.txt", count)
         self.console.print(f"words: tokenizer and prompts written to {self.assets}")
 
     def text_base(self, base: LuminaDiMOO) -> None:
-        """The text-to-image transformer, on the same tokens, with captions instead of labels."""
+        """Train the text-to-image transformer on the tokens of all photos, with captions instead of labels."""
         folder = self.assets / "dimoo_tiny"
         if not isinstance(base, LuminaDiMOO) or not isinstance(base.tokenizer, ConvVQ):
             raise UserError("stages=[text_base] trains a LuminaDiMOO with a ConvVQ; choose base=dimoo_tiny")
         tokens, _ = self._tokens(base.tokenizer, "train")
         facts = facts_of_photos(*cifar10.load(self.source, "train"))
-        said = [[base.template(text) for text in say(facts, self.seed + i)] for i in range(CAPTIONS)]
-        every = padded_ids([ids for one in said for ids in one], torch.device("cpu"))
-        conditions = every.unflatten(0, (CAPTIONS, -1)).transpose(0, 1).to(torch.int16).contiguous()
+        encoded = [[base.template(text) for text in say(facts, self.seed + i)] for i in range(CAPTIONS)]
+        padded = padded_ids([ids for variant in encoded for ids in variant], torch.device("cpu"))
+        conditions = padded.unflatten(0, (CAPTIONS, -1)).transpose(0, 1).to(torch.int16).contiguous()
         if self.warm_start:
             load_shards(base.transformer, folder, "pretrain.assets", PREFIX, base.device, base.dtype)
         module = TextModule(base, self.seed, learning_rate=2e-3, weight_decay=0.02)
@@ -179,7 +180,7 @@ class Recipe:
         self.console.print(f"text_base: test cross-entropy {shown} masked; written to {folder}")
 
     def _tokens(self, vq: ConvVQ, split: str) -> tuple[Tensor, Tensor]:
-        """int16 tokens (n, 2, l) of the photos and their mirror images, and labels (n,); kept for the next start."""
+        """Return int16 tokens (n, 2, l) of photos and their mirror images, and labels (n,); cached in `folder`."""
         load_strictly(vq, self.assets / "tokenizer.safetensors", "pretrain.assets")
         path = self.folder / f"tokens-{split}-{tensors_hash(vq.state_dict())}.safetensors"
         if not path.exists():
@@ -191,17 +192,17 @@ class Recipe:
                 for part in images.split(500):
                     rows.append(torch.stack([vq.to_tokens(part), vq.to_tokens(part.flip(-1))], 1).cpu().to(torch.int16))
                     bar.advance(task, len(part))
-            with replacing(path) as temporary:
-                save_file({"tokens": torch.cat(rows), "labels": labels}, temporary)
+            write_tensors({"tokens": torch.cat(rows), "labels": labels}, path)
         tensors, _ = read_tensors(path, "pretrain.folder")
         return tensors["tokens"], tensors["labels"]
 
     def reference(self) -> None:
-        """Mean and covariance of the 50,000 training photos in the feature net, and the floor of the metric."""
+        """Write mean and covariance of the 50,000 training photos' features, and print the test photos' distance."""
         net = load_cifarnet(str(self.assets / "cifarnet.safetensors"))
         train, test = (self._moments(net, split) for split in ("train", "test"))
         path = self.assets / "cifarnet_train50k.safetensors"
-        save_file({"mean": train[0], "cov": train[1]}, path, {"net": tensors_hash(net.state_dict()), "images": "50000"})
+        about = {"net": tensors_hash(net.state_dict()), "images": "50000"}
+        write_tensors({"mean": train[0], "cov": train[1]}, path, about)
         self.console.print(f"reference: test photos are at {frechet_distance(*train, *test):.3f}, written to {path}")
 
     def _moments(self, net: CifarNet, split: str) -> tuple[Tensor, Tensor]:
@@ -214,16 +215,14 @@ class Recipe:
 
 
 def save_checkpoint(net: LLaDA, folder: Path) -> None:
-    """Write a LLaDA transformer as its published checkpoints are, in bfloat16: `config.json`, `model.safetensors`."""
+    """Write a LLaDA transformer in its published format, in bfloat16: `config.json`, `model.safetensors`."""
     tensors = {PREFIX + k: v.detach().cpu().bfloat16().contiguous() for k, v in net.state_dict().items()}
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
-        net.config.write(folder / "config.json")
+    net.config.write(folder / "config.json")
+    write_tensors(tensors, folder / "model.safetensors")
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """Write the module's tensors as safetensors, the transformer's in bfloat16, in which they run."""
+    """Write the module's tensors as safetensors; a transformer's in bfloat16, the precision it runs in."""
     half = isinstance(module, MaskTransformer)
     tensors = {k: (v.bfloat16() if half else v).detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(tensors, path)

@@ -1,4 +1,4 @@
-"""Train the small text-to-image base by masked token prediction, given captions."""
+"""Train the small text-to-image base by masked token prediction from captions."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from migm.training.schedule import trapezoid
 class TextModule(L.LightningModule):
     """Cross-entropy on all image tokens; mask ratio cos(pi/2 u), u uniform; captions dropped with probability 0.1.
 
-    Known tokens count too, for the reason `MaskedModule` gives. Batches are tokens (b, 2, l) of each
-    photo and its mirror image, and the conditions (b, captions, q) of several captions, one of which is
-    drawn. The learning rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
+    Unmasked tokens count too, as in `MaskedModule`. Batches are tokens (b, 2, l) of each photo and its mirror
+    image, and conditions (b, captions, q) of several captions, one of which is drawn. The learning rate
+    warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
     """
 
     def __init__(self, base: LuminaDiMOO, seed: int, learning_rate: float, weight_decay: float, decay: float = 0.4):
@@ -32,21 +32,21 @@ class TextModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step)
-        (both, captions), base = batch, self.frozen.base
-        b, _, length = both.shape
-        noise = torch.rand(b, length + 4, generator=generator).to(both.device)
-        every = torch.arange(b, device=both.device)
-        tokens = both[every, (noise[:, 0] < 0.5).long()].long()
-        conditions = captions[every, (noise[:, 1] * captions.shape[1]).long()].long()
-        none = torch.nn.functional.pad(
-            base.unconditional.to(both.device), (0, conditions.shape[1] - len(base.unconditional)), value=-1
+        (token_pairs, captions), base = batch, self.frozen.base
+        b, _, length = token_pairs.shape
+        noise = torch.rand(b, length + 4, generator=generator).to(token_pairs.device)
+        rows = torch.arange(b, device=token_pairs.device)
+        tokens = token_pairs[rows, (noise[:, 0] < 0.5).long()].long()
+        conditions = captions[rows, (noise[:, 1] * captions.shape[1]).long()].long()
+        unconditional = torch.nn.functional.pad(
+            base.unconditional.to(token_pairs.device), (0, conditions.shape[1] - len(base.unconditional)), value=-1
         )
-        conditions = torch.where(noise[:, 2:3] < 0.1, none, conditions)
+        conditions = torch.where(noise[:, 2:3] < 0.1, unconditional, conditions)
         mask = noise[:, 4:] < torch.cos(noise[:, 3:4] * (math.pi / 2))
-        each = token_loss(base, tokens, mask, conditions)
-        self.log("train/masked", (each.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
-        self.log("train/known", (each.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
-        return each.mean()
+        losses = token_loss(base, tokens, mask, conditions)
+        self.log("train/masked", (losses.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
+        self.log("train/known", (losses.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
+        return losses.mean()
 
     def configure_optimizers(self):
         optimizer = MuonAdamW(self.net.named_parameters(), "blocks.", self.learning_rate, self.weight_decay)
@@ -55,7 +55,7 @@ class TextModule(L.LightningModule):
 
 
 def token_loss(base: LuminaDiMOO, tokens: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:
-    """Cross-entropy (b, l) in nats of the tokens (b, l) where those of `mask` (b, l) are masked."""
+    """Return the cross-entropy (b, l) in nats of the tokens (b, l) while those in `mask` (b, l) are masked."""
     used = int((conditions >= 0).sum(1).max())
     branch = base.branch(conditions[:, :used])
     features = base.features(tokens.masked_fill(mask, base.spec.vocab_size), branch, mask.float().mean(1))
@@ -65,7 +65,7 @@ def token_loss(base: LuminaDiMOO, tokens: Tensor, mask: Tensor, conditions: Tens
 
 @torch.inference_mode()
 def masked_loss(base: LuminaDiMOO, tokens: Tensor, captions: Sequence[str], mask_ratio: float, seed: int = 0) -> float:
-    """Cross-entropy in nats of masked tokens at one mask ratio; tokens (n, l) and n captions."""
+    """Return the cross-entropy in nats of masked tokens at one mask ratio; tokens (n, l) and n captions."""
     generator, total, count = torch.Generator().manual_seed(seed), 0.0, 0
     conditions = padded_ids([base.template(caption) for caption in captions], tokens.device)
     for part, condition in zip(tokens.split(250), conditions.split(250), strict=True):

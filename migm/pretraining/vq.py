@@ -1,4 +1,4 @@
-"""Train the image tokenizer: reconstruction, a perceptual distance and the codebook losses of VQ-VAE."""
+"""Train the image tokenizer: reconstruction, a perceptual distance and VQ-VAE's codebook losses."""
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ from migm.pretraining.fit import step_generator
 
 
 class VQModule(L.LightningModule):
-    """L1 + 2 MSE + `perceptual_weight` x distance in the activations of a frozen classifier.
+    """L1 + 2 MSE + `perceptual_weight` x distance in a frozen classifier's activations + codebook loss.
 
     Codes that no patch of the last `revive_every` batches chose are moved onto random encoder
     outputs, so that the whole codebook is used.
@@ -29,7 +29,7 @@ class VQModule(L.LightningModule):
     ):
         super().__init__()
         self.vq = vq.to(memory_format=torch.channels_last)
-        self.perceptual = [perceptual.eval().requires_grad_(False)]  # in a list: no part of the checkpoint
+        self.perceptual = [perceptual.eval().requires_grad_(False)]  # a list keeps the classifier out of the checkpoint
         self.seed, self.learning_rate = seed, learning_rate
         self.perceptual_weight, self.revive_every = perceptual_weight, revive_every
         self.usage: Tensor
@@ -59,8 +59,8 @@ class VQModule(L.LightningModule):
     def _perceptual(self, output: Tensor, target: Tensor) -> Tensor:
         net = self.perceptual[0].to(output.device)
         with torch.no_grad():
-            wanted = net.activations(target)
-        pairs = zip(net.activations(output), wanted, strict=True)
+            target_activations = net.activations(target)
+        pairs = zip(net.activations(output), target_activations, strict=True)
         return torch.stack(
             [(normalize(a.float()) - normalize(b.float())).square().sum(1).mean() for a, b in pairs]
         ).sum()
@@ -86,6 +86,6 @@ class VQModule(L.LightningModule):
 
 @torch.inference_mode()
 def reconstruct(vq: ConvVQ, images: Tensor, batch_size: int = 250) -> Tensor:
-    """uint8 images (n, 3, h, w) -> their uint8 reconstructions, same shape."""
+    """Map uint8 images (n, 3, h, w) to their uint8 reconstructions of the same shape."""
     grid = (images.shape[2] // vq.stride, images.shape[3] // vq.stride)
     return torch.cat([vq.to_images(vq.to_tokens(part), grid).cpu() for part in images.split(batch_size)])

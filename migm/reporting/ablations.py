@@ -1,11 +1,10 @@
-"""What each part of a shortcut brings: sweeps of trainings against one reference, and its width, depth and length."""
+"""Ablations of a shortcut: sweeps of trainings against one reference, over width, depth and length of training."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
 from migm.evaluation.results import read
@@ -13,7 +12,7 @@ from migm.reporting.summary import Row, summarise
 from migm.reporting.tables import Table, comma_separated, markdown
 from migm.reporting.trials import Group, grouped, metrics_of, spread, trial_rows
 from migm.runtime.errors import UserError
-from migm.runtime.figures import plt
+from migm.runtime.figures import plt, write_figure
 from migm.runtime.files import write_atomic
 from migm.runtime.owned import only, own
 
@@ -22,36 +21,36 @@ R, D = "shortcut.bottleneck_ratio", "shortcut.depth"
 
 
 def write_ablations(experiment: Path, sweeps: Sequence[str], reference: str, folder: Path) -> None:
-    """`ablations.md` and `.csv`, trials one by one, and figures, of the sweeps below an experiment's folder.
+    """Write `ablations.md` and `.csv`, `trials.csv` and figures of the sweeps below an experiment's folder.
 
-    `reference` names the trials to compare with, such as `ablation_rd/r2_d1`. Points of the experiment
-    itself (vanilla, reuse), where it has any, come first. A sweep without trials is left out.
+    `reference` names the trials to compare with, such as `ablation_rd/r2_d1`; UserError if they do not exist.
+    Points of the experiment itself (vanilla, reuse), if any, come first. A sweep without trials is left out.
     """
-    found = {name: groups for name in sweeps if (groups := grouped(experiment / name))}
+    groups_by_sweep = {name: groups for name in sweeps if (groups := grouped(experiment / name))}
     sweep, _, name = reference.partition("/")
-    chosen = [group for group in found.get(sweep, []) if group.values == (name,)]
+    chosen = [group for group in groups_by_sweep.get(sweep, []) if group.values == (name,)]
     if not chosen:
-        known = [f"{sweep}/{group.values[0]}" for sweep, groups in found.items() for group in groups]
-        raise UserError(f"reference={reference} has no finished trial in {experiment}; there are: {', '.join(known)}")
+        names = [f"{sweep}/{group.values[0]}" for sweep, groups in groups_by_sweep.items() for group in groups]
+        raise UserError(f"reference={reference} has no finished trial in {experiment}; there are: {', '.join(names)}")
     results = experiment / "results.jsonl"
     rows = summarise(read(results)).rows if results.exists() else []
-    table = ablation_table(found, chosen[0], rows)
+    table = ablation_table(groups_by_sweep, chosen[0], rows)
     own(folder, "ablations", "folder", only(folder, r"ablations\.(md|csv)|trials\.csv|(rd|length)_\w+\.png"))
     write_atomic(folder / "ablations.md", markdown(*table))
     write_atomic(folder / "ablations.csv", comma_separated(*table))
-    every = [group for groups in found.values() for group in groups]
-    write_atomic(folder / "trials.csv", comma_separated(*trial_rows(every, ["trial"])))
-    for metric in ["feature_mse", *metrics_of(every)]:
-        if "ablation_rd" in found:
-            _draw_grid(found["ablation_rd"], metric, folder / f"rd_{metric}.png")
-        if "ablation_length" in found:
-            _draw_length([*found["ablation_length"], chosen[0]], metric, folder / f"length_{metric}.png")
+    all_groups = [group for groups in groups_by_sweep.values() for group in groups]
+    write_atomic(folder / "trials.csv", comma_separated(*trial_rows(all_groups, ["trial"])))
+    for metric in ["feature_mse", *metrics_of(all_groups)]:
+        if "ablation_rd" in groups_by_sweep:
+            _draw_grid(groups_by_sweep["ablation_rd"], metric, folder / f"rd_{metric}.png")
+        if "ablation_length" in groups_by_sweep:
+            _draw_length([*groups_by_sweep["ablation_length"], chosen[0]], metric, folder / f"length_{metric}.png")
     print(markdown(*table))
     print(f"table and figures in {folder}")
 
 
 def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ()) -> Table:
-    """Mean ± standard deviation over seeds, and the differences to the reference, seed by seed."""
+    """Return a table of mean ± standard deviation over seeds, and of differences to the reference by seed."""
     metrics = metrics_of([group for groups in sweeps.values() for group in groups])
     compared = {"feature_mse": 5, **dict.fromkeys(metrics, 3)}  # -> digits
     changes = [f"{metric} - reference" for metric in compared]
@@ -62,14 +61,15 @@ def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ())
         cells.append(["", row.label, "", "", "", *measured, *[""] * len(compared), _number(row.ffe), ""])
     for sweep, groups in sweeps.items():
         for group in groups:
-            same = group is reference
+            is_reference = group is reference
             changed = [
-                "" if same else spread(differences(group, reference, m), digits) for m, digits in compared.items()
+                "" if is_reference else spread(differences(group, reference, m), digits)
+                for m, digits in compared.items()
             ]
             cells.append(
                 [
                     sweep.removeprefix("ablation_"),
-                    group.values[0] + " (reference)" * same,
+                    group.values[0] + " (reference)" * is_reference,
                     str(len(group.trials)),
                     f"{group.trials[0].parameters:,}",
                     spread(values(group, "feature_mse"), 4),
@@ -83,12 +83,15 @@ def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ())
 
 
 def values(group: Group, metric: str) -> list[float]:
-    """One for each trial: a quality metric, or `feature_mse`."""
+    """Return one value per trial: a quality metric, or `feature_mse`."""
     return [trial.feature_mse for trial in group.trials] if metric == "feature_mse" else group.quality(metric)
 
 
 def differences(group: Group, reference: Group, metric: str) -> list[float]:
-    """To the reference, for each seed that both have: they share trajectories, so much of the deviation cancels."""
+    """Return metric minus the reference's, for each seed that both have.
+
+    Trials of one seed share trajectories, so much of the deviation cancels.
+    """
     before = dict(zip(reference.seeds(), values(reference, metric), strict=False))
     now = zip(group.seeds(), values(group, metric), strict=False)
     return [value - before[seed] for seed, value in now if seed in before]
@@ -99,17 +102,17 @@ def _number(value: float | None) -> str:
 
 
 def _draw_grid(groups: Sequence[Group], metric: str, path: Path) -> None:
-    """The metric against parameters and against FFE, a line for each depth, points named by R."""
+    """Draw the metric against parameters and against FFE, one line per depth, points labelled by R."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
     costs = [("parameters", [float(g.trials[0].parameters) for g in groups])]
     if all(group.costs("ffe") for group in groups):
         costs.append(("FFE (full-forward equivalents)", [group.costs("ffe")[0] for group in groups]))
     for axes, (label, cost) in zip(panels, costs, strict=False):
         for depth in sorted({group.trials[0].overrides.get(D, "") for group in groups}):
-            own = [i for i, group in enumerate(groups) if group.trials[0].overrides.get(D, "") == depth]
-            own.sort(key=lambda i: cost[i])
-            _errors(axes, [cost[i] for i in own], [values(groups[i], metric) for i in own], f"D = {depth}")
-            for i in own:
+            members = [i for i, group in enumerate(groups) if group.trials[0].overrides.get(D, "") == depth]
+            members.sort(key=lambda i: cost[i])
+            _errors(axes, [cost[i] for i in members], [values(groups[i], metric) for i in members], f"D = {depth}")
+            for i in members:
                 at = (cost[i], statistics.fmean(values(groups[i], metric)))
                 ratio = groups[i].trials[0].overrides.get(R, "")
                 axes.annotate(f"R={ratio}", at, xytext=(5, 5), textcoords="offset points", fontsize=8)
@@ -121,11 +124,11 @@ def _draw_grid(groups: Sequence[Group], metric: str, path: Path) -> None:
             axes.xaxis.set_minor_formatter("")
     panels[0].set_ylabel(metric)
     panels[0].legend(frameon=False)
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def _draw_length(groups: Sequence[Group], metric: str, path: Path) -> None:
-    """The metric against the steps of training."""
+    """Draw the metric against the number of training steps."""
     groups = sorted(groups, key=lambda group: group.trials[0].max_steps)
     figure, axes = plt.subplots(figsize=(5, 3.8), layout="constrained")
     _errors(axes, [group.trials[0].max_steps for group in groups], [values(group, metric) for group in groups], "")
@@ -133,17 +136,11 @@ def _draw_length(groups: Sequence[Group], metric: str, path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xticks([group.trials[0].max_steps for group in groups])
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def _errors(axes: Axes, x: Sequence[float], measured: Sequence[Sequence[float]], label: str) -> None:
-    mean = [statistics.fmean(found) for found in measured]
-    deviation = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in measured]
+    mean = [statistics.fmean(values) for values in measured]
+    deviation = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in measured]
     axes.errorbar(x, mean, deviation, marker="o", markersize=5, capsize=2, linewidth=1.2, label=label)
     axes.grid(alpha=0.25)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)

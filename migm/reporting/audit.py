@@ -1,11 +1,10 @@
-"""Results files, checked: what counts of them, and by file and line what does not and why.
+"""Audit results files: select the records that count, and say by file and line why others do not.
 
-Nothing is merged or left out silently. Left out are damaged lines, values that name no reference,
-earlier measurements of the same thing, and those of another shortcut, reference or decoder than
-the last; versions and devices that differ are pointed out.
+Nothing is merged or left out silently. Left out are damaged lines, values without a reference, earlier
+measurements of the same thing, and measurements of another shortcut, reference or decoder than
+the last. Differing versions and devices are pointed out.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,17 +13,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from migm.evaluation.results import identity, point_label, type_fault
+from migm.evaluation.results import identity, type_fault
 from migm.reporting.summary import newest
+from migm.runtime.jsonl import numbered_lines, parsed
 from migm.runtime.reading import decoded
+from migm.sampling.sampler import point_label
 
-STUDY = ("base", "sampling", "inputs")  # only what agrees in these compares
+STUDY = ("base", "sampling", "inputs")  # records compare only if they agree in these keys
 VERSIONS = ("device", "torch", "migm", "commit", "run")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A record and where it stands."""
+    """A record with its file and line number."""
 
     path: Path
     number: int
@@ -36,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to know; `where` names files and lines."""
+    """One finding of the audit; `where` names files and lines."""
 
     kind: str
     where: str
@@ -48,7 +49,7 @@ class Problem:
 
 @dataclass
 class StudyLines:
-    """The lines of one base, sampler and set of inputs, and the folders that they come from."""
+    """Lines of one base, sampler and set of inputs."""
 
     lines: list[Line]
 
@@ -67,20 +68,22 @@ class StudyLines:
 
 
 def audit(paths: Iterable[str | Path]) -> tuple[list[StudyLines], list[Problem]]:
-    """Read results files; a file that is not there raises FileNotFoundError."""
+    """Read results files -> studies and problems; a missing file raises FileNotFoundError."""
     problems: list[Problem] = []
-    given = [Path(path) for path in paths]
-    files = list({path.resolve(): path for path in given}.values())
-    if len(files) < len(given):
-        problems.append(Problem("duplicate", "results", f"{len(given) - len(files)} files are given twice, read once"))
+    requested = [Path(path) for path in paths]
+    files = list({path.resolve(): path for path in requested}.values())
+    if len(files) < len(requested):
+        problems.append(
+            Problem("duplicate", "results", f"{len(requested) - len(files)} files are given twice, read once")
+        )
     lines = [line for path in files for line in _read(path, problems)]
-    studies: dict[tuple[Any, ...], list[Line]] = {_study(line): [] for line in lines}  # in the order of the files
+    studies: dict[tuple[Any, ...], list[Line]] = {_study(line): [] for line in lines}  # keeps the order of the files
     for line in _last_of_each(lines, problems):
         studies[_study(line)].append(line)
-    found = [StudyLines(_same_versions(part, problems)) for part in studies.values()]
-    for study in found:
+    audited = [StudyLines(_same_versions(part, problems)) for part in studies.values()]
+    for study in audited:
         _point_out_versions(study.lines, problems)
-    return found, problems
+    return audited, problems
 
 
 def _study(line: Line) -> tuple[Any, ...]:
@@ -90,23 +93,21 @@ def _study(line: Line) -> tuple[Any, ...]:
 def _read(path: Path, problems: list[Problem]) -> list[Line]:
     if not path.exists():
         raise FileNotFoundError(f"results={path}: no such file; run migm.evaluate first")
-    *whole, rest = decoded(path.read_bytes(), path, errors="replace").split("\n")
     lines = []
-    for number, text in enumerate([*whole, rest] if rest else whole, 1):
-        fault = _fault(text)
-        if fault is None:
-            lines.append(Line(path, number, json.loads(text)))
-            continue
-        kind = "cut off" if number > len(whole) else "damaged"
-        problems.append(Problem(kind, f"{path}, line {number}", f"{fault}; not counted"))
+    for number, text, whole in numbered_lines(decoded(path.read_bytes(), path, errors="replace")):
+        if fault := _fault(text):
+            kind = "damaged" if whole else "cut off"
+            problems.append(Problem(kind, f"{path}, line {number}", f"{fault}; not counted"))
+        else:
+            lines.append(Line(path, number, parsed(text)))
     return lines
 
 
 def _fault(text: str) -> str | None:
-    """Why a line is no result record, or None."""
+    """Return why a line is no result record, or None."""
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        record = parsed(text)
+    except ValueError:
         return "not JSON"
     if not isinstance(record, dict):
         return "not a JSON object"
@@ -123,11 +124,13 @@ def _fault(text: str) -> str | None:
 
 
 def _last_of_each(lines: Sequence[Line], problems: list[Problem]) -> list[Line]:
-    """Of the same measurement the latest by its time counts; at equal times the one that was read last."""
+    """Keep the latest of equal measurements by time; at equal times the last line read."""
     latest: dict[tuple[Any, ...], Line] = {}
     replaced: dict[tuple[Path, Path], list[tuple[Line, Line]]] = defaultdict(list)
     for line in sorted(lines, key=lambda line: str(line.record.get("time", ""))):
-        earlier = latest.pop(identity(line.record), None)  # popped, so that the order is that of what counts
+        earlier = latest.pop(
+            identity(line.record), None
+        )  # popped, so that the result is in order of the measurements that count
         if earlier:
             replaced[earlier.path, line.path].append((earlier, line))
         latest[identity(line.record)] = line
@@ -154,28 +157,28 @@ def _point(record: dict[str, Any]) -> str:
 
 
 def _same_versions(lines: Sequence[Line], problems: list[Problem]) -> list[Line]:
-    """Of every point the shortcut and settings, of every metric the reference and decoder that were measured last."""
-    last = {line.record["metric"]: _measure(line.record) for line in lines}
+    """Keep the lines of each point's last shortcut and settings, and of each metric's last reference and decoder."""
+    last = {line.record["metric"]: _reference_and_decoder(line.record) for line in lines}
     kept = {id(record) for record in newest([line.record for line in lines])}
-    good, replaced = [], defaultdict(list)
+    counting, replaced = [], defaultdict(list)
     for line in lines:
         record = line.record
         if id(record) not in kept:
             replaced[f"{_point(record)} of another shortcut or other settings than the last measured"].append(line)
-        elif _measure(record) != last[record["metric"]]:
+        elif _reference_and_decoder(record) != last[record["metric"]]:
             replaced[f"{record['metric']} against another reference or by another decoder than the last"].append(line)
         else:
-            good.append(line)
+            counting.append(line)
     problems += [Problem("mixed versions", located(part), f"{text}; not counted") for text, part in replaced.items()]
-    return good
+    return counting
 
 
-def _measure(record: dict[str, Any]) -> tuple[Any, Any]:
+def _reference_and_decoder(record: dict[str, Any]) -> tuple[Any, Any]:
     return record.get("reference"), record.get("decoder")
 
 
 def _point_out_versions(lines: Sequence[Line], problems: list[Problem]) -> None:
-    """Devices and runs matter for times, versions of the code for all."""
+    """Report differing devices and runs among times, and differing versions of code among all lines."""
     timed = defaultdict(list)
     for line in lines:
         if line.record["metric"].startswith("seconds_per_image/"):
@@ -190,14 +193,14 @@ def _point_out_values(key: str, lines: Sequence[Line], problems: list[Problem]) 
     for line in lines:
         groups[str(line.record.get(key))].append(line)
     if len(groups) > 1:
-        what = "times compare within one alone" if key in ("device", "run") else "all count"
-        found = "; ".join(f"{value}: {located(part)}" for value, part in groups.items())
+        consequence = "times compare within one alone" if key in ("device", "run") else "all count"
+        values = "; ".join(f"{value}: {located(part)}" for value, part in groups.items())
         files = ", ".join(dict.fromkeys(str(line.path) for line in lines))
-        problems.append(Problem("mixed versions", files, f"{len(groups)} values of {key}, {what}: {found}"))
+        problems.append(Problem("mixed versions", files, f"{len(groups)} values of {key}, {consequence}: {values}"))
 
 
 def located(lines: Sequence[Line]) -> str:
-    """`a.jsonl, lines 3, 5-7`, for each file."""
+    """Write lines as `a.jsonl, lines 3, 5-7`, for each file."""
     files = defaultdict(list)
     for line in lines:
         files[line.path].append(line.number)

@@ -8,9 +8,9 @@ from migm.runtime.extras import optional
 
 
 def workspace(entity: str, project: str, group: str, metrics: Sequence[str], costs: Sequence[str]) -> Any:
-    """A workspace over the runs of `group`: planes of quality against cost, bars, previews, the training's curves.
+    """Return a workspace on the runs of `group`: quality against cost, bars, previews and training curves.
 
-    `costs` are keys of `migm.reporting.wandb.point_values`. Nothing is sent before its `save()`.
+    `costs` are keys of `migm.reporting.wandb.point_values`. Nothing is sent before the workspace's `save()`.
     """
     wr: Any = optional("wandb_workspaces.reports.v2", "logger=wandb")
     ws: Any = optional("wandb_workspaces.workspaces", "logger=wandb")
@@ -44,10 +44,10 @@ def workspace(entity: str, project: str, group: str, metrics: Sequence[str], cos
 CURVES = ("train/feature_mse", "val/feature_mse")
 
 
-def spec(made: Any) -> str:
-    """A workspace as JSON, the same whenever it is built: panels are numbered instead of given random names."""
+def spec(unsaved: Any) -> str:
+    """Write a workspace as JSON, deterministically: panels are numbered instead of named at random."""
     # The package has no public way to write what `save()` would send.
-    content = made._to_model().model_dump(by_alias=True, exclude_none=True, mode="json")
+    content = unsaved._to_model().model_dump(by_alias=True, exclude_none=True, mode="json")
     panels = [p for section in content["spec"]["section"]["panelBankConfig"]["sections"] for p in section["panels"]]
     for number, panel in enumerate(panels):
         panel["__id__"] = f"panel{number}"

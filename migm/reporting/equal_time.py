@@ -1,4 +1,4 @@
-"""Each method against another at equal time: what the other's Pareto front reaches in the method's own time."""
+"""Compare methods at equal time: a method's value against another method's Pareto front."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from migm.reporting.summary import Row, Summary
 
 
 def interpolate(rows: Sequence[Row], metric: str, sign: int, seconds: float) -> tuple[float, float] | None:
-    """Mean and deviation that `rows` reach in a time: their Pareto front, linear in log time between its points.
+    """Return mean and deviation that `rows` reach in `seconds`, on their Pareto front, linear in log time.
 
-    `sign` is 1 where higher values are better, else -1. In more time than the dearest point of the
-    front takes, that point counts; in less than the cheapest, there is none.
+    `sign` is 1 where higher values are better, else -1. Beyond the slowest point of the front that point
+    counts. Below the fastest point the result is None.
     """
-    known = [r for r in rows if r.seconds and metric in r.quality]
-    times = [r.seconds or 0.0 for r in known]
-    best = [known[i] for i in front(times, [-sign * r.mean(metric) for r in known])]
+    timed = [r for r in rows if r.seconds and metric in r.quality]
+    times = [r.seconds or 0.0 for r in timed]
+    best = [timed[i] for i in front(times, [-sign * r.mean(metric) for r in timed])]
     for left, right in pairwise(best):
         low, high = left.seconds or 0, right.seconds or 0
         if low <= seconds < high:
@@ -29,10 +29,10 @@ def interpolate(rows: Sequence[Row], metric: str, sign: int, seconds: float) -> 
 
 
 def compare(summary: Summary, metric: str, method: str, others: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """One line per point of `method`: its value and, for each other method, the gain in units of standard deviation.
+    """Return headings, and a line per point of `method`: its value, and its gain on each other method.
 
-    The gain is positive where `method` is better; the deviation is that of the difference of two
-    measurements, sqrt(s_a^2 + s_b^2).
+    The gain is positive where `method` is better. It is also given in units of the deviation of the
+    difference, sqrt(s_a^2 + s_b^2).
     """
     sign = 1 if summary.higher_is_better[metric] else -1
     lines = []
@@ -41,14 +41,14 @@ def compare(summary: Summary, metric: str, method: str, others: Sequence[str]) -
             continue
         cells = [row.label, f"{1e3 * row.seconds:.2f}", f"{row.mean(metric):.3f}"]
         for other in others:
-            found = interpolate([r for r in summary.rows if r.accelerator == other], metric, sign, row.seconds)
-            cells.append(_gain(row, metric, sign, found))
+            other_value = interpolate([r for r in summary.rows if r.accelerator == other], metric, sign, row.seconds)
+            cells.append(_gain(row, metric, sign, other_value))
         lines.append(cells)
     return ["point", "ms / image", metric, *(f"gain on {other} at equal time" for other in others)], lines
 
 
-def _gain(row: Row, metric: str, sign: int, found: tuple[float, float] | None) -> str:
-    if found is None:
+def _gain(row: Row, metric: str, sign: int, other_value: tuple[float, float] | None) -> str:
+    if other_value is None:
         return "no point as cheap"
-    gain, spread = sign * (row.mean(metric) - found[0]), math.hypot(row.deviation(metric), found[1])
+    gain, spread = sign * (row.mean(metric) - other_value[0]), math.hypot(row.deviation(metric), other_value[1])
     return f"{gain:+.3f}" + (f" = {gain / spread:+.1f} deviations" if spread else "")

@@ -1,4 +1,4 @@
-"""One static HTML file that opens without network: studies with plane, tables and images side by side."""
+"""One static HTML file that opens without network: each study's plot, tables and images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ COSTS = (  # key of a row, name in full, name in tables
 
 
 def page(title: str, studies: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> str:
-    """The whole document: `page.html` with its style, script and data."""
-    here = Path(__file__).parent
-    document, style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    """Return the whole document: `page.html` filled with its style, script and data."""
+    folder = Path(__file__).parent
+    document, style, script = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     data = {"studies": studies, "problems": problems}
     return filled(document, {"title": title}, data, style=style, script=script)
 
@@ -27,9 +27,9 @@ def page(title: str, studies: Sequence[Mapping[str, Any]], problems: Sequence[st
 def study_data(
     name: str, summary: Summary, baseline: Row, fronts: Table, copies: Mapping[str, str], pictures: Pictures
 ) -> dict[str, Any]:
-    """What the page shows of one study; `copies` are its table as text of each format."""
-    more = further_costs(summary)
-    costs = [*COSTS, *((heading, heading, heading) for heading in more)]
+    """Return the page's data of one study; `copies` maps formats to the study's table as text."""
+    further = further_costs(summary)
+    costs = [*COSTS, *((heading, heading, heading) for heading in further)]
     rows: list[dict[str, Any]] = [
         {
             "label": row.label,
@@ -40,7 +40,7 @@ def study_data(
             "time": None if row.seconds is None else 1e3 * row.seconds,
             "ffe": row.ffe,
             "quality": row.quality,
-            **{heading: found[row.label] for heading, found in more.items()},
+            **{heading: costs_by_label[row.label] for heading, costs_by_label in further.items()},
         }
         for row in summary.rows
     ]

@@ -1,10 +1,13 @@
-"""Which points no other point beats, and how much of the plane they leave behind."""
+"""Pareto front of points, and its hypervolume."""
 
 from collections.abc import Sequence
 
 
 def front(cost: Sequence[float], quality: Sequence[float]) -> list[int]:
-    """Indices of the points that none is at least as good as in both and better in one; lower is better; by cost."""
+    """Return indices of the Pareto-optimal points, ascending in cost; lower is better in cost and quality.
+
+    No other point is at least as good in both coordinates and better in one.
+    """
     order = sorted(range(len(cost)), key=lambda i: (cost[i], quality[i]))
     best, chosen = float("inf"), []
     for i in order:
@@ -15,7 +18,7 @@ def front(cost: Sequence[float], quality: Sequence[float]) -> list[int]:
 
 
 def hypervolume(cost: Sequence[float], quality: Sequence[float], worst: tuple[float, float]) -> float:
-    """Area between the points and `worst` = (cost, quality) that some point beats; lower is better in both."""
+    """Return the area below `worst` = (cost, quality) that some point beats; lower is better in both."""
     chosen = [i for i in front(cost, quality) if cost[i] < worst[0] and quality[i] < worst[1]]
     ends = [*(cost[i] for i in chosen), worst[0]][1:]
     return sum((end - cost[i]) * (worst[1] - quality[i]) for i, end in zip(chosen, ends, strict=True))

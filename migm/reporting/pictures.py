@@ -1,4 +1,4 @@
-"""Images of several methods for the same inputs and seeds: from a study's previews or from folders of `generate`."""
+"""Images of several methods for equal inputs and seeds, from a study's previews or folders of `generate`."""
 
 import base64
 import json
@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 from PIL.Image import Resampling
 
-from migm.evaluation.results import point_label
 from migm.runtime.errors import UserError
 from migm.runtime.reading import files_of, read_picture, read_text
+from migm.sampling.sampler import point_label
 
 LARGEST = 512  # pixels of an image's longer side in a page
 Key = tuple[int, int]  # number of the input, seed
@@ -21,16 +21,16 @@ Key = tuple[int, int]  # number of the input, seed
 
 @dataclass
 class Pictures:
-    """What methods made of the same inputs: `captions` by key, `images` by label and key as data addresses."""
+    """Images of methods for equal inputs: `captions` by key, `images` by label and key as data URLs."""
 
     captions: dict[Key, str] = field(default_factory=dict)
     images: dict[str, dict[Key, str]] = field(default_factory=dict)
 
     def add_preview(self, label: str, path: Path) -> None:
-        """Cut a preview that `save_grid` wrote; an earlier one of the same label is replaced."""
+        """Cut a preview that `save_grid` wrote into images; they replace earlier ones of the label."""
         grid = read_picture(path, path)
         about = grid.info.get("migm")
-        if about is None:  # written by something else: shown as it is
+        if about is None:  # not written by save_grid: shown whole
             self.captions[0, 0], self.images[label] = "all", {(0, 0): encoded(grid)}
             return
         layout = json.loads(str(about))
@@ -45,7 +45,7 @@ class Pictures:
             self.captions[number, 0] = f"image {number}" + (f": {captions[number]}" if captions else "")
 
     def add_gallery(self, folder: Path, base: str) -> None:
-        """A folder that `migm.generate folder=` filled; one of another base is refused."""
+        """Add a folder that `migm.generate folder=` filled; images of another base raise UserError."""
         entries = files_of(folder, ".json")
         if not entries:
             raise UserError(f"images={folder} holds no JSON of an image; give a folder that migm.generate filled")
@@ -63,12 +63,12 @@ class Pictures:
             self.captions[key] = f"{shown}, seed {entry['seed']}"
 
     def keys(self, labels: Sequence[str]) -> list[Key]:
-        """What at least one of the methods made, ascending."""
+        """Return the keys for which at least one of the methods has an image, ascending."""
         return sorted({key for label in labels for key in self.images.get(label, {})})
 
 
 def gallery_entry(path: Path) -> dict[str, Any]:
-    """The JSON beside an image of `migm.generate folder=`."""
+    """Read the JSON beside an image of `migm.generate folder=`; UserError for other files."""
     needed = {"index", "seed", "base", "accelerator", "num_steps", "num_full_steps"}
     try:
         entry = json.loads(read_text(path))
@@ -81,7 +81,7 @@ def gallery_entry(path: Path) -> dict[str, Any]:
 
 
 def encoded(image: Image.Image) -> str:
-    """A data address: PNG as it is, or a smaller JPEG of an image that is larger than a page needs."""
+    """Return an image as data URL: PNG, or a reduced JPEG if a side is longer than LARGEST."""
     buffer = BytesIO()
     if max(image.size) <= LARGEST:
         image.save(buffer, "PNG", optimize=True)

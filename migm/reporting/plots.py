@@ -7,7 +7,7 @@ from pathlib import Path
 
 from migm.reporting.pareto import front
 from migm.reporting.summary import Row, Summary
-from migm.runtime.figures import plt
+from migm.runtime.figures import plt, write_figure
 
 COLOURS = {"vanilla": "#6b7280", "shortcut": "#d1495b", "reuse": "#2e86ab", "no_cross_attention": "#e09f3e"}
 MORE = [
@@ -25,8 +25,8 @@ MORE = [
     "#98c1d9",
     "#b5a100",
     "#5d5179",
-]  # further methods, by name
-# Whose points are named, and where the text goes: vanilla above, the shortcut below its line.
+]  # for methods without a colour of their own
+# Methods whose points are labelled, and the label's place: vanilla above, the shortcut below its line.
 NAMED = {
     "vanilla": {"xytext": (4, 4)},
     "shortcut": {"xytext": (-3, -4), "ha": "right", "va": "top"},
@@ -35,13 +35,13 @@ COSTS = {"time": ("seconds", 1e3, "ms per image"), "ffe": ("ffe", 1.0, "FFE (ful
 
 
 def colours(methods: Iterable[str]) -> dict[str, str]:
-    """A colour for every method, in the order given."""
-    more = cycle(MORE)
-    return {method: COLOURS.get(method) or next(more) for method in dict.fromkeys(methods)}
+    """Map every method to a colour, in the order of `methods`."""
+    further = cycle(MORE)
+    return {method: COLOURS.get(method) or next(further) for method in dict.fromkeys(methods)}
 
 
 def draw_all(summary: Summary, folder: Path) -> list[Path]:
-    """One PNG for every metric and cost that were measured."""
+    """Draw one PNG for every measured pair of metric and cost -> paths."""
     paths = []
     for metric in summary.metrics():
         for name, (attribute, factor, label) in COSTS.items():
@@ -66,7 +66,7 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
         y, error = [r.mean(metric) for r in members], [r.deviation(metric) for r in members]
         look = {"color": shades[name], "marker": marks.get(n, "o"), "markersize": 5}
         axes.errorbar(x, y, error, linestyle="", capsize=2, elinewidth=1, **look)
-        # Settings other than B make a cloud, not a line: then only its own front is joined.
+        # Points that differ in more than B form a cloud: only the group's own front is joined.
         line = front(x, [-v if up else v for v in y]) if any(r.variant for r in members) else range(len(x))
         group = f"{name.replace('_', ' ')}{f' N={n}' if n else ''}"
         axes.plot([x[i] for i in line], [y[i] for i in line], label=group, linewidth=1.2, **look)
@@ -75,7 +75,7 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
                 text, where = f"B={r.num_full_steps}" if n else f"N={r.num_steps}", {"fontsize": 7, **NAMED[name]}
                 axes.annotate(text, (px, py), textcoords="offset points", color=COLOURS[name], **where)
     axes.set_xscale("log")
-    if not up:  # distances of few steps are so large that a linear axis would press the others together
+    if not up:  # with few steps distances are so large that a linear axis would squeeze the other points
         axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
@@ -95,6 +95,4 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
     axes.set(xlabel=label, ylabel=f"{metric} ({'higher' if up else 'lower'} is better)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8 if len(groups) < 8 else 6, ncols=1 if len(groups) < 8 else 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    write_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Records -> one row per point: mean and standard deviation over seed sets, time, FFE, differences to a baseline."""
+"""Summarise records, one row per point: quality over seed sets, time, FFE, differences to a baseline."""
 
 import statistics
 from collections import Counter
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from migm.evaluation.results import point_label
 from migm.runtime.errors import UserError
+from migm.sampling.sampler import point_label
 
 
 @dataclass
 class Row:
     """One point; `quality` maps a metric to its values over the seed sets.
 
-    `seconds` is that of the summary's protocol; `timings` and `peaks` hold seconds an image and
-    bytes of a batch by every protocol.
+    `seconds` is the time per image by the summary's protocol. `timings` and `peaks` map every protocol to
+    seconds per image and to bytes of a batch.
     """
 
     accelerator: str
     num_steps: int
-    num_full_steps: int  # 0: decided while sampling
+    num_full_steps: int  # 0: the accelerator decides while sampling
     seconds: float | None = None
     ffe: float | None = None
     quality: dict[str, list[float]] = field(default_factory=dict)
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def method(self) -> str:
-        """The accelerator with the settings that tell it from its other points."""
+        """The accelerator with the settings that tell this point from the accelerator's other points."""
         return f"{self.accelerator} {self.variant}".rstrip()
 
     @property
     def shown_full_steps(self) -> str:
-        """B; of one that is decided while sampling the mean."""
+        """B, or the measured mean where the accelerator decides while sampling."""
         if self.num_full_steps:
             return str(self.num_full_steps)
         return "" if self.full_steps is None else f"{self.full_steps:.1f}"
@@ -50,14 +50,14 @@ class Row:
         return statistics.fmean(self.quality[metric])
 
     def deviation(self, metric: str) -> float:
-        """Sample standard deviation over the seed sets; 0 of a single one."""
+        """Return the sample standard deviation over the seed sets; 0 with a single set."""
         values = self.quality[metric]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 @dataclass
 class Summary:
-    """Rows sorted by accelerator and cost, and which metrics improve upwards."""
+    """Rows sorted by accelerator and cost, and whether higher is better for each metric."""
 
     rows: list[Row]
     higher_is_better: dict[str, bool]
@@ -67,9 +67,9 @@ class Summary:
         return list(self.higher_is_better)
 
     def protocols(self) -> list[str]:
-        """Of time and memory: the one that is compared first."""
-        every = dict.fromkeys(name for row in self.rows for name in (*row.timings, *row.peaks))
-        return sorted(every, key=lambda name: name != self.about["time"])
+        """Return the protocols of time and memory, the compared one first."""
+        names = dict.fromkeys(name for row in self.rows for name in (*row.timings, *row.peaks))
+        return sorted(names, key=lambda name: name != self.about["time"])
 
     def baseline(self, label: str) -> Row:
         for row in self.rows:
@@ -79,14 +79,15 @@ class Summary:
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> Summary:
-    """Group records of one base by point; records of several bases or samplers do not compare and are refused."""
+    """Group records by point; records of several bases or samplers do not compare and raise UserError."""
     if not records:
         raise UserError("results: no records; run migm.evaluate first")
     for key in ("base", "sampling"):
-        found = sorted({record[key] for record in records})
-        if len(found) > 1:
+        values = sorted({record[key] for record in records})
+        if len(values) > 1:
             raise UserError(
-                f"results hold several {key} fingerprints ({', '.join(found)}), which do not compare; report each alone"
+                f"results hold several {key} fingerprints ({', '.join(values)}), which do not compare; "
+                "report each alone"
             )
     rows: dict[tuple[str, int, int, str], Row] = {}
     better: dict[str, bool] = {}
@@ -113,7 +114,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
         rows.values(),
         key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps, r.variant),
     )
-    last = ([r for r in timed if protocol(r) == compared] or records)[-1]  # times depend on the device, quality not
+    last = ([r for r in timed if protocol(r) == compared] or records)[
+        -1
+    ]  # times depend on the device, quality does not
     about = {key: last.get(key, "") for key in ("base", "sampling", "device", "torch", "migm", "commit")}
     peaks = [r for r in records if r["metric"].startswith("peak_bytes/")]
     counters = {str(r.get("counter", "unknown")): None for r in peaks}
@@ -121,17 +124,17 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
 
 
 def protocol(record: dict[str, Any]) -> str:
-    """By which time or memory was measured."""
+    """Return the protocol by which a record's time or memory was measured."""
     return record["metric"].split("/")[1]
 
 
 def point(record: dict[str, Any]) -> tuple[str, int, int, str]:
-    """Which point a record is of."""
+    """Return the point of a record: accelerator, N, B, variant."""
     return record["accelerator"], record["num_steps"], record["num_full_steps"], record.get("variant", "")
 
 
 def newest(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each point the records of the shortcut and settings measured last; others are another method."""
+    """Keep each point's records of the last measured shortcut and settings; others are another method."""
 
     def version(record: dict[str, Any]) -> tuple[Any, ...]:
         return record.get("predictor"), record.get("settings")
@@ -141,13 +144,13 @@ def newest(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, ready to print."""
+    """Return headings and cells, formatted to print."""
     metrics = summary.metrics()
     if not metrics or metrics[0] not in baseline.quality:
         missing = metrics[0] if metrics else "quality metric"
         raise UserError(f"results hold no {missing} of baseline={baseline.label} yet; run migm.evaluate to its end")
     headings = ["method", "N", "B", *metrics, f"{metrics[0]} to {baseline.label}", "ms / image", "time", "FFE"]
-    more = further_costs(summary)
+    further = further_costs(summary)
     cells = []
     for row in summary.rows:
         values = [_pm(row, metric) if metric in row.quality else "" for metric in metrics]
@@ -162,31 +165,34 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
                 "" if row.seconds is None else f"{1e3 * row.seconds:.2f}",
                 "" if row.seconds is None or not baseline.seconds else f"{row.seconds / baseline.seconds:.1%}",
                 "" if row.ffe is None else f"{row.ffe:.2f}",
-                *("" if value is None else f"{value:.2f}" for value in (found[row.label] for found in more.values())),
+                *(
+                    "" if value is None else f"{value:.2f}"
+                    for value in (by_label[row.label] for by_label in further.values())
+                ),
             ]
         )
-    return [*headings, *more], cells
+    return [*headings, *further], cells
 
 
 def further_costs(summary: Summary) -> dict[str, dict[str, float | None]]:
-    """Heading -> label of a row -> value, of memory and of the times that are not compared, where they were measured.
+    """Map heading -> label of a row -> value, of memory and of all times but the compared one, if measured.
 
-    Memory is in MB (10^6 bytes): at its peak of a whole batch, held by caches between steps of an image.
+    Memory is in MB (10^6 bytes): peak memory of a whole batch, and memory of caches per image.
     """
-    found: dict[str, dict[str, float | None]] = {}
+    columns: dict[str, dict[str, float | None]] = {}
     if any(row.cached is not None for row in summary.rows):
-        found["cache MB / image"] = {r.label: None if r.cached is None else r.cached / 1e6 for r in summary.rows}
+        columns["cache MB / image"] = {r.label: None if r.cached is None else r.cached / 1e6 for r in summary.rows}
     for name in summary.protocols():
         main = name == summary.about["time"]
         times = {row.label: row.timings.get(name) for row in summary.rows}
         peaks = {row.label: row.peaks.get(name) for row in summary.rows}
         if not main and any(times.values()):
-            found[f"ms / image, {name}"] = {label: value and 1e3 * value for label, value in times.items()}
+            columns[f"ms / image, {name}"] = {label: value and 1e3 * value for label, value in times.items()}
         if any(peaks.values()):
-            found["peak MB" if main else f"peak MB, {name}"] = {
+            columns["peak MB" if main else f"peak MB, {name}"] = {
                 label: value and value / 1e6 for label, value in peaks.items()
             }
-    return found
+    return columns
 
 
 def _pm(row: Row, metric: str) -> str:

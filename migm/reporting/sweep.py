@@ -1,6 +1,5 @@
-"""Sweeps (`--multirun`): what is left to do, trials that a restart skips, failures that stop no other, the table."""
+"""Sweeps (`--multirun`): plan trials, skip finished ones, survive failed ones, and write the table."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -26,20 +25,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from migm.config.building import class_of
+from migm.config.checks import sweeps_grid
 from migm.config.roots import TrainConfig
 from migm.reporting.tables import comma_separated, markdown
 from migm.reporting.trials import Trial, finished_trials, grouped, read_trial, trial_rows, trial_table
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
-from migm.runtime.files import is_url, write_atomic
+from migm.runtime.files import content_hash, write_atomic
 from migm.runtime.launch import in_sweep, launched
 from migm.runtime.provenance import environment
 from migm.runtime.writing import refuse_unwritable
 
 ERROR = "error.txt"
-GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-# Of each command the keys that say where it writes what another run of it would replace. What is only added to
-# (the results of evaluate, the rows of bench, the store of collect) is not among them.
+# Command -> keys of the paths whose content another run of the command would replace. Files that are only
+# appended to (results of evaluate, rows of bench, the store of collect) are left out.
 OWN = {
     "ablations": ("folder",),
     "analyse": ("folder",),
@@ -53,100 +53,100 @@ OWN = {
 }
 
 
-class Recorder:
-    """Keeps what a training of a sweep comes to, so that the sweep started again skips it; idle outside of sweeps."""
+class TrialRecorder:
+    """Record the outcome of a trial, so that a restarted sweep skips it; does nothing outside of sweeps."""
 
     def __init__(self, config: TrainConfig):
         self.folder, self.max_steps = Path(config.paths["output_dir"]) / config.name, config.trainer["max_steps"]
         self.active, self.start = in_sweep(), time.perf_counter()
-        text = json.dumps(asdict(config), sort_keys=True, default=str)
-        self.config = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.config = content_hash(json.dumps(asdict(config), sort_keys=True, default=str))
         self.trial = read_trial(self.folder) if self.active else None
 
     def finished(self) -> Trial | None:
-        """The trial, if it has ended with the same config."""
+        """Return the trial if it has finished with the same config."""
         if self.trial and self.trial.finished and self.trial.config == self.config:
             Plain().print(f"finished already: {self.folder}")
             return self.trial
         return None
 
     def trained(self, shortcut: torch.nn.Module, error: float, seconds: float | None, device: torch.device) -> None:
-        """Note the training; `seconds` None, since this process made no step of it, keeps what was noted before."""
+        """Record the training; `seconds` None (this process made no step) keeps the time recorded before."""
         if not self.active:
             return
-        if seconds is None and self.trial:  # of the same training: its checkpoint was accepted
+        if seconds is None and self.trial:  # the same training, since its checkpoint was accepted
             seconds = self.trial.train_seconds
         about = {**environment(device), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
         parameters = sum(parameter.numel() for parameter in shortcut.parameters())
-        chosen = overrides(HydraConfig.get().overrides.task)
-        self.trial = Trial(self.config, chosen, self.max_steps, parameters, error, seconds, about=about)
+        task_overrides = overrides(HydraConfig.get().overrides.task)
+        self.trial = Trial(self.config, task_overrides, self.max_steps, parameters, error, seconds, about=about)
         self.trial.save(self.folder)
 
     def end(self) -> None:
-        """Everything is done."""
+        """Mark the trial as finished."""
         if self.active and self.trial:
             self.trial.finished, self.trial.seconds = True, round(time.perf_counter() - self.start, 1)
             self.trial.save(self.folder)
 
 
 class Sweep(Callback):
-    """Hydra's callback around a multirun: plan first, errors of trials kept for the end, then the table.
+    """Hydra's callback around a multirun: print the plan, keep trials' errors for the end, write the table.
 
-    A single run passes through untouched.
+    A single run is left alone.
     """
 
-    folder: Path  # of the trials
+    folder: Path  # parent of the trials' folders
 
     def __init__(self) -> None:
         self.planned: list[DictConfig] = []
-        self.keys: list[str] = []  # what differs between trials
+        self.keys: list[str] = []  # keys that differ between trials
         self.training = False
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
-        """Say how many trials there are, how many have ended, and as far as known what the others take."""
+        """Print the numbers of trials and finished trials, and if known the time that the others will take."""
         try:
             refuse_unwritable(config.hydra.sweep.dir, f"paths.output_dir={config.paths.output_dir}", folder=True)
             self.training, self.keys = config_name == "train", list(swept(config))
-            if config.hydra.sweeper._target_ == GRID:
+            if sweeps_grid(config.hydra):
                 self.planned = [compose(config_name, trial, return_hydra_config=True) for trial in grid(config)]
                 refuse_shared(str(config_name), self.planned, self.keys)
             self.folder = Path(config.paths.output_dir) / config.group
             self.folder.mkdir(parents=True, exist_ok=True)  # a sweeper may keep its own state there
-        except UserError as error:  # to Hydra an exception of a callback is but a warning
+        except UserError as error:  # Hydra turns a callback's exception into a warning
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         if self.planned:
             _say(self.plan())
 
     def plan(self) -> str:
-        """Of a grid of trainings: counts, and what the unfinished will take by what finished ones took."""
+        """Return the plan of a grid: counts, and time and disk of unfinished trainings from finished ones."""
         done = finished_trials(self.folder)
-        left = [cfg for cfg in self.planned if Path(cfg.paths.output_dir) / cfg.name not in done]
+        unfinished = [cfg for cfg in self.planned if Path(cfg.paths.output_dir) / cfg.name not in done]
         text = f"{len(self.planned)} trials"
         if not self.training:
             return text
-        folders = {cfg.data.folder for cfg in left if cfg.data.storage != "online"}
-        stores = [folder for folder in folders if not is_url(folder) and not Path(folder).exists()]
-        text += f", {len(self.planned) - len(left)} finished"
+        collected = [cfg.data for cfg in unfinished if class_of(cfg.data.storage).stores]
+        folders = {data.folder for data in collected if not class_of(data.source).read_only}
+        stores = [folder for folder in folders if not Path(folder).exists()]
+        text += f", {len(self.planned) - len(unfinished)} finished"
         text += f", {len(stores)} trajectory stores to collect" if stores else ""
         timed = [trial for trial in done.values() if trial.train_seconds is not None]
-        if not left or not timed:
-            return text + (": time and disk are known after the first" if left else "")
+        if not unfinished or not timed:
+            return text + (": time and disk are known after the first" if unfinished else "")
         rate = statistics.median((trial.train_seconds or 0.0) / trial.max_steps for trial in timed)
         rest = statistics.median(max(trial.seconds - (trial.train_seconds or 0.0), 0.0) for trial in timed)
-        size = statistics.median(_bytes(folder) for folder in done) * len(left)
-        seconds = sum(rate * cfg.trainer.max_steps + rest for cfg in left)
+        size = statistics.median(_bytes(folder) for folder in done) * len(unfinished)
+        seconds = sum(rate * cfg.trainer.max_steps + rest for cfg in unfinished)
         return f"{text}: about {timedelta(seconds=round(seconds))} and {size / 1e6:.0f} MB for the others"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Keep the error of a failed trial for the end; to Hydra it ended, or it would show no table."""
+        """Keep the error of a failed trial for the end, and report success to Hydra, which else shows no table."""
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         if job_return.status == JobStatus.FAILED:
             error = job_return._return_value
-            task = given(config)
-            own = [text for text in task if text.lstrip("+").partition("=")[0] in self.keys] or task
-            line = f"{' '.join(own)}: {' '.join(str(error).split()) or type(error).__name__}"
+            task = written_overrides(config)
+            varying = [text for text in task if text.lstrip("+").partition("=")[0] in self.keys] or task
+            line = f"{' '.join(varying)}: {' '.join(str(error).split()) or type(error).__name__}"
             path = Path(config.hydra.runtime.output_dir) / ERROR
             write_atomic(path, line + "\n" + "".join(traceback.format_exception(error)))
             print(f"error: {line}  (where: {path})", file=sys.stderr)
@@ -155,8 +155,8 @@ class Sweep(Callback):
             _say(self.plan())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write and print the table of all trials in the folder, list what failed now, and exit with 1 if any did."""
-        if launched()[0] == 0 and finished_trials(self.folder):  # of the ranks of torchrun one writes them
+        """Write and print the table of all trials in the folder, list failures of this run, exit with 1 if any."""
+        if launched()[0] == 0 and finished_trials(self.folder):  # only one of torchrun's ranks writes
             write_tables(self.folder, [key for key in self.keys if key != "seed"])
         failed = sorted(Path(config.hydra.sweep.dir).glob(f"*/{ERROR}"))
         for path in failed:
@@ -167,7 +167,10 @@ class Sweep(Callback):
 
 
 def refuse_shared(command: str, jobs: Sequence[DictConfig], keys: Sequence[str]) -> None:
-    """UserError where jobs of a sweep over `keys`, composed with Hydra's node, would replace each other's output."""
+    """Raise UserError where jobs of a sweep over `keys` would replace each other's output.
+
+    `jobs` are composed with Hydra's node.
+    """
     for key in OWN.get(command, ()):
         counts = Counter(place for job in jobs if (place := _place(job, key)) is not None)
         (place, number), *_ = counts.most_common(1) or [("", 0)]
@@ -175,7 +178,7 @@ def refuse_shared(command: str, jobs: Sequence[DictConfig], keys: Sequence[str])
             continue
         value = next(str(OmegaConf.select(job, key)) for job in jobs if _place(job, key) == place)
         choices = jobs[0].hydra.runtime.choices
-        varying = "_".join(f"${{migm_choice:{each}}}" if each in choices else f"${{{each}}}" for each in keys)
+        varying = "_".join(f"${{migm_choice:{name}}}" if name in choices else f"${{{name}}}" for name in keys)
         stem, suffix = os.path.splitext(value) if key == "output" else (value, "")
         example = f"let it vary, such as '{key}={stem}_{varying}{suffix}'"
         if key == "name":
@@ -187,7 +190,7 @@ def refuse_shared(command: str, jobs: Sequence[DictConfig], keys: Sequence[str])
 
 
 def _place(job: DictConfig, key: str) -> str | None:
-    """Where a job writes; None where it does not, or where only the running job knows (`${hydra.job.num}`)."""
+    """Return where a job writes; None where it writes nothing or only the running job knows (`${hydra.job.num}`)."""
     try:
         value = OmegaConf.select(job, key)
         whole = Path(job.paths.output_dir) / value if key == "name" else value
@@ -197,7 +200,7 @@ def _place(job: DictConfig, key: str) -> str | None:
 
 
 def write_tables(folder: Path, keys: list[str]) -> None:
-    """`table.md`, `table.csv` and `trials.csv` of a sweep's folder; the first is also printed."""
+    """Write `table.md`, `table.csv` and `trials.csv` of a sweep's folder, and print the first."""
     groups = grouped(folder, keys)
     table = trial_table(groups, keys)
     write_atomic(folder / "table.md", markdown(*table))
@@ -208,33 +211,33 @@ def write_tables(folder: Path, keys: list[str]) -> None:
 
 
 def overrides(task: Any) -> dict[str, str]:
-    """Key -> value of overrides such as `+a.b=c`."""
+    """Map key to value of overrides such as `+a.b=c`."""
     pairs = [text.lstrip("+").partition("=") for text in task if "=" in text]
     return {key: value for key, _, value in pairs}
 
 
-def given(config: DictConfig) -> list[str]:
-    """The overrides as they were written: what they refer to differs from trial to trial."""
+def written_overrides(config: DictConfig) -> list[str]:
+    """Return the overrides as written, unresolved: the resolved values differ from trial to trial."""
     return cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
 
 
 def swept(config: DictConfig) -> dict[str, Override]:
-    """Key without + -> override, of what a multirun's config sweeps over, in order."""
-    own: dict[str, Any] = dict(config.hydra.sweeper.get("params") or {})
-    every = [*(f"{key}={value}" for key, value in own.items()), *given(config)]
-    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(every)}
-    chosen = {str(key).lstrip("+") for key in own}
-    return {key: override for key, override in last.items() if override.is_sweep_override() or key in chosen}
+    """Map key without + to override, in order, for the keys that a multirun's config sweeps over."""
+    params: dict[str, Any] = dict(config.hydra.sweeper.get("params") or {})
+    texts = [*(f"{key}={value}" for key, value in params.items()), *written_overrides(config)]
+    last = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(texts)}
+    param_keys = {str(key).lstrip("+") for key in params}
+    return {key: override for key, override in last.items() if override.is_sweep_override() or key in param_keys}
 
 
 def grid(config: DictConfig) -> list[list[str]]:
-    """Overrides of every trial of Hydra's own sweeper."""
+    """Return the overrides of every trial of Hydra's own sweeper."""
     over = swept(config)
-    fixed = [text for text in given(config) if text.lstrip("+~").partition("=")[0] not in over]
-    return [[*fixed, *trial] for trial in itertools.product(*map(_each, over.values()))]
+    fixed = [text for text in written_overrides(config) if text.lstrip("+~").partition("=")[0] not in over]
+    return [[*fixed, *trial] for trial in itertools.product(*map(_assignments, over.values()))]
 
 
-def _each(override: Override) -> list[str]:
+def _assignments(override: Override) -> list[str]:
     key = override.get_key_element()
     if override.is_sweep_override():
         return [f"{key}={value}" for value in override.sweep_string_iterator()]

@@ -1,4 +1,4 @@
-"""Tables of a summary as headings and cells, and those as Markdown, LaTeX and CSV."""
+"""Tables of a summary as headings and cells, and their form in Markdown, LaTeX and CSV."""
 
 import csv
 import math
@@ -15,14 +15,14 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, and one list 
 
 
 def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
+    """Return a Markdown table; all columns but the first are aligned to the right."""
     rule = "|" + "|".join(["---"] + ["---:"] * (len(headings) - 1)) + "|"
     lines = ["| " + " | ".join(map(markup.markdown, row)) + " |" for row in [headings, *cells]]
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 def latex(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A booktabs tabular; a rule where the first column, the method, changes."""
+    """Return a booktabs tabular, with a rule where the first column, the method, changes."""
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule", _latex_row(headings), r"\midrule"]
     for before, row in zip([None, *cells[:-1]], cells, strict=True):
         if before and before[0] != row[0]:
@@ -36,41 +36,41 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def comma_separated(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A CSV file."""
+    """Return a CSV file's text."""
     buffer = StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([headings, *cells])
     return buffer.getvalue()
 
 
 def deltas(summary: Summary, baseline: Row) -> Table:
-    """Every row against the baseline: difference of each metric ± that of two measurements, and the speed-up."""
+    """Compare every row with the baseline: difference of each metric ± deviation of the difference, speed-up."""
     metrics = [metric for metric in summary.metrics() if metric in baseline.quality]
     headings = ["method", "N", "B", *(f"{metric} - {baseline.label}" for metric in metrics), "speed-up", "FFE share"]
     cells = []
     for row in summary.rows:
-        found = [_delta(row, baseline, metric) if metric in row.quality else "" for metric in metrics]
+        differences = [_delta(row, baseline, metric) if metric in row.quality else "" for metric in metrics]
         speed = f"{baseline.seconds / row.seconds:.2f}x" if row.seconds and baseline.seconds else ""
         share = f"{row.ffe / baseline.ffe:.1%}" if row.ffe and baseline.ffe else ""
-        cells.append([row.method, str(row.num_steps), row.shown_full_steps, *found, speed, share])
+        cells.append([row.method, str(row.num_steps), row.shown_full_steps, *differences, speed, share])
     return headings, cells
 
 
 def best_two(summary: Summary, baseline: Row, shares: Sequence[float] = (0.5, 0.35)) -> Table:
-    """Of every method the best by the first metric in at most these shares of the baseline's time; Table 2's form.
+    """Return each method's best points by the first metric within `shares` of the baseline's time (Table 2's form).
 
-    Where a method has none as cheap, its cheapest; one that is both is shown once.
+    A method without a point that fast is shown by its fastest. A point that is best for both shares is shown once.
     """
     metric = summary.metrics()[0]
     sign, whole = -1 if summary.higher_is_better[metric] else 1, baseline.seconds or 0.0
     chosen = [baseline]
     for method in dict.fromkeys(row.accelerator for row in summary.rows):
-        own = [r for r in summary.rows if r.accelerator == method and metric in r.quality and r.seconds]
-        own.sort(key=lambda row: row.seconds or 0.0)
+        timed = [r for r in summary.rows if r.accelerator == method and metric in r.quality and r.seconds]
+        timed.sort(key=lambda row: row.seconds or 0.0)
         for share in shares:
-            cheap = [row for row in own if (row.seconds or 0.0) <= share * whole] or own[:1]
-            found = min(cheap, key=lambda row: sign * row.mean(metric), default=baseline)
-            if found not in chosen:
-                chosen.append(found)
+            cheap = [row for row in timed if (row.seconds or 0.0) <= share * whole] or timed[:1]
+            best = min(cheap, key=lambda row: sign * row.mean(metric), default=baseline)
+            if best not in chosen:
+                chosen.append(best)
     headings, cells = table(replace(summary, rows=chosen), baseline)
     speed = [f"{whole / row.seconds:.2f}x" if row.seconds else "" for row in chosen]
     return [*headings, "speed-up"], [[*cell, ratio] for cell, ratio in zip(cells, speed, strict=True)]
@@ -83,10 +83,11 @@ def _delta(row: Row, baseline: Row, metric: str) -> str:
 
 
 def fronts(summary: Summary) -> Table:
-    """For every metric, cost and method: points on the front of all, and the hypervolume of the method's own points.
+    """List for every metric, cost and method the points on the common front, and the method's hypervolume.
 
-    The hypervolume is the share of a box that they beat: from the cheapest to the dearest point of all
-    methods, in log cost, and from the worst to the best value. ± is its deviation over the seed sets.
+    The hypervolume is the share of a box that the method's points beat. The box reaches from the cheapest to the
+    dearest point of all methods, in log cost, and from the worst to the best value. ± is the deviation over the
+    seed sets.
     """
     costs = {
         "ms / image": {r.label: r.seconds and 1e3 * r.seconds for r in summary.rows},
@@ -95,21 +96,23 @@ def fronts(summary: Summary) -> Table:
     }
     cells = []
     for metric in summary.metrics():
-        for heading, found in costs.items():
-            rows = [r for r in summary.rows if metric in r.quality and found[r.label]]
+        for heading, cost_of in costs.items():
+            rows = [r for r in summary.rows if metric in r.quality and cost_of[r.label]]
             sign = -1 if summary.higher_is_better[metric] else 1
-            cost = [math.log(found[r.label] or 0) for r in rows]
+            cost = [math.log(cost_of[r.label] or 0) for r in rows]
             best = {rows[i].label for i in front(cost, [sign * r.mean(metric) for r in rows])}
             for method in dict.fromkeys(r.accelerator for r in rows):
-                own = [i for i, r in enumerate(rows) if r.accelerator == method]
-                on = [rows[i].label for i in own if rows[i].label in best]
-                volume = _volume(rows, cost, own, metric, sign)
-                cells.append([method, metric, heading, f"{len(on)} of {len(own)}", volume, ", ".join(on)])
+                members = [i for i, r in enumerate(rows) if r.accelerator == method]
+                on_front = [rows[i].label for i in members if rows[i].label in best]
+                volume = _volume(rows, cost, members, metric, sign)
+                cells.append(
+                    [method, metric, heading, f"{len(on_front)} of {len(members)}", volume, ", ".join(on_front)]
+                )
     return ["method", "metric", "cost", "on the front", "hypervolume", "which"], cells
 
 
-def _volume(rows: Sequence[Row], cost: Sequence[float], own: Sequence[int], metric: str, sign: int) -> str:
-    """Mean and deviation of the share over seed sets, or that of the means where their numbers differ."""
+def _volume(rows: Sequence[Row], cost: Sequence[float], members: Sequence[int], metric: str, sign: int) -> str:
+    """Return mean and deviation of the share over seed sets; the means' share where rows differ in seed sets."""
     sets = {len(r.quality[metric]) for r in rows}
     draws = [[sign * r.mean(metric) for r in rows]]
     if len(sets) == 1:
@@ -117,7 +120,7 @@ def _volume(rows: Sequence[Row], cost: Sequence[float], own: Sequence[int], metr
     shares = []
     for values in draws:
         box = (max(cost) - min(cost)) * (max(values) - min(values))
-        area = hypervolume([cost[i] for i in own], [values[i] for i in own], (max(cost), max(values)))
+        area = hypervolume([cost[i] for i in members], [values[i] for i in members], (max(cost), max(values)))
         shares.append(area / box if box else 0.0)
     spread = f" ± {statistics.stdev(shares):.3f}" if len(shares) > 1 else ""
     return f"{statistics.fmean(shares):.3f}{spread}"

@@ -1,4 +1,4 @@
-"""Trials of a sweep: what each leaves behind, and the table of all, over seeds."""
+"""Trials of a sweep: the file that each leaves behind, and the table of all, over seeds."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from migm.evaluation.results import read
 from migm.reporting.summary import Row, summarise
 from migm.reporting.tables import Table
 from migm.runtime.errors import UserError
-from migm.runtime.files import write_atomic
+from migm.runtime.files import write_json
 from migm.runtime.reading import read_text
 
 FORMAT = "migm-trial/1"
@@ -21,25 +21,25 @@ FILE = "trial.json"
 
 @dataclass
 class Trial:
-    """One training: what was chosen for it, and what came out; its qualities and costs are in `results.jsonl`."""
+    """One training: its overrides and outcome; its qualities and costs are in `results.jsonl`."""
 
     config: str  # hash of the resolved config
     overrides: dict[str, str]  # key -> value as given, without a leading +
     max_steps: int
     parameters: int
-    feature_mse: float  # of the validating images
-    train_seconds: float | None  # of all steps at the rate of those that the last process made; None: it made none
-    seconds: float = 0.0  # of the last process for everything
+    feature_mse: float  # on the validation images
+    train_seconds: float | None  # all steps at the last process's rate; None: it made no step
+    seconds: float = 0.0  # whole duration of the last process
     finished: bool = False
     about: dict[str, str] = field(default_factory=dict)  # device, versions, time
 
     def save(self, folder: Path) -> None:
         """Replace the folder's `trial.json`."""
-        write_atomic(folder / FILE, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        write_json(folder / FILE, {"format": FORMAT, **asdict(self)})
 
 
 def read_trial(folder: Path) -> Trial | None:
-    """The trial of a folder, None where there is none; a damaged file is refused."""
+    """Read the trial of a folder; None without a file, UserError for a damaged one."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -53,17 +53,17 @@ def read_trial(folder: Path) -> Trial | None:
 
 
 def finished_trials(sweep: Path) -> dict[Path, Trial]:
-    """Folder -> trial, of all in the folder of a sweep that have ended."""
-    found = {path.parent: read_trial(path.parent) for path in sorted(sweep.glob(f"*/{FILE}"))}
-    return {folder: trial for folder, trial in found.items() if trial and trial.finished}
+    """Map folder to trial, for the finished trials below a sweep's folder."""
+    trials = {path.parent: read_trial(path.parent) for path in sorted(sweep.glob(f"*/{FILE}"))}
+    return {folder: trial for folder, trial in trials.items() if trial and trial.finished}
 
 
 @dataclass
 class Group:
-    """Trials that differ in their seed alone, at one point; lists hold a value for each of them."""
+    """Trials at one point that differ only in their seed; lists hold a value per trial."""
 
-    values: tuple[str, ...]  # of the swept keys
-    label: str  # of the point; empty where nothing was measured
+    values: tuple[str, ...]  # one per swept key
+    label: str  # label of the point; empty where nothing was measured
     trials: list[Trial] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
@@ -71,16 +71,16 @@ class Group:
         return [trial.overrides.get("seed", "") for trial in self.trials]
 
     def quality(self, metric: str) -> list[float]:
-        """A mean over seed sets for each trial."""
+        """Return a mean over seed sets per trial."""
         return [row.mean(metric) for row in self.rows if metric in row.quality]
 
     def costs(self, name: str) -> list[float]:
-        """`seconds` or `ffe` of the rows that have it."""
+        """Return `seconds` or `ffe` of the rows that have it."""
         return [value for row in self.rows if (value := getattr(row, name)) is not None]
 
 
 def grouped(sweep: Path, keys: Sequence[str] = ()) -> list[Group]:
-    """The finished trials of a sweep's folder by the values of `keys`, in their order; without keys by their names."""
+    """Group a sweep's finished trials by the values of `keys`, in order; without keys by their folders' names."""
     groups: dict[tuple[Any, ...], Group] = {}
     for folder, trial in finished_trials(sweep).items():
         values = tuple(trial.overrides.get(key, "") for key in keys) or (folder.name.rpartition("_seed")[0],)
@@ -95,7 +95,7 @@ def grouped(sweep: Path, keys: Sequence[str] = ()) -> list[Group]:
 
 
 def trial_table(groups: Sequence[Group], keys: Sequence[str]) -> Table:
-    """One row per group: mean ± standard deviation over seeds."""
+    """Return one row per group: mean ± standard deviation over seeds."""
     metrics = metrics_of(groups)
     headings = [*(key.split(".")[-1] for key in keys), "point", "seeds", "parameters", "feature_mse", *metrics]
     cells = []
@@ -118,7 +118,7 @@ def trial_table(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 
 
 def trial_rows(groups: Sequence[Group], keys: Sequence[str]) -> Table:
-    """One row per trial and point, with every digit."""
+    """Return one row per trial and point, with all digits."""
     metrics = metrics_of(groups)
     headings = [*keys, "seed", "point", "parameters", "feature_mse", *metrics, "seconds", "ffe", "train_seconds"]
     cells = []
@@ -133,12 +133,12 @@ def trial_rows(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 
 
 def metrics_of(groups: Sequence[Group]) -> list[str]:
-    """The quality metrics that any of them has."""
+    """Return the quality metrics that any group has."""
     return list(dict.fromkeys(metric for group in groups for row in group.rows for metric in row.quality))
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± sample standard deviation."""
+    """Format mean ± sample standard deviation."""
     if not values:
         return ""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -146,7 +146,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def _order(value: str) -> tuple[int, float, str]:
-    """Numbers by size before words, whole numbers within words by size too."""
+    """Return a sort key: numbers by size before words, and whole numbers within words by size."""
     try:
         return 0, float(value), ""
     except ValueError:

@@ -1,10 +1,9 @@
-"""Weights & Biases, switched by `logger=wandb`: every point of a study is a run, every report another.
+"""Weights & Biases, enabled by `logger=wandb`: each point of a study is a run, and each report.
 
-Runs of an experiment share a group; `evaluate` and `report` are their job types beside Lightning's
+Runs of an experiment share a group. `evaluate` and `report` are their job types, beside Lightning's
 `train`. A point or report that is logged again replaces its run.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ from migm.evaluation.results import file_name
 from migm.reporting.dashboard import spec, workspace
 from migm.reporting.summary import Row, Summary, summarise, table
 from migm.runtime.extras import optional, refuse_missing
-from migm.runtime.files import write_atomic
+from migm.runtime.files import content_hash, write_atomic
 from migm.runtime.reading import files_of
 
-KEPT = ("project", "entity", "group", "tags", "notes")  # of the settings of Lightning's logger
+KEPT = ("project", "entity", "group", "tags", "notes")  # settings of Lightning's logger that are passed on
 QUIET = {"silent": True, "console": "off", "x_disable_stats": True}
 
 
 class Tracker:
-    """Writes runs; `settings` is the config's `logger.wandb`, `config` the resolved config, kept in every run."""
+    """Write runs; `settings` is the config's `logger.wandb`, `config` the resolved config, stored in every run."""
 
     def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]):
         self.wandb: Any = optional("wandb", "logger=wandb")
@@ -29,7 +28,7 @@ class Tracker:
         self.folder, self.offline = Path(settings["save_dir"]), bool(settings["offline"])
 
     def log_points(self, records: Sequence[dict[str, Any]], previews: Path, live: Any = None) -> None:
-        """A run for every point of `records`, with its preview where there is one, or all of it in a `live` run."""
+        """Log each point of `records`, with its preview if any, as a run of its own or all in the run `live`."""
         if not records:
             return
         summary = summarise(records)
@@ -48,7 +47,7 @@ class Tracker:
                 self._log("evaluate", row.label, values, point)
 
     def log_report(self, name: str, summary: Summary, baseline: Row, folder: Path) -> None:
-        """A run with a study's table, its planes of quality against cost, and the figures in `folder`."""
+        """Log a run with a study's table, plots of quality against cost, and the figures in `folder`."""
         headings, cells = table(summary, baseline)
         values: dict[str, Any] = {"table": self.wandb.Table(columns=headings, data=cells)}
         for metric in summary.metrics():
@@ -64,21 +63,21 @@ class Tracker:
         self._log("report", name, values, {"study": summary.about})
 
     def write_dashboard(self, summaries: Sequence[Summary], path: Path) -> None:
-        """The dashboard of the experiment as JSON, and in W&B unless offline."""
+        """Write the experiment's dashboard as JSON, and create it in W&B unless offline."""
         metrics = list(dict.fromkeys(metric for summary in summaries for metric in summary.metrics()))
         costs = list(dict.fromkeys(key for summary in summaries for key in cost_keys(summary)))
         group = self.settings["group"]
-        made = workspace(self.settings.get("entity") or "", self.settings["project"], group, metrics, costs)
-        write_atomic(path, spec(made))
+        dashboard = workspace(self.settings.get("entity") or "", self.settings["project"], group, metrics, costs)
+        write_atomic(path, spec(dashboard))
         if not self.offline:
-            made.entity = made.entity or self.wandb.Api().default_entity
-            made.save()
+            dashboard.entity = dashboard.entity or self.wandb.Api().default_entity
+            dashboard.save()
 
     def _log(self, job: str, name: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)  # W&B would write elsewhere
+        self.folder.mkdir(parents=True, exist_ok=True)  # else W&B writes elsewhere
         kept = {key: self.settings[key] for key in KEPT if self.settings.get(key) is not None}
         owner = self.settings.get("name") or kept.get("group")  # trials of a sweep share the group
-        digest = hashlib.sha256("|".join([str(owner), job, name]).encode()).hexdigest()[:16]
+        digest = content_hash("|".join([str(owner), job, name]), digits=16)
         with self.wandb.init(
             **kept,
             name=name,
@@ -94,31 +93,31 @@ class Tracker:
 
 
 def refuse_untracked(logger: Mapping[str, Any]) -> None:
-    """UserError where W&B is chosen and a package is missing that will be needed, be it at the very end."""
+    """Raise UserError where W&B is chosen but a package is missing, even one needed only at the end."""
     if "wandb" in logger:
         refuse_missing("wandb", "wandb_workspaces", wanted_by="logger=wandb (logger=csv does without)")
 
 
 def tracker(logger: Mapping[str, Any], config: Mapping[str, Any]) -> Tracker | None:
-    """Of a config's `logger`; None where W&B is not chosen."""
+    """Return the tracker of a config's `logger`; None where W&B is not chosen."""
     refuse_untracked(logger)
     return Tracker(logger["wandb"], config) if "wandb" in logger else None
 
 
 def point_values(row: Row) -> dict[str, float]:
-    """What is logged of a point: `quality/<metric>`, its deviation over the seed sets, and `cost/<metric>`."""
-    found: dict[str, float] = {}
+    """Return the logged values of a point: `quality/<metric>`, its deviation over seed sets, `cost/<metric>`."""
+    logged: dict[str, float] = {}
     for metric in row.quality:
-        found[f"quality/{metric}"] = row.mean(metric)
-        found[f"quality/{metric}/deviation"] = row.deviation(metric)
-    found |= {f"cost/seconds_per_image/{name}": value for name, value in row.timings.items()}
-    found |= {f"cost/peak_bytes/{name}": value for name, value in row.peaks.items()}
+        logged[f"quality/{metric}"] = row.mean(metric)
+        logged[f"quality/{metric}/deviation"] = row.deviation(metric)
+    logged |= {f"cost/seconds_per_image/{name}": value for name, value in row.timings.items()}
+    logged |= {f"cost/peak_bytes/{name}": value for name, value in row.peaks.items()}
     single = {"cost/ffe": row.ffe, "cost/cache_bytes_per_image": row.cached}
-    return found | {key: value for key, value in single.items() if value is not None}
+    return logged | {key: value for key, value in single.items() if value is not None}
 
 
 def cost_keys(summary: Summary) -> list[str]:
-    """The costs that quality is shown against: time by every protocol, and FFE."""
+    """Return the costs to plot quality against: time by every protocol, and FFE."""
     names = [name for name in summary.protocols() if any(name in row.timings for row in summary.rows)]
     measured = any(row.ffe is not None for row in summary.rows)
     return [f"cost/seconds_per_image/{name}" for name in names] + ["cost/ffe"] * measured

@@ -1,4 +1,4 @@
-"""Write a report: tables on the console and as files, figures, one HTML page, and what was wrong with the results."""
+"""Write a report: tables on the console and as files, figures, one HTML page, and problems of the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from migm.runtime.owned import own
 from migm.runtime.reading import read_text
 
 TITLE = "migm: quality and cost"
-SHOWN = 8  # problems on the console; all are in the page and in problems.txt
+SHOWN = 8  # problems on the console; the page and problems.txt hold all
 
 
 def write_report(
@@ -32,14 +32,14 @@ def write_report(
     images: Sequence[str | Path] = (),
     logged: Tracker | None = None,
 ) -> Path:
-    """Report on results files into `folder`, one sub-folder a study where they hold several -> the HTML page.
+    """Report on results files into `folder`, or into one sub-folder per study if there are several -> the page.
 
     `baseline` is the label of the row to compare with, by default vanilla with the most steps. `images`
-    are folders of `migm.generate folder=` to compare; by default the previews beside the results.
-    `logged` keeps the studies in W&B too, and writes their dashboard beside the page.
+    are folders of `migm.generate folder=` to compare, by default the previews beside the results.
+    `logged` also logs the studies in W&B and writes their dashboard beside the page.
     """
     folder, console = Path(folder), Plain()
-    console.width = max(console.width, 120)  # one line a row
+    console.width = max(console.width, 120)  # so that a row fits one line
     studies, problems = audit(results)
     if not studies:
         raise UserError(". ".join(["results: no records; run migm.evaluate first", *map(str, problems[:SHOWN])]))
@@ -69,12 +69,15 @@ def write_report(
 
 
 def _compared(study: StudyLines, baseline: str, only: bool, problems: list[Problem]) -> tuple[Summary, Row | None]:
-    """The study's summary and the row to compare with: None, and a problem, where one of several studies lacks it."""
+    """Return a study's summary and baseline row.
+
+    If one of several studies lacks the baseline, its row is None and a problem is added.
+    """
     summary = summarise(study.records)
     labels = [row.label for row in summary.rows]
-    wanted = baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0])
+    label = baseline or next((x for x in reversed(labels) if x.startswith("vanilla")), labels[0])
     try:
-        row = summary.baseline(wanted)
+        row = summary.baseline(label)
         table(summary, row)
     except UserError as error:
         if only:
@@ -85,7 +88,7 @@ def _compared(study: StudyLines, baseline: str, only: bool, problems: list[Probl
 
 
 def _write_study(name: str, summary: Summary, row: Row, folder: Path, pictures: Pictures) -> dict[str, Any]:
-    """The files of one study -> what the page shows of it."""
+    """Write the files of one study -> the page's data of it."""
     values, front_table = table(summary, row), fronts(summary)
     copies = {"markdown": markdown(*values), "latex": latex(*values), "csv": comma_separated(*values)}
     for suffix, text in zip(("md", "tex", "csv"), copies.values(), strict=True):
@@ -118,7 +121,7 @@ def _print(console: Plain, name: str, headings: Sequence[str], cells: Sequence[S
 
 
 def equal_time(summary: Summary) -> str:
-    """Markdown tables of every method with a predictor against vanilla and reuse at equal time, for every metric."""
+    """Return Markdown tables that compare each other method with vanilla and reuse at equal time, per metric."""
     methods = sorted({row.accelerator for row in summary.rows} - {"vanilla", "reuse"})
     pairs = [(metric, method) for metric in summary.metrics() for method in methods]
     return "\n".join(markdown(*compare(summary, metric, method, ["vanilla", "reuse"])) for metric, method in pairs)

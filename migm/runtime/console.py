@@ -1,18 +1,18 @@
-"""What the commands print: texts as they are, whatever characters a path, a name or a prompt holds."""
+"""Print what the commands say, with every character of a path, name or prompt as it is."""
 
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.rule import Rule
 
-UNBROKEN = 10_000  # characters a line where nobody looks through a window: a file, a pipe, a job's log
+UNBROKEN = 10_000  # characters a line in a file, a pipe or a job's log, where no window limits the width
 
 
 class Plain(Console):
-    """rich's console without its markup; colours are given by `style=`.
+    """A rich console without markup; `style=` gives colours.
 
-    Where output is no terminal nothing is broken or cut, so that it can be copied and parsed: tables are as
-    wide as they need to be. In a terminal a line of text goes on at its edge, and tables fit into it.
+    Outside a terminal, no line is broken or cut, so that the output can be copied and parsed; tables are as wide as
+    they need to be. In a terminal, long lines of text go on in the next line, and tables fit the window.
     """
 
     def __init__(self, **settings: Any):
@@ -21,9 +21,9 @@ class Plain(Console):
             self.width = UNBROKEN
 
     def print(self, *objects: RenderableType, **settings: Any) -> None:
-        settings.setdefault("soft_wrap", all(isinstance(each, str) for each in objects))
+        settings.setdefault("soft_wrap", all(isinstance(item, str) for item in objects))
         super().print(*objects, **settings)
 
     def rule(self, title: str, **settings: Any) -> None:
-        """A line with a title, over a terminal's width or 80 characters."""
+        """Print a line with a title, as wide as the terminal, or 80 characters elsewhere."""
         super().print(Rule(title, **settings), width=None if self.is_terminal else 80)

@@ -1,4 +1,4 @@
-"""Errors for people: one line, with the value, what is allowed and the key to set; and how a command ends."""
+"""Report errors in one line with the value, what is allowed and the key to set; end commands."""
 
 import difflib
 import errno
@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from migm.runtime.launch import in_sweep, launched
 
 
 class UserError(ValueError):
-    """Something the user can put right; shown as one line, without a traceback."""
+    """An error that the user can put right; shown as one line, without a traceback."""
 
 
 class Stopped(Exception):
-    """A run that was ended from outside and saved what it had; `code` is the command's exit code."""
+    """Raised when a run was ended from outside and has saved its state; `code` is the command's exit code."""
 
     def __init__(self, why: str, code: int):
         super().__init__(why)
@@ -30,23 +31,21 @@ class Stopped(Exception):
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
     """End a command with one line and a non-zero exit code on errors that a user can put right.
 
-    A trial of a sweep raises instead: `migm.reporting.sweep` says the line, and the others go on.
+    A trial of a sweep raises the error instead: `migm.reporting.sweep` prints the line, and the other trials go on.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        # Lightning's hints and its use of a deprecated torch call would hide what the command itself says.
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", module="lightning.*")
         try:
-            return main(*args, **kwargs)
+            with quiet_lightning():
+                return main(*args, **kwargs)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             other = isinstance(error, RuntimeError) and not _out_of_memory(error)
             if other or os.environ.get("MIGM_TRACEBACK") or in_sweep():
                 raise
             rank, count = launched()
             whose = f"rank {rank}: " if count > 1 else ""
-            print(f"error: {whose}{' '.join(_told(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
+            print(f"error: {whose}{' '.join(_message(error).split())}  (MIGM_TRACEBACK=1 shows where)", file=sys.stderr)
             sys.exit(2)
         except Stopped as stop:
             print(f"stopped: {stop}; the same command goes on from here", file=sys.stderr)
@@ -58,24 +57,40 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _told(error: Exception) -> str:
-    """An error's message, with what helps against a full disk or full memory."""
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's hints and its warnings about a deprecated torch call, which would bury our own messages."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _message(error: Exception) -> str:
+    """Return an error's message, with advice for a full disk or full memory."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error}; make room, and the same command goes on from here"
     if _out_of_memory(error):
-        cause = ". ".join(str(error).split(". ")[:3]).rstrip(".")  # of what torch says: what was wanted, what is free
+        # Torch's first sentences say how much was asked for and how much is free.
+        cause = ". ".join(str(error).split(". ")[:3]).rstrip(".")
         keys = "data.batch_size, data.collect_batch_size, evalset.batch_size or batch_size"
         return f"out of memory ({cause or type(error).__name__}); make the batch smaller by {keys}"
     return str(error)
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # of CPUs
+    # On CPUs, only the message tells.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """The end of an error about a word that is none of the options: what may be meant, and all of them."""
-    known = sorted(options)
-    close = difflib.get_close_matches(word, known, 1)
+    """Return the end of an error about an unknown word: the option closest to it, and all options."""
+    names = sorted(options)
+    close = difflib.get_close_matches(word, names, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{hint} (known: {', '.join(known)})"
+    return f"{hint} (known: {', '.join(names)})"

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: what to install where one is missing."""
+"""Packages that only some commands need, and how to install a missing one."""
 
 import importlib
 import importlib.util
@@ -7,7 +7,7 @@ from types import ModuleType
 
 from migm.runtime.errors import UserError
 
-EXTRAS = {  # module -> the extra of this package that brings it
+EXTRAS = {  # module -> the extra of this package that installs it
     "cleanfid": "metrics",
     "open_clip": "metrics",
     "torch_fidelity": "metrics",
@@ -20,17 +20,17 @@ EXTRAS = {  # module -> the extra of this package that brings it
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra: into a checkout from there, else beside the installed wheel."""
+    """Return the command that installs an extra, for a checkout or for an installed wheel."""
     return f'pip install -e ".[{extra}]"' if in_checkout() else f'pip install "migm[{extra}]"'
 
 
 def in_checkout() -> bool:
-    """Whether this code runs from its repository; else it was installed from a wheel."""
+    """Return whether this code runs from its repository instead of an installed wheel."""
     return (Path(__file__).parents[2] / "pyproject.toml").is_file()
 
 
 def optional(module: str, wanted_by: str = "") -> ModuleType:
-    """A module of an extra; where it is missing, a UserError says how to install it, and what needs it."""
+    """Import a module of an extra; UserError if it is missing, with how to install it and what needs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -38,7 +38,7 @@ def optional(module: str, wanted_by: str = "") -> ModuleType:
 
 
 def refuse_missing(*modules: str, wanted_by: str) -> None:
-    """The same of several modules before they are needed, without the seconds of importing them."""
+    """Raise the UserError of `optional` for the first missing module, without spending seconds on importing them."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise UserError(_missing(module, EXTRAS[module], wanted_by))

@@ -1,19 +1,30 @@
-"""matplotlib as all figures use it: without a screen, and with texts as they are, whatever $ they hold."""
+"""Set up matplotlib for all figures: without a screen, and without reading $ in texts as formulas."""
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+
+from migm.runtime.files import replacing
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False
 
-__all__ = ["plain_ticks", "plt"]
+__all__ = ["plain_ticks", "plt", "write_figure"]
+
+
+def write_figure(figure: Figure, path: Path, dpi: int = 130) -> None:
+    """Write the figure to `path`, replacing an old file at once, and close it."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    plt.close(figure)
 
 
 def plain_ticks(*axes: Any) -> None:
-    """Numbers on logarithmic axes, which matplotlib would write as formulas."""
+    """Write plain numbers on logarithmic axes, where matplotlib would write formulas."""
     for axis in axes:
         axis.set_major_formatter(LogFormatter())
         axis.set_minor_formatter(LogFormatter())

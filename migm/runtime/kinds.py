@@ -1,4 +1,4 @@
-"""Kinds of values for annotations: whole numbers, counts, shares, and what bounds them."""
+"""Types of values for annotations: whole numbers, counts and shares, with their bounds."""
 
 import re
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from typing import Annotated, Any, Literal, Protocol
 
 
 class Bound(Protocol):
-    """What `Annotated` says of a value besides its type."""
+    """A condition on a value that `Annotated` adds to its type."""
 
     def allows(self, value: Any) -> bool: ...
 
     def words(self, name: str) -> str:
-        """What is allowed, `name` being words for the type."""
+        """Return words for the allowed values; `name` are words for the type."""
         ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Between which numbers a number lies."""
+    """The smallest and largest allowed number."""
 
     least: float | None = None
     above: float | None = None
@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Length:
-    """How many elements a list or characters a text has."""
+    """The allowed number of elements of a list or characters of a text."""
 
     least: int = 1
     most: int | None = None
@@ -51,28 +51,29 @@ class Length:
 
 @dataclass(frozen=True)
 class Told:
-    """Words of its own for what is allowed, and a pattern that a text has to match."""
+    """A pattern that a text has to match, and words that describe the allowed values."""
 
-    told: str
+    description: str
     pattern: str = ""
 
     def allows(self, value: Any) -> bool:
         return not self.pattern or re.fullmatch(self.pattern, value) is not None
 
     def words(self, name: str) -> str:
-        return self.told
+        return self.description
 
 
 LATENCY = "batch<b>_amortised with any b or batch1_wall, and either with _decode at its end to include decoding"
 Whole = Annotated[int, Limits(least=0)]
 Count = Annotated[int, Limits(least=1)]
-Seed = Annotated[int, Limits(least=0, most=2**32 - 1)]  # what scikit-learn takes; its sums and products fit 64 bits
+# The range that scikit-learn takes; sums and products of seeds fit 64 bits.
+Seed = Annotated[int, Limits(least=0, most=2**32 - 1)]
 Threads = Annotated[int, Limits(least=1, most=4096)]
 NotNegative = Annotated[float, Limits(least=0)]
 Positive = Annotated[float, Limits(above=0)]
 Share = Annotated[float, Limits(least=0, most=1)]
 Dropout = Annotated[float, Limits(least=0, below=1)]
 Filled = Annotated[str, Length()]
-# Stages of pretraining, in the order in which they need each other.
+# Stages of pretraining, in the order in which they build on each other.
 Stage = Literal["perceptual", "features", "tokenizer", "base", "reference", "words", "text_base"]
 Latency = Annotated[str, Told(LATENCY, r"(batch[1-9]\d{0,8}_amortised|batch1_wall)(_decode)?")]

@@ -1,11 +1,11 @@
-"""Which processes a launcher started for this run, and whether the run is a trial of a sweep."""
+"""Tell which processes a launcher started for this run, and whether the run is a trial of a sweep."""
 
 import os
 
 
 def in_sweep() -> bool:
-    """Whether this is a trial of a multirun."""
-    # Here, since everything below the commands imports this file and has nothing to do with Hydra.
+    """Return whether this process runs a trial of a multirun."""
+    # Imported here, since modules that do not use Hydra import this file too.
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -13,9 +13,9 @@ def in_sweep() -> bool:
 
 
 def launched() -> tuple[int, int]:
-    """Rank and number of the processes that a launcher (torchrun, submitit, srun) started for this run.
+    """Return the rank of this process and the number of processes that torchrun, submitit or srun started for this run.
 
-    Those that Lightning starts while fitting do not count: before that there was one.
+    Processes that Lightning starts in `Trainer.fit` do not count: before fitting there is one process.
     """
     launchers = ("RANK", "WORLD_SIZE"), ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS")
     for rank, count in (*launchers, ("SLURM_PROCID", "SLURM_NTASKS")):
@@ -25,6 +25,6 @@ def launched() -> tuple[int, int]:
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine."""
+    """Return the number of this process among those of its machine."""
     names = ("LOCAL_RANK", "SUBMITIT_LOCAL_LOCALID", "SLURM_LOCALID")
     return next((int(os.environ[name]) for name in names if name in os.environ), 0)

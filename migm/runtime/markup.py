@@ -1,4 +1,4 @@
-"""Texts of others (prompts, names, paths) put into HTML, Markdown and LaTeX, where they mean only themselves."""
+"""Insert prompts, names and paths into HTML, Markdown and LaTeX so that they are shown literally."""
 
 import json
 import re
@@ -16,21 +16,21 @@ LATEX = {
 
 
 def filled(document: str, texts: Mapping[str, str], data: Any, **parts: str) -> str:
-    """An HTML document with `texts` escaped, `data` as JSON of a script element, and `parts` as they are, at @name@.
+    """Fill the @name@ marks of a document with escaped `texts`, `data` as JSON for a script, and unchanged `parts`.
 
-    All at once: a text that holds such a mark itself stays as it is.
+    All marks are filled in one pass: a text that itself contains a mark stays as it is.
     """
-    # In a script element only < may begin something else, be it the end of it or a comment.
-    told = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    put = {**{name: escape(text) for name, text in texts.items()}, "data": told, **parts}
+    # In a script element only < can begin an end tag or a comment.
+    script = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    put = {**{name: escape(text) for name, text in texts.items()}, "data": script, **parts}
     return re.sub("@(" + "|".join(put) + ")@", lambda mark: put[mark[1]], document)
 
 
 def markdown(text: str) -> str:
-    """A cell of a Markdown table."""
+    """Escape a text for a cell of a Markdown table."""
     return " ".join(text.split("\n")).replace("|", "\\|")
 
 
 def latex(text: str) -> str:
-    """A cell of a LaTeX table."""
+    """Escape a text for a cell of a LaTeX table."""
     return "".join(LATEX.get(c, c) for c in " ".join(text.split("\n")))

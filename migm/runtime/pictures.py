@@ -1,4 +1,4 @@
-"""Grids of images as PNG files that say where each image lies."""
+"""Write grids of images as PNG files that record where each image lies."""
 
 import json
 from collections.abc import Sequence
@@ -12,13 +12,40 @@ from torchvision.utils import make_grid
 from migm.runtime.files import replacing
 
 
-def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions: Sequence[str] = ()) -> None:
-    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` says where they are."""
+def grid_pixels(images: Tensor, columns: int, scale: int = 2) -> Tensor:
+    """Arrange uint8 images (n, 3, h, w) in one picture (3, h', w'), enlarged without smoothing."""
     large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    gap = scale if len(images) > 1 else 0  # make_grid puts none around a single image
+    return make_grid(large, nrow=columns, padding=_gap(images, scale))
+
+
+def _gap(images: Tensor, scale: int) -> int:
+    return scale if len(images) > 1 else 0  # make_grid puts no border around a single image
+
+
+def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions: Sequence[str] = ()) -> None:
+    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` records their places."""
+    gap, (height, width) = _gap(images, scale), images.shape[2:]
     layout = {"count": len(images), "columns": columns, "gap": gap, "scale": scale, "captions": list(captions)}
     about = PngInfo()
-    about.add_text("migm", json.dumps({**layout, "height": large.shape[2], "width": large.shape[3]}))
-    grid = make_grid(large, nrow=columns, padding=gap).permute(1, 2, 0)
+    about.add_text("migm", json.dumps({**layout, "height": scale * height, "width": scale * width}))
+    write_image(grid_pixels(images, columns, scale), path, about)
+
+
+def write_image(image: Tensor, path: Path, about: PngInfo | None = None) -> None:
+    """Replace `path` at once by a uint8 image (3, h, w) in the format of its ending; a PNG holds the texts `about`."""
     with replacing(path) as temporary:
-        Image.fromarray(grid.cpu().numpy()).save(temporary, pnginfo=about)
+        as_picture(image).save(temporary, pnginfo=about)
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """Convert a uint8 image (3, h, w) to a PIL image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def is_grid(path: Path) -> bool:
+    """Return whether a file is a picture that `save_grid` wrote."""
+    try:
+        with Image.open(path) as image:
+            return "migm" in image.info
+    except (OSError, SyntaxError, ValueError):
+        return False

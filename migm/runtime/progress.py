@@ -1,4 +1,4 @@
-"""The progress bar of every long loop."""
+"""Show the progress of every long loop."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from migm.runtime.console import Plain
 
 
 class Rate(ProgressColumn):
-    """Units per second so far."""
+    """A column with the mean number of units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -19,7 +19,7 @@ class Rate(ProgressColumn):
 
 
 class LineProgress(Progress):
-    """For output that is no terminal, such as a job's log: a line now and then instead of a moving bar."""
+    """Progress for output that is not a terminal, such as a job's log: a line from time to time."""
 
     line_every = 30.0  # seconds
     last_line = -math.inf
@@ -40,9 +40,9 @@ class LineProgress(Progress):
 
 
 def progress(console: Plain, unit: str) -> Progress:
-    """Done of total, rate and remaining time: a bar in a terminal, lines elsewhere."""
+    """Show done, total, rate and remaining time: a bar in a terminal, lines elsewhere."""
     described = TextColumn("{task.description}", markup=False)
     columns = (MofNCompleteColumn(), TextColumn(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
     kind = Progress if console.is_terminal else LineProgress
-    # The rate is that of the last ten minutes: rich's half minute would hold no two of the slowest steps.
+    # The rate covers the last ten minutes: rich's default of half a minute would not contain two of the slowest steps.
     return kind(described, BarColumn(), *columns, console=console, speed_estimate_period=600)

@@ -1,4 +1,4 @@
-"""What a record says of the program and machine that made it: device, versions, commit."""
+"""Describe the program and machine that made a record: device, versions, commit."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from migm.runtime.device import _cpu_name
 
 @functools.cache
 def environment(device: torch.device) -> dict[str, str]:
-    """Name of the device and versions, for result records."""
+    """Return the device's name and the versions, for result records."""
     from migm import __version__
 
     cuda = device.type == "cuda"
@@ -23,22 +23,23 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit that this package's files are of, by their repository or by pip's record; else `unknown`.
+    """Return the commit of this package's files, from their repository or from pip's record; `unknown` without either.
 
-    A repository that only surrounds an installed package says nothing about it.
+    A repository that merely contains an installed package does not count.
     """
     return _described(Path(__file__)) or _installed_commit() or "unknown"
 
 
 def _described(file: Path) -> str:
-    """The commit of the repository that holds `file`, with `-dirty` if it was changed; empty without one or git."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's repository
+    """Return the commit of the repository that holds `file`, with `-dirty` if changed; empty if there is none."""
+    # A Git hook may have set variables of another repository.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     for task in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty", "--exclude=*"]):
         try:
             done = subprocess.run(
                 ["git", *task], cwd=file.parent, env=clean, capture_output=True, text=True, check=False
             )
-        except OSError:  # no git, or one that may not be run
+        except OSError:  # git is missing or may not be run
             return ""
         if done.returncode:
             return ""
@@ -46,7 +47,7 @@ def _described(file: Path) -> str:
 
 
 def _installed_commit() -> str:
-    """What `pip install git+...` keeps (PEP 610)."""
+    """Return the commit that `pip install git+...` recorded (PEP 610)."""
     try:
         record = json.loads(distribution("migm").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):

@@ -1,7 +1,7 @@
-"""Files that people made, read without loss: one reader for texts, one for images, one list of a folder's files.
+"""Read files that people made without loss: texts, images, and the list of a folder's files.
 
-Texts are UTF-8, or UTF-16 and UTF-32 where a byte order mark says so, with any line ends. What else a file may be
-encoded in cannot be told from its bytes: it is refused by line and byte, never guessed.
+Texts are UTF-8, or UTF-16 or UTF-32 if a byte order mark says so, with any line ends. Another encoding cannot be
+recognised from the bytes: it is refused by line and byte, never guessed.
 """
 
 import codecs
@@ -14,26 +14,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from migm.runtime.errors import UserError
 
 MARK = "\ufeff"  # the byte order mark, decoded
-ENCODINGS = (  # UTF-32 first: its mark begins with that of UTF-16
+ENCODINGS = (  # UTF-32 first: its byte order mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What systems put beside files without being asked, in lower case; macOS also `._<name>` beside every <name>.
+# Files that systems create unasked, in lower case; macOS also creates `._<name>` beside every <name>.
 UNASKED = {"__macosx", ".ds_store", ".appledouble", ".fseventsd", ".spotlight-v100", ".trashes"}
 UNASKED |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"}
 
 
 def unasked(name: str) -> bool:
-    """Whether a path inside a folder or an archive is one that a system put there, such as `._a.png` or `Thumbs.db`."""
+    """Return whether a path in a folder or archive is a system file, such as `._a.png` or `Thumbs.db`."""
     return any(part in UNASKED or part.startswith("._") for part in name.lower().split("/"))
 
 
 def files_of(folder: Path, *endings: str, deep: bool = False) -> list[Path]:
-    """What a folder holds, in the order of names, without what systems put there; with `endings` these alone.
+    """List a folder's files in the order of names, without system files; with `endings`, only names that end so.
 
-    Endings are in lower case and match in any. `deep` looks through the folders inside too.
+    Endings are given in lower case and match any case. `deep` also lists the folders inside.
     """
     return sorted(
         path
@@ -43,7 +43,7 @@ def files_of(folder: Path, *endings: str, deep: bool = False) -> list[Path]:
 
 
 def read_text(path: Path, key: str = "") -> str:
-    """A file's text with `\\n` at the ends of lines and no byte order mark; refusals begin with `key` and the path."""
+    """Read a text with `\\n` at the ends of lines and no byte order mark; refusals begin with `key` and the path."""
     origin = f"{key}={path}" if key else str(path)
     text = decoded(path.read_bytes(), origin)
     if "\0" in text:
@@ -56,13 +56,14 @@ def read_text(path: Path, key: str = "") -> str:
 
 
 def decoded(data: bytes, origin: object, errors: str = "strict") -> str:
-    """The text of a file's bytes, NUL characters included; `errors` as `bytes.decode` takes it."""
+    """Decode the bytes of a text file, NUL characters included; `errors` as in `bytes.decode`."""
     encoding = next((name for mark, name in ENCODINGS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         raise UserError(_undecodable(data, error, origin, encoding)) from error
-    return _plain(text).removeprefix(MARK).replace(f"\n{MARK}", "\n")  # files that were joined have it inside too
+    # Joined files contain byte order marks inside as well.
+    return _plain(text).removeprefix(MARK).replace(f"\n{MARK}", "\n")
 
 
 def _plain(text: str) -> str:
@@ -78,10 +79,10 @@ def _undecodable(data: bytes, error: UnicodeDecodeError, origin: object, encodin
 
 
 def read_picture(file: Path | BinaryIO, origin: object, mode: str = "RGB") -> Image.Image:
-    """An image file as its maker sees it: upright, 8 bits a channel, of an animation the first frame.
+    """Read an image file upright, with 8 bits a channel; an animation gives its first frame.
 
-    `mode` is RGB, where a transparent pixel shows the white of paper, or L for a mask, where it shows black: what
-    is not painted is not white. What cannot be read is refused in a line that begins with `origin`.
+    With `mode` RGB transparent pixels become white, like paper; with L, for masks, they become black, since only what
+    is painted counts as white. A file that cannot be read is refused in a line that begins with `origin`.
     """
     try:
         with Image.open(file) as opened:
@@ -89,18 +90,19 @@ def read_picture(file: Path | BinaryIO, origin: object, mode: str = "RGB") -> Im
             return _flat(_eight_bits(ImageOps.exif_transpose(opened), kind), mode)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise whatever damaged bytes lead them to
-        unknown = isinstance(error, UnidentifiedImageError)  # whose words may be the address of an object
+    except Exception as error:  # decoders raise any kind of exception on damaged bytes
+        # The message of this exception may contain the address of an object.
+        unknown = isinstance(error, UnidentifiedImageError)
         reason = "damaged, or of a format that Pillow does not know" if unknown else " ".join(str(error).split())
         raise UserError(f"{origin} cannot be read as an image ({reason or type(error).__name__})") from error
 
 
 def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
-    """One of 16 bits, or of numbers from 0 to 1, with its whole range as 0 to 255; others as they are."""
+    """Map an image of 16 bits, or of numbers from 0 to 1, to 0...255; return other images unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
     values, largest = np.asarray(image).astype(np.float64), 1.0 if image.mode == "F" else 65535.0
-    # PNG and PNM have at most 16 bits, though Pillow may keep them in 32; elsewhere nothing tells the range.
+    # PNG and PNM have at most 16 bits, though Pillow may keep them in 32; in other formats the range is unknown.
     whole = image.mode != "I" or kind in ("PNG", "PPM")
     if not (whole and values.min() >= 0 and values.max() <= largest):
         raise ValueError(f"numbers from {values.min():g} to {values.max():g}; save it with 8 or 16 bits a channel")

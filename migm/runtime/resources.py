@@ -1,4 +1,4 @@
-"""Room on the disk and in memory, looked at before long work."""
+"""Check for room on the disk and in memory before long work."""
 
 import shutil
 from pathlib import Path
@@ -7,39 +7,39 @@ from migm.runtime.errors import UserError
 
 UNITS = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB"}
 MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")  # a container's or a job's own limit, version 2
+CGROUP = Path("/sys/fs/cgroup")  # the limit of a container or job, cgroup version 2
 
 
 def readable(size: int) -> str:
-    """Bytes in the largest unit that leaves at least one of it."""
+    """Return bytes as text, in the largest unit of which there is at least one."""
     unit = next((unit for unit in UNITS if size >= unit), None)
     return f"{size / unit:.2f} {UNITS[unit]}" if unit else f"{size} bytes"
 
 
 def refuse_full_disk(folder: Path, size: int, what: str, remedy: str) -> None:
-    """Stop before anything is written when the disk cannot hold `what`."""
+    """Raise an error before anything is written if the disk cannot hold `what`."""
     free = free_disk(folder)
     if size > 0.95 * free:
         raise UserError(f"{what} needs {readable(size)}, {folder} has {readable(free)} free; {remedy}")
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where a folder is, or will be."""
+    """Return the free bytes where a folder is or will be."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 def refuse_full_memory(size: int, what: str, remedy: str) -> None:
-    """Stop before the work when main memory cannot hold `what`; where nothing tells how much is free, go on."""
+    """Raise an error before the work if main memory cannot hold `what`; go on if the free memory is unknown."""
     free = available_memory()
     if free is not None and size > 0.95 * free:
         raise UserError(f"{what} needs {readable(size)} of memory, {readable(free)} are free; {remedy}")
 
 
 def available_memory() -> int | None:
-    """Bytes to be had without swapping, by the machine and by the limit of this process's group; None: unknown."""
-    found = [value for value in (_machine(), _group()) if value is not None]
-    return min(found) if found else None
+    """Return the bytes available without swapping, within the machine and this process's group; None if unknown."""
+    limits = [value for value in (_machine(), _group()) if value is not None]
+    return min(limits) if limits else None
 
 
 def _machine() -> int | None:
@@ -55,5 +55,5 @@ def _group() -> int | None:
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         caches = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(caches["inactive_file"]))
-    except (OSError, KeyError, ValueError):  # no such file, or "max"
+    except (OSError, KeyError, ValueError):  # there is no such file, or it says "max"
         return None

@@ -1,4 +1,4 @@
-"""Where a command writes is tried before any work starts, and is its own while it runs."""
+"""Check before any work that a command can write its files, and lock them while it runs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,18 +12,18 @@ from filelock import FileLock, Timeout
 from migm.runtime.errors import UserError
 from migm.runtime.launch import launched, local_rank
 
-LOCK = ".migm-lock"  # in a folder that is being written
+LOCK = ".migm-lock"  # name of the lock in a folder that is being written
 
 
 @contextmanager
 def writing(
     path: str | Path, named: str, *, folder: bool = False, waiting: Callable[[str], Any] | None = None
 ) -> Iterator[bool]:
-    """Hold a file, or with `folder` a folder, for this command; `named` is its key and value, for errors.
+    """Lock a file, or with `folder` a folder, for this command; `named` is its key and value, for errors.
 
-    Where nothing can be written, and where another command is at it, UserError; with `waiting`, which is
-    told so, this one waits instead. The system gives the place free also after a kill. Of several
-    processes of a run the first, which is told True, holds it for all.
+    Raises UserError if nothing can be written there, or if another command holds the lock. With `waiting`, which is
+    called with a message, this command waits for the lock instead. The system releases the lock also after a kill. In a
+    run of several processes, the first one holds the lock for all; it gets True, the others False.
     """
     if not _first():
         yield False
@@ -37,13 +37,14 @@ def writing(
         try:
             yield True
         finally:
-            with suppress(OSError):  # while it is held: who opened it before sees that it is gone, and tries again
+            # Removed while held: a command that has opened the file already sees that it is gone, and tries again.
+            with suppress(OSError):
                 os.unlink(lock.lock_file)
             lock.release()
 
 
 def refuse_unwritable(path: str | Path, named: str, *, folder: bool = False) -> None:
-    """UserError unless a file can be made beside `path`, or in it where that is a `folder`, and be added to.
+    """Raise a UserError unless a file can be made beside `path`, or inside a `folder`; an old file must be writable.
 
     Nothing remains of the trial.
     """
@@ -58,20 +59,20 @@ def refuse_unwritable(path: str | Path, named: str, *, folder: bool = False) -> 
 
 @contextmanager
 def _made(path: Path, inside: Path, named: str) -> Iterator[None]:
-    """The folder `inside`, while it is needed: what was made of it and is still empty at the end goes again."""
+    """Make the folder `inside` for the block; new folders that are still empty at the end are removed."""
     with _errors(path, named):
         if inside != path and path.is_dir():
             raise UserError(f"{named} is a folder; name a file in it")
         if inside == path and path.exists() and not path.is_dir():
             raise UserError(f"{named} is a file; choose a folder")
-        new = [each for each in (inside, *inside.parents) if not each.exists()]
+        new = [parent for parent in (inside, *inside.parents) if not parent.exists()]
         inside.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        with suppress(OSError):  # one that holds something
-            for each in new:
-                each.rmdir()
+        with suppress(OSError):  # a folder that holds something stays
+            for parent in new:
+                parent.rmdir()
 
 
 @contextmanager
@@ -95,11 +96,11 @@ def _acquire(lock: FileLock, named: str, waiting: Callable[[str], Any] | None) -
             raise UserError(f"{held}; wait for it, or choose another place") from error
     waiting(f"{held}: waiting for it")
     while not lock.is_locked:
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)  # the other may have taken it along
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)  # the other command may have removed the folder
         with suppress(Timeout, FileNotFoundError):
             lock.acquire(timeout=0.5)
 
 
 def _first() -> bool:
-    """Whether this is the one process, or the first of those that a launcher, or Lightning, started."""
+    """Return whether this is the only process, or the first of those that a launcher or Lightning started."""
     return launched()[0] == 0 and local_rank() == 0 and os.environ.get("NODE_RANK", "0") == "0"

@@ -1,24 +1,22 @@
-"""What L2P and TeaCache need to know of a base, from a few vanilla trajectories."""
+"""Calibrate L2P and TeaCache on a base, from a few vanilla trajectories."""
 
 import numpy as np
 import torch
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.accumulate import Indicator, relative_change, signal
 from migm.accelerators.calibration import POLYNOMIAL_DEGREE, Calibration
-from migm.accelerators.refresh import Always
-from migm.bases.base import Base, StepRecord
+from migm.accelerators.teacache import Indicator, relative_change, signal
+from migm.bases.base import StepRecord
 from migm.bases.inputs import InputSource
 from migm.bases.layers import LayerBase, layered
 from migm.runtime.console import Plain
 from migm.runtime.progress import progress
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.sampler import Sampler
 
 INDICATORS: tuple[Indicator, ...] = ("input", "first_block")
 
 
 class Moves:
-    """Observer of one batch: inner products of the features of all steps, and changes of indicators and features."""
+    """Observe one batch: inner products of the features of all steps, and changes of indicators and features."""
 
     def __init__(self, base: LayerBase, num_steps: int):
         self.base = base
@@ -44,29 +42,19 @@ class Moves:
             del seen[:-1]
 
 
-def calibrate(
-    base: Base, sampling: Sampling, source: InputSource, num_images: int, batch_size: int, seed: int
-) -> Calibration:
-    """Run vanilla sampling on the first images of `source` in the run of `seed`, and fit."""
-    own, n = layered(base, "migm.calibrate"), sampling.num_steps
+def calibrate(sampler: Sampler, source: InputSource, num_images: int, batch_size: int, seed: int) -> Calibration:
+    """Run vanilla sampling on the first images of `source` in the run of `seed`, and fit the calibration."""
+    base, n = layered(sampler.base, "migm.calibrate"), sampler.num_steps
     gram, changes = np.zeros((n, n)), {name: [] for name in (*INDICATORS, "features")}
     with progress(Plain(), "images") as bar:
-        task = bar.add_task("fit", total=num_images)
-        for images in torch.arange(num_images).split(batch_size):
-            moves = Moves(own, n)
-            generate_images(
-                base,
-                source(images),
-                images,
-                seed,
-                sampling=sampling,
-                accelerator=Accelerator(Always()),
-                observers=[moves],
-            )
-            gram += moves.gram * len(images) / num_images
+        task = bar.add_task("calibrate", total=num_images)
+        for numbers in torch.arange(num_images).split(batch_size):
+            moves = Moves(base, n)
+            sampler.tokens(source(numbers), sampler.noise(seed, numbers), [moves])
+            gram += moves.gram * len(numbers) / num_images
             for name, values in moves.changes.items():
                 changes[name] += values
-            bar.advance(task, len(images))
+            bar.advance(task, len(numbers))
     polynomials = {
         name: np.polyfit(changes[name], changes["features"], POLYNOMIAL_DEGREE).tolist() for name in INDICATORS
     }

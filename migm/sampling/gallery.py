@@ -1,4 +1,4 @@
-"""Where generated images go: one grid of all, and a folder of single ones, each with a JSON of how it was made."""
+"""Write generated images as one grid, and as single files with a JSON that records how each was made."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from migm.runtime.owned import only, own, refuse_foreign
 from migm.runtime.pictures import save_grid
 from migm.runtime.reading import files_of, read_picture, read_text
 
-NAMES = r"\d+_-?\d+_.*\.(png|json)(\.tmp)?"  # of all that lies in a gallery's folder
-GRID_TOKENS = 2**18  # of all images in a grid: 64 of Lumina-DiMOO at 1024 px, 256 of MaskGIT at 512 px
+NAMES = r"\d+_-?\d+_.*\.(png|json)(\.tmp)?"  # the names of all files in a gallery's folder
+GRID_TOKENS = 2**18  # limit of all images in a grid: 64 of Lumina-DiMOO at 1024 px, 256 of MaskGIT at 512 px
 
 
 class Grid:
-    """One picture of a row per label or prompt and a column per seed, or of the first that fit.
+    """One picture with a row per label or prompt and a column per seed, as many as fit.
 
     `photo` (3, h, w) stands before every row.
     """
@@ -44,7 +44,7 @@ class Grid:
         self.images[row, seed] = image
 
     def save(self, path: Path) -> tuple[int, int]:
-        """Write the PNG -> width and height of one image."""
+        """Write the PNG and return the width and height of one image."""
         first = [] if self.photo is None else [self.photo]
         lines = [[*first, *(self.images[row, seed] for seed in self.seeds)] for row in range(self.rows)]
         images = torch.stack([image for line in lines for image in line])
@@ -53,26 +53,17 @@ class Grid:
         return width, height
 
 
-def is_grid(path: Path) -> bool:
-    """Whether a file is a picture that `Grid.save` wrote."""
-    try:
-        with Image.open(path) as image:
-            return "migm" in image.info
-    except (OSError, SyntaxError, ValueError):
-        return False
-
-
 class Gallery:
-    """Images of `inputs`, named `<number of the input>_<seed>_<first words>`.
+    """A folder of images of `inputs`, named `<number of the input>_<seed>_<first words>`.
 
-    `settings` is what all images of a folder share. A folder that holds one of other settings, or
-    of another input under the same number, is refused: nothing is mixed or overwritten. The JSON
-    is written last, so that what has one is complete: `done` (index, seed) -> PNG.
+    All images of a folder share `settings`. A folder is refused if it holds an image with other settings, or of another
+    input under the same number: nothing is mixed or overwritten. The JSON is written after its PNG, so that an image
+    with a JSON is complete. `done` maps (index, seed) to these PNGs.
     """
 
     def __init__(self, folder: Path, inputs: Sequence[int] | Sequence[str], settings: Mapping[str, Any]):
         self.folder, self.inputs = folder, inputs
-        self.settings = json.loads(json.dumps(settings))  # as it is read back
+        self.settings = json.loads(json.dumps(settings))  # in the form that reading a JSON gives
         self.done: dict[tuple[int, int], Path] = {}
         for path in files_of(folder, ".json"):
             entry, image = self._checked(path), path.with_suffix(".png")
@@ -82,7 +73,7 @@ class Gallery:
         refuse_foreign(folder, "images", "folder", self.began)
 
     def add(self, index: int, seed: int, image: Tensor, facts: Mapping[str, Any]) -> None:
-        """Write image (3, h, w) number `seed` of input `index`; `facts` are of this image alone."""
+        """Write image (3, h, w) of input `index` and `seed`; `facts` concern this image alone."""
         shown = self.inputs[index]
         path = self.folder / f"{index:05d}_{seed}_{slug(shown)}.png"
         own(self.folder, "images", "folder", self.began)
@@ -121,7 +112,7 @@ def _named(shown: int | str) -> dict[str, int | str]:
 
 
 def refuse_unknown_format(output: str) -> None:
-    """UserError unless the ending of a file's name is that of a format that images can be written in."""
+    """Raise a UserError unless the ending of a file's name is an image format that can be written."""
     ending = Path(output).suffix
     try:
         Image.new("RGB", (1, 1)).save(BytesIO(), Image.registered_extensions()[ending.lower()])
@@ -131,12 +122,12 @@ def refuse_unknown_format(output: str) -> None:
 
 
 def slug(shown: int | str) -> str:
-    """A label, or the first words of a prompt, as part of a file's name."""
+    """Return a label, or the first words of a prompt, as part of a file's name."""
     return "_".join(re.findall(r"\w+", str(shown).lower())[:6])[:40]
 
 
 def read_image(path: Path, key: str, mode: str = "RGB") -> Tensor:
-    """An image file -> uint8 (c, h, w) with c = 3, or 1 in mode `L`; what cannot be read is refused by `key`."""
+    """Read an image file as uint8 (c, h, w), c = 3, or 1 in mode `L`; an unreadable file is refused by `key`."""
     if not path.is_file():
         raise FileNotFoundError(f"{key}={path}: no such file")
     pixels = np.array(read_picture(path, f"{key}={path}", mode))

@@ -1,4 +1,4 @@
-"""Images of labels or prompts and seeds into a grid and a folder."""
+"""Generate images of labels or prompts and seeds into a grid and a folder."""
 
 import time
 from collections.abc import Callable, Container, Sequence
@@ -15,29 +15,28 @@ from migm.bases.inputs import read_prompts, review
 from migm.config.building import build
 from migm.config.points import point
 from migm.config.roots import GenerateConfig
-from migm.evaluation.cost import Point
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
+from migm.runtime.pictures import is_grid
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
 from migm.runtime.writing import writing
-from migm.sampling.gallery import Gallery, Grid, is_grid, read_image, refuse_unknown_format
-from migm.sampling.loop import generate_images
+from migm.sampling.gallery import Gallery, Grid, read_image, refuse_unknown_format
+from migm.sampling.sampler import Sampler
 
-FIRST = 10  # inputs of the evalset that are drawn when none are given
+FIRST = 10  # number of the evalset's inputs that are drawn by default
 
 
 class Generator:
-    """Makes images of one configuration and counts what they took; `advance` is called after every step.
+    """Make images of one configuration, and add up their number and time; `advance` is called after every step.
 
-    `initial` (l,) holds the tokens that every image keeps, masks elsewhere.
+    `initial` (l,) holds the tokens that every image keeps, and masks elsewhere.
     """
 
-    def __init__(self, base: Base, chosen: Point, run_seed: int, initial: Tensor | None, advance: Callable[[], Any]):
-        self.base, self.chosen, self.run_seed = base, chosen, run_seed
-        self.initial, self.advance = initial, advance
-        self.images = self.steps = 0  # `steps` are those of every single image
+    def __init__(self, sampler: Sampler, run_seed: int, initial: Tensor | None, advance: Callable[[], Any]):
+        self.sampler, self.run_seed, self.initial, self.advance = sampler, run_seed, initial, advance
+        self.images = self.steps = 0  # `steps` counts each image's steps
         self.sampling_seconds = self.decoding_seconds = 0.0
 
     def on_step(self, record: StepRecord) -> None:
@@ -45,21 +44,14 @@ class Generator:
         self.advance()
 
     def make(self, shown: int | str, seeds: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        """Images (b, 3, h, w) of one label or prompt, and the seconds that each of them took."""
+        """Return images (b, 3, h, w) of one label or prompt, and the seconds per image."""
         b, start = len(seeds), time.perf_counter()
-        tokens = generate_images(
-            self.base,
-            repeated(shown, b),
-            torch.tensor(seeds),
-            self.run_seed,
-            sampling=self.chosen.sampling,
-            accelerator=self.chosen.accelerator,
-            observers=[self],
-            initial=None if self.initial is None else self.initial.expand(b, -1),
-        )
-        tokens[0, 0].item()  # a GPU has finished now
+        initial = None if self.initial is None else self.initial.expand(b, -1)
+        noise = self.sampler.noise(self.run_seed, torch.tensor(seeds))
+        tokens = self.sampler.tokens(repeated(shown, b), noise, [self], initial)
+        tokens[0, 0].item()  # reading a value waits for the GPU
         middle = time.perf_counter()
-        images = self.base.decode(tokens).cpu()
+        images = self.sampler.base.decode(tokens).cpu()
         sampling, decoding = middle - start, time.perf_counter() - middle
         self.images += b
         self.sampling_seconds += sampling
@@ -67,13 +59,13 @@ class Generator:
         return images, {"sampling_seconds": sampling / b, "decoding_seconds": decoding / b}
 
     def summary(self) -> str:
-        """Milliseconds of one image."""
-        step, each = self.sampling_seconds / self.steps, self.decoding_seconds / self.images
-        return f"{1e3 * step:.2f} ms a step, {1e3 * each:.2f} ms decoding each"
+        """Return the milliseconds of one step and of decoding one image."""
+        step, decoding = self.sampling_seconds / self.steps, self.decoding_seconds / self.images
+        return f"{1e3 * step:.2f} ms a step, {1e3 * decoding:.2f} ms decoding each"
 
 
 def run(config: GenerateConfig) -> None:
-    """One row per label or prompt, one column per seed; a seed is the number of an image in the run of `seed`."""
+    """Draw one row per label or prompt and one column per seed; a seed is an image's number in the run of `seed`."""
     refuse(config)
     with ExitStack() as stack:
         stack.enter_context(writing(config.output, f"output={config.output}"))
@@ -83,18 +75,18 @@ def run(config: GenerateConfig) -> None:
 
 
 def make(config: GenerateConfig) -> None:
-    """Build, and fill the grid and the folder."""
-    inputs, given = wanted_inputs(config), photo_and_mask(config)
+    """Build the sampler, then fill the grid and the folder."""
+    inputs, inpainting = wanted_inputs(config), photo_and_mask(config)
     base = build(config.base)
-    chosen, console = point(config), Plain()
-    # Eight seeds by default, or one where images are large and take long.
+    sampler, console = Sampler(base, *point(config)), Plain()
+    # Eight seeds by default, but one seed for large images, which take long.
     seeds = list(range(8 if base.spec.num_tokens <= 256 else 1)) if config.seeds is None else config.seeds
     review(base, [str(shown) for shown in inputs] if isinstance(inputs[0], str) else torch.tensor(inputs))
-    total, grid = len(inputs) * len(seeds), Grid(len(inputs), seeds, base.spec.num_tokens, given and given[0])
+    total, grid = len(inputs) * len(seeds), Grid(len(inputs), seeds, base.spec.num_tokens, inpainting and inpainting[0])
     if not grid.whole and not config.folder:
         raise UserError(f"{total} images do not fit one grid: set folder=<where to keep them>")
-    initial = kept_tokens(base, *given) if given else None
-    gallery = Gallery(Path(config.folder), inputs, settings(config, base, chosen, initial)) if config.folder else None
+    initial = kept_tokens(base, *inpainting) if inpainting else None
+    gallery = Gallery(Path(config.folder), inputs, settings(config, sampler, initial)) if config.folder else None
     done = dict(gallery.done) if gallery else {}
     batches = missing(len(inputs), seeds, done, config.batch_size or len(seeds))
     if done:
@@ -106,11 +98,11 @@ def make(config: GenerateConfig) -> None:
 
     origin = {"image": config.image, "mask": config.mask, **environment(base.device)}
     with progress(console, "steps") as bar:
-        task = bar.add_task("generate", total=len(batches) * chosen.sampling.num_steps)
-        generator = Generator(base, chosen, config.seed, initial, lambda: bar.advance(task))
+        task = bar.add_task("generate", total=len(batches) * sampler.num_steps)
+        generator = Generator(sampler, config.seed, initial, lambda: bar.advance(task))
         for number, (row, batch) in enumerate(batches, 1):
             images, seconds = generator.make(inputs[row], batch)
-            bar.update(task, completed=number * chosen.sampling.num_steps)  # in-painting may have taken fewer
+            bar.update(task, completed=number * sampler.num_steps)  # in-painting may have taken fewer steps
             for seed, image in zip(batch, images, strict=True):
                 if grid.holds(row, seed):
                     grid.add(row, seed, image)
@@ -125,11 +117,11 @@ def make(config: GenerateConfig) -> None:
 
 
 def refuse(config: GenerateConfig) -> None:
-    """Stop at keys that contradict each other or ask for nothing, before anything is built."""
+    """Refuse keys that contradict each other or ask for nothing, before anything is built."""
     named = {"labels": config.labels, "prompt": config.prompt, "prompts": config.prompts}
-    given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(f"{', '.join(given)}: give one of labels, prompt and prompts")
+    chosen = [f"{key}={value}" for key, value in named.items() if value is not None]
+    if len(chosen) > 1:
+        raise UserError(f"{', '.join(chosen)}: give one of labels, prompt and prompts")
     if config.prompt is not None and not config.prompt.strip():
         raise UserError(f"prompt={config.prompt} is empty: give one, or null")
     if (config.image is None) != (config.mask is None):
@@ -140,7 +132,7 @@ def refuse(config: GenerateConfig) -> None:
 
 
 def wanted_inputs(config: GenerateConfig) -> list[int] | list[str]:
-    """The labels or prompts that the config names, or the first of its evalset."""
+    """Return the labels or prompts of the config, by default the first inputs of its evalset."""
     if config.prompts is not None:
         prompts = read_prompts(Path(config.prompts), "prompts")
         if not prompts:
@@ -155,20 +147,20 @@ def wanted_inputs(config: GenerateConfig) -> list[int] | list[str]:
 
 
 def repeated(shown: int | str, b: int) -> Inputs:
-    """b times the same label or prompt, as a base takes it."""
+    """Repeat a label or prompt b times, as input for a base."""
     return [shown] * b if isinstance(shown, str) else torch.full((b,), shown)
 
 
 def missing(
     num_inputs: int, seeds: list[int], done: Container[tuple[int, int]], batch_size: int
 ) -> list[tuple[int, list[int]]]:
-    """What is left to make, in batches: the number of an input, and seeds of it."""
+    """Return the images that are left to make, in batches: the number of an input and seeds for it."""
     left = [[seed for seed in seeds if (row, seed) not in done] for row in range(num_inputs)]
     return [(row, part[i : i + batch_size]) for row, part in enumerate(left) for i in range(0, len(part), batch_size)]
 
 
 def photo_and_mask(config: GenerateConfig) -> tuple[Tensor, Tensor] | None:
-    """For in-painting the image (3, h, w), and where its mask of any size is white (1, h', w')."""
+    """Return the image (3, h, w) for in-painting and where its mask, of any size, is white (1, h', w')."""
     if config.image is None or config.mask is None:
         return None
     white = read_image(Path(config.mask), "mask", "L") >= 128
@@ -178,24 +170,17 @@ def photo_and_mask(config: GenerateConfig) -> tuple[Tensor, Tensor] | None:
 
 
 def kept_tokens(base: Base, photo: Tensor, white: Tensor) -> Tensor:
-    """Tokens (l,) of the image, masked where any pixel over them is white."""
+    """Return the tokens (l,) of the image, masked where any pixel of the token is white."""
     masked = adaptive_max_pool2d(white.float(), base.spec.grid).flatten().bool()
     return base.tokenize(photo[None])[0].where(~masked.to(base.device), base.spec.vocab_size)
 
 
-def settings(config: GenerateConfig, base: Base, chosen: Point, initial: Tensor | None) -> dict[str, Any]:
-    """All that an image depends on besides its label or prompt and its seed."""
+def settings(config: GenerateConfig, sampler: Sampler, initial: Tensor | None) -> dict[str, Any]:
+    """Return all that an image depends on besides its label or prompt and its seed."""
     return {
         "run_seed": config.seed,
-        "base": base.fingerprint(),
-        "decoder": base.decoder_fingerprint(),
-        "grid": list(base.spec.grid),
-        "accelerator": chosen.accelerator.name,
-        "settings": chosen.settings,
-        "variant": chosen.variant,
-        "predictor": chosen.accelerator.fingerprint(base),
-        "num_steps": chosen.sampling.num_steps,
-        "num_full_steps": chosen.full_steps,
-        "sampling": {k: v for k, v in config.sampling.items() if k not in ("num_steps", "num_full_steps")},
+        "decoder": sampler.base.decoder_fingerprint(),
+        "grid": list(sampler.base.spec.grid),
+        **sampler.identity,
         "initial": None if initial is None else tensors_hash({"tokens": initial}),
     }

@@ -1,37 +1,44 @@
-"""The one sampling loop. Collecting, tracing and previews are observers of it."""
+"""Sample images: `start` on the host, then `step` N times on the device. There is no other sampling loop.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+Collecting, tracing and previews observe this loop; roll-outs in training call the same `step`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.order import AllMasked, Order, Ordering
+from migm.accelerators.runs import Run
 from migm.bases.base import Base, Branch, Inputs, StepRecord, image_rows
+from migm.runtime.errors import UserError
+from migm.runtime.identity import identity
 from migm.runtime.kinds import Count
+from migm.runtime.shapes import Positions, Ratio, Tokens
 from migm.sampling.guidance import Guidance, combine
-from migm.sampling.noise import KeyedNoise, Noise, Step
+from migm.sampling.noise import Noise, Step
 from migm.sampling.schedule import Schedule
-from migm.sampling.select import Select, mask_ratio, split, without
+from migm.sampling.select import Select, revealed, split, without
 
 
 class Draw(Protocol):
-    def __call__(self, logits: Tensor, noise: Noise, step: Step, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+    """A rule that draws tokens; a frozen dataclass."""
 
-
-class Observer(Protocol):
-    """Watches one generation; must not change what it is shown."""
-
-    def on_step(self, record: StepRecord) -> None: ...
+    def __call__(
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+    ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]: ...
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: everything about a sample but the base, its inputs and the noise.
+    """The rules that draw tokens: all that a sample depends on besides the base, its inputs and the noise.
 
-    `num_full_steps` (B) is read by accelerators only, which compare it with `num_steps` where they use it.
-    `guidance` None samples the conditional branch alone.
+    `num_full_steps` (B) is used by accelerators only, together with `num_steps`. `guidance` None samples from the
+    conditional branch alone.
     """
 
     num_steps: Count
@@ -40,57 +47,117 @@ class Sampling:
     draw: Draw
     select: Select
     guidance: Guidance | None = None
+    order: Ordering = field(default_factory=AllMasked)
+
+    @property
+    def identity(self) -> str:
+        """The parts by name and parameters; records hold N and B separately."""
+        return identity(self, "num_steps", "num_full_steps")
 
 
-@torch.inference_mode()
-def generate(
+class Stepped(NamedTuple):
+    """The tokens that one step drew at its candidates, and which of them it reveals."""
+
+    drawn: Int[Tensor, "b k"]
+    scores: Float[Tensor, "b k"]
+    revealed: Bool[Tensor, "b k"]  # True at tokens that are revealed
+
+
+def step(
+    base: Base,
+    sampling: Sampling,
+    branches: Sequence[Branch],
+    features: Sequence[Float[Tensor, "cb _ c"]],
+    positions: Positions,
+    count: int | Int[Tensor, " b"],
+    noise: Noise,
+    index: Step,
+    allowed: Bool[Tensor, "b k"] | None = None,
+) -> Stepped:
+    """Draw at the positions from the features of every branch, and choose what to reveal.
+
+    Rows may be at different steps: then `index` and `count` are tensors, and only `allowed` positions are revealed.
+    Nothing waits for the device.
+    """
+    logits = guided_logits(base, branches, features, positions, sampling.guidance, index, sampling.num_steps)
+    drawn, log_prob = sampling.draw(logits, noise, index, positions)
+    scores = sampling.select(log_prob, noise, index, sampling.num_steps, positions)
+    return Stepped(drawn, scores, revealed(scores, count, sampling.select.rule, allowed))
+
+
+def start(
     base: Base,
     inputs: Inputs,
     sampling: Sampling,
     accelerator: Accelerator,
     noise: Noise,
-    observers: Sequence[Observer] = (),
-    initial: Tensor | None = None,
-) -> Tensor:
-    """Sample token grids for labels (b,) or b prompts -> tokens (b, l) in 0...v-1.
+    initial: Int[Tensor, "_ _"] | None = None,
+) -> "Generation":
+    """Encode labels or prompts and plan every step, so that all shapes are known before the first step.
 
-    `initial` (b, l) fills in an image: its tokens stay, its masks (v) are sampled, as many in
-    every row; the schedule is that of a whole image and ends when nothing is masked any more.
-
-    All shapes are known before the first step and nothing waits for the device. Revealed tokens
-    never change; the confidence sampler of MaskGIT and Lumina-DiMOO (docs/originals/maskgit.md, Sampler).
+    `initial` is for in-painting: its tokens stay and its masks (v) are sampled; every row needs the same number
+    of masks. The schedule is that of a whole image and ends as soon as nothing is masked.
     """
-    spec, n = base.spec, sampling.num_steps
     branches = base.encode(inputs, guided=sampling.guidance is not None)
-    counts = sampling.schedule.counts(spec.num_tokens, n)
+    counts = sampling.schedule.counts(base.spec.num_tokens, sampling.num_steps)
     run = accelerator.start(base, branches, counts)
+    order = run.order
+    if order is None:
+        order = sampling.order.start(base.spec.num_tokens, counts)
+    elif not isinstance(sampling.order, AllMasked):
+        raise UserError(
+            f"sampling.order={type(sampling.order).__name__}: accelerator={accelerator.name} ranks the positions itself"
+        )
     tokens, masked = initial_state(base, len(inputs), initial)
-    new_positions = masked[:, :0]
-    extra = 0  # revealed beyond the plan, by ties
-    for i, planned in enumerate(counts):
-        count = min(max(planned - extra, 0), masked.shape[1])
-        if not masked.shape[1]:
-            break
-        ratio = mask_ratio(masked, spec.num_tokens)
-        features = run.features(i, tokens, new_positions, ratio)
-        here = run.candidates(i, masked, count)
-        logits = guided_logits(base, branches, features, here, sampling.guidance, i, n)
-        drawn, log_prob = sampling.draw(logits, noise, i, here)
-        scores = sampling.select(log_prob, noise, i, n, here)
-        chosen, new_positions, left = split(scores, here, count, sampling.select.rule)
-        run.scored(i, scores, here, chosen)
-        masked = left if here is masked else without(masked, new_positions, spec.num_tokens)
-        extra += new_positions.shape[1] - planned
-        tokens = tokens.scatter(1, new_positions, drawn.gather(1, chosen))
-        record = StepRecord(i, n, run.is_full(i), branches, features, tokens, new_positions, ratio)
-        for observer in observers:
-            observer.on_step(record)
-    # A base that offers the mask as a token (MaskGIT v1.0) may have drawn it.
-    return tokens.clamp(max=spec.vocab_size - 1)
+    return Generation(base, sampling, branches, counts, run, order, noise, tokens, masked, masked[:, :0])
 
 
-def initial_state(base: Base, batch: int, initial: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The tokens (b, l) before the first step and the positions (b, k) that are masked in them, ascending."""
+@dataclass
+class Generation:
+    """A batch during sampling: iterating makes its steps and yields their records for observers."""
+
+    base: Base
+    sampling: Sampling
+    branches: Sequence[Branch]
+    counts: Sequence[int]  # number of tokens that each step is to reveal
+    run: Run
+    order: Order
+    noise: Noise
+    tokens: Tokens
+    masked: Positions  # ascending
+    new_positions: Int[Tensor, "b _"]  # revealed by the last step
+    index: int = 0
+    extra: int = 0  # tokens revealed beyond the plan, because of ties
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        while self.index < len(self.counts) and self.masked.shape[1]:
+            yield self.step()
+
+    def step(self) -> StepRecord:
+        """Make one step; revealed tokens never change (docs/originals/maskgit.md, Sampler)."""
+        i, planned, num_tokens = self.index, self.counts[self.index], self.base.spec.num_tokens
+        count = min(max(planned - self.extra, 0), self.masked.shape[1])
+        ratio = mask_ratio(self.masked, num_tokens)
+        features = self.run.features(i, self.tokens, self.new_positions, ratio)
+        candidates = self.order.candidates(i, self.masked, count)
+        stepped = step(self.base, self.sampling, self.branches, features, candidates, count, self.noise, i)
+        number = count if self.sampling.select.rule == "count" else int(stepped.revealed.sum())
+        chosen, self.new_positions, left = split(stepped.revealed, candidates, number)
+        self.order.scored(i, stepped.scores, candidates, chosen)
+        self.masked = left if candidates is self.masked else without(self.masked, self.new_positions, num_tokens)
+        self.extra += number - planned
+        self.tokens = self.tokens.scatter(1, self.new_positions, stepped.drawn.gather(1, chosen))
+        self.index += 1
+        full = self.run.is_full(i)
+        return StepRecord(i, len(self.counts), full, self.branches, features, self.tokens, self.new_positions, ratio)
+
+    def result(self) -> Tokens:
+        """Return the tokens in 0...v-1; a base that may draw the mask itself (MaskGIT v1.0) gets v-1 for it."""
+        return self.tokens.clamp(max=self.base.spec.vocab_size - 1)
+
+
+def initial_state(base: Base, batch: int, initial: Int[Tensor, "_ _"] | None) -> tuple[Tokens, Positions]:
+    """Return the tokens before the first step and their masked positions, ascending."""
     shape, mask = (batch, base.spec.num_tokens), base.spec.vocab_size
     if initial is None:
         return torch.full(shape, mask, device=base.device), torch.arange(shape[1], device=base.device).expand(shape)
@@ -106,27 +173,26 @@ def initial_state(base: Base, batch: int, initial: Tensor | None) -> tuple[Tenso
     return tokens, (tokens == mask).nonzero()[:, 1].view(batch, -1)
 
 
+def mask_ratio(masked: Positions, num_tokens: int) -> Ratio:
+    """Return the share of each image that is still masked, 1 = all, from the masked positions."""
+    return torch.full(masked.shape[:1], masked.shape[1] / num_tokens, device=masked.device)
+
+
 def guided_logits(
     base: Base,
     branches: Sequence[Branch],
-    features: Sequence[Tensor],
-    positions: Tensor,
+    features: Sequence[Float[Tensor, "cb _ c"]],
+    positions: Positions,
     guidance: Guidance | None,
-    step: int,
+    index: Step,
     num_steps: int,
-) -> Tensor:
-    """Logits (b, k, v) of the guided distribution at image positions (b, k)."""
+) -> Float[Tensor, "b k v"]:
+    """Return guided logits at image positions; without guidance, those of the first branch."""
     rows = [image_rows(f, branch, positions) for branch, f in zip(branches, features, strict=True)]
     halves = [half for branch, r in zip(branches, rows, strict=True) for half in r.chunk(branch.copies)]
-    scale = guidance.scale(step, num_steps) if guidance else 0.0
-    if guidance is None or not scale:
+    if guidance is None or not (scale := guidance.scale(int(index), num_steps)):
         return base.head(halves[0], positions)
     if guidance.on == "features":  # the head is affine: half the work
         return base.head(combine(halves[0], halves[1], scale), positions)
     conditional, unconditional = (base.head(half, positions) for half in halves)
     return (1 + scale) * conditional - scale * unconditional
-
-
-def generate_images(base: Base, inputs: Inputs, images: Tensor, seed: int, **rest: Any) -> Tensor:
-    """Tokens for `inputs` with the noise of the images numbered `images` (b,) in the run of `seed`."""
-    return generate(base, inputs, noise=KeyedNoise(seed, images.to(base.device)), **rest)

@@ -1,7 +1,8 @@
-"""Mask schedules: how many tokens each of the N steps reveals. All return N integers that sum to l."""
+"""Mask schedules: how many tokens each of the N steps reveals, as N integers that sum to l."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -14,12 +15,15 @@ class Schedule(Protocol):
     def counts(self, num_tokens: int, num_steps: int) -> list[int]: ...
 
 
+@dataclass(frozen=True)
 class Increments:
     """Counts proportional to a curve of r = linspace(1, 0, N), rounded half to even, at least 1.
 
-    These are increments, not the cumulative gamma(t) of the MaskGIT paper; the last step takes
-    the rounding error (reference: valeoai/Maskgit-pytorch, `adap_sche`).
+    The curve gives increments, not the cumulative gamma(t) of the MaskGIT paper; the last step takes the rounding error
+    (reference: valeoai/Maskgit-pytorch, `adap_sche`).
     """
+
+    mode: Mode = "arccos"
 
     curves: ClassVar[dict[str, Callable[[Tensor], Tensor]]] = {
         "root": lambda r: 1 - r.sqrt(),
@@ -29,13 +33,10 @@ class Increments:
         "arccos": lambda r: torch.arccos(r) / (math.pi / 2),
     }
 
-    def __init__(self, mode: Mode = "arccos"):
-        self.mode = mode
-
     def counts(self, num_tokens: int, num_steps: int) -> list[int]:
         _check_steps(num_tokens, num_steps)
         if num_steps == 1:
-            return [num_tokens]  # the curves start at 0: nothing to normalise by
+            return [num_tokens]  # the curves start at 0, which cannot be normalised
         values = self.curves[self.mode](torch.linspace(1, 0, num_steps))
         steps = (values / values.sum() * num_tokens).round().clamp(min=1)
         steps[-1] += num_tokens - steps.sum()
@@ -48,15 +49,16 @@ class Increments:
         return counts
 
 
+@dataclass(frozen=True)
 class CosineFloor:
-    """After step i, max(1, floor(l cos(pi/2 (i+1)/N))) tokens stay masked, none after the last (Lumina-DiMOO).
+    """Leave max(1, floor(l cos(pi/2 (i+1)/N))) tokens masked after step i, none after the last (Lumina-DiMOO).
 
-    With many steps some reveal nothing: 36 or more for 256 tokens, 143 for 4096.
+    With many steps some reveal nothing: with 36 or more for 256 tokens, with 143 or more for 4096.
     """
 
     def counts(self, num_tokens: int, num_steps: int) -> list[int]:
         _check_steps(num_tokens, num_steps)
-        # float32 throughout: for some N the product sits on an integer and its rounding decides.
+        # All in float32: for some N the product is an integer, and the rounding decides.
         t = torch.arange(1, num_steps + 1, dtype=torch.float32) / num_steps
         kept = torch.floor(num_tokens * torch.cos(0.5 * math.pi * t)).clamp(min=1).long()
         kept[-1] = 0

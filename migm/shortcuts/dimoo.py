@@ -1,17 +1,23 @@
 """DiMOO-Shortcut (arXiv 2602.23996): the light network that predicts Lumina-DiMOO's next hidden state."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.llada import Context, LlamaBlock, RMSNorm, init_block, rotations
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, NotNegative, Positive
-from migm.shortcuts.parts import TimeEmbedder, inner_width
+from migm.runtime.shapes import Ratio
+from migm.shortcuts.network import ShortcutNetwork
+from migm.shortcuts.parts import TimeEmbedder, inner_width, published_sizes
 
-New = tuple[Tensor, Context]  # new tokens (b, k, c), and the rotations of their rows and which of them count
+New = tuple[Float[Tensor, "b k c"], Context]  # new tokens, and the rotations of their rows and which of them count
 
 
-class ShortcutBlock(nn.Module):
+class DiMOOBlock(nn.Module):
     """Two blocks of the base's kind: the first attends to the new tokens, the second to the sequence."""
 
     def __init__(self, channels: int, num_heads: int, mlp_channels: int, eps: float):
@@ -21,18 +27,20 @@ class ShortcutBlock(nn.Module):
         init_block(self.cross_attn)
         init_block(self.self_attn)
 
-    def forward(self, x: Tensor, ctx: Context, new: New | None) -> Tensor:
-        """x (b, t, c) -> (b, t, c); without new tokens both blocks attend to the sequence."""
+    def forward(self, x: Float[Tensor, "b t c"], ctx: Context, new: New | None) -> Float[Tensor, "b t c"]:
+        """Without new tokens both blocks attend to the sequence."""
         x = self.cross_attn(x, ctx) if new is None else self._cross(x, ctx, *new)
         return self.self_attn(x, ctx)
 
-    def _cross(self, x: Tensor, ctx: Context, new: Tensor, at: Context) -> Tensor:
+    def _cross(
+        self, x: Float[Tensor, "b t c"], ctx: Context, new: Float[Tensor, "b k c"], at: Context
+    ) -> Float[Tensor, "b t c"]:
         block = self.cross_attn
         x = x + block.attn_delta(x, ctx._replace(mask=at.mask), block.k(new, at), block.v(new, at))
         return x + block.mlp_delta(x, ctx)
 
 
-class DiMOOShortcut(nn.Module):
+class DiMOOShortcut(ShortcutNetwork):
     """features + S(features, new tokens, mask ratio), with published keys (docs/originals/dimoo.md, Shortcut network).
 
     `bottleneck_ratio` R divides the width, not the heads' number nor `mlp_channels`; no projections at
@@ -68,20 +76,26 @@ class DiMOOShortcut(nn.Module):
         self.proj_out = nn.Linear(inner, channels) if project else nn.Identity()
         if cross_attention:
             self.new_token_proj_in = nn.Linear(channels, inner) if project else nn.Identity()
-        self.blocks = nn.ModuleList(ShortcutBlock(inner, num_heads, mlp_channels, eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiMOOBlock(inner, num_heads, mlp_channels, eps) for _ in range(depth))
         self.ln_f = RMSNorm(inner, eps)
         if time:
             self.time_embedder = TimeEmbedder(inner)
             self.adaLN_modulation = nn.Linear(inner, 2 * inner)
 
-    def calibrate(self, embeddings: Tensor) -> None:
+    @classmethod
+    def published(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        sizes = published_sizes(tensors, "blocks.0.cross_attn.q_proj.weight")
+        mlp = tensors.get("blocks.0.cross_attn.ff_proj.weight")
+        return sizes if sizes is None or mlp is None else {**sizes, "mlp_channels": len(mlp)}
+
+    def calibrate(self, embeddings: Float[Tensor, "... c"]) -> None:
         """Nothing to do, whatever the table's scale: new tokens are normalised before they become keys and values."""
 
-    def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
-        """Features of the next step (b, t, c).
+    def forward(self, features: Float[Tensor, "b t c"], new: Control, mask_ratio: Ratio) -> Float[Tensor, "b t c"]:
+        """Features of the next step.
 
-        `features` (b, t, c) of the last step, `new` the tokens it revealed, and of the prompt, as the
-        base embeds them, `mask_ratio` (b,) still masked now, in [0, 1]. Padded entries of `new` need
+        `features` are those of the last step, `new` the tokens it revealed, and of the prompt, as the
+        base embeds them, `mask_ratio` what is still masked now. Padded entries of `new` need
         a row of the sequence too, any; padded rows of the result mean nothing.
         """
         x = self.proj_in(features)

@@ -3,14 +3,17 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div
 
 Direction = Literal["teacher_student", "student_teacher"]
 
 
-def masked_mse(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean squared error over the still masked rows and all channels; (b, l, c), masked (b, l) -> scalar.
+def masked_mse(
+    predicted: Float[Tensor, "b r c"], target: Float[Tensor, "b r c"], masked: Bool[Tensor, "b r"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over the still masked rows and all channels.
 
     Revealed and class rows are never supervised (docs/originals/maskgit.md, Training loss).
     """
@@ -19,14 +22,21 @@ def masked_mse(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     return error.sum() / (weight.sum() * predicted.shape[-1]).clamp(min=1)
 
 
-def masked_cosine(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean cosine similarity over the still masked rows; shapes as `masked_mse`."""
+def masked_cosine(
+    predicted: Float[Tensor, "b r c"], target: Float[Tensor, "b r c"], masked: Bool[Tensor, "b r"]
+) -> Float[Tensor, ""]:
+    """Mean cosine similarity over the still masked rows."""
     similarity = cosine_similarity(predicted.float(), target.float(), dim=-1)
     return (similarity * masked).sum() / masked.sum().clamp(min=1)
 
 
-def masked_kl(student: Tensor, teacher: Tensor, masked: Tensor, direction: Direction = "teacher_student") -> Tensor:
-    """Mean KL divergence over the still masked rows; logits (b, l, v), masked (b, l) -> scalar.
+def masked_kl(
+    student: Float[Tensor, "b r v"],
+    teacher: Float[Tensor, "b r v"],
+    masked: Bool[Tensor, "b r"],
+    direction: Direction = "teacher_student",
+) -> Float[Tensor, ""]:
+    """Mean KL divergence of logits over the still masked rows.
 
     `teacher_student` is KL(teacher || student), `student_teacher` the other way round.
     """

@@ -1,16 +1,22 @@
 """MaskGIT-Shortcut (arXiv 2602.23996): the light network that predicts the next hidden state."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from migm.bases.base import Control
 from migm.bases.transformer import FeedForward, PackedAttention, PreNorm, Wrapped
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Whole
-from migm.shortcuts.parts import TimeEmbedder, inner_width
+from migm.runtime.shapes import Ratio
+from migm.shortcuts.network import ShortcutNetwork
+from migm.shortcuts.parts import TimeEmbedder, inner_width, published_sizes
 
 
-class ShortcutBlock(nn.Module):
+class MaskGITBlock(nn.Module):
     """Cross attention to the new tokens, then self attention, each followed by a feed-forward.
 
     Only queries are normalised; keys and values are not (the released code, not the usual pre-norm).
@@ -23,15 +29,17 @@ class ShortcutBlock(nn.Module):
         self.self_attn = PreNorm(channels, Wrapped(PackedAttention(channels, num_heads, dropout)))
         self.self_attn_ff = PreNorm(channels, FeedForward(channels, 4 * channels, dropout))
 
-    def forward(self, x: Tensor, new: Tensor | None, mask: Tensor | None) -> Tensor:
-        """x (b, t, c) and the new tokens (b, k, c); without them the first attention is a second self attention."""
+    def forward(
+        self, x: Float[Tensor, "b t c"], new: Float[Tensor, "b k c"] | None, mask: Bool[Tensor, "b 1 1 k"] | None
+    ) -> Float[Tensor, "b t c"]:
+        """Without new tokens the first attention is a second self attention."""
         x = x + self.cross_attn.fn.mha(self.cross_attn.norm(x), x if new is None else new, mask)
         x = x + self.cross_attn_ff.fn(self.cross_attn_ff.norm(x))
         x = x + self.self_attn.fn.mha(self.self_attn.norm(x), x)
         return x + self.self_attn_ff.fn(self.self_attn_ff.norm(x))
 
 
-class MaskGITShortcut(nn.Module):
+class MaskGITShortcut(ShortcutNetwork):
     """features + S(features, new tokens, mask ratio), with the keys of the published checkpoints.
 
     `bottleneck_ratio` R divides the width (inner width c / R, no projections at R = 1), `depth` D
@@ -61,7 +69,7 @@ class MaskGITShortcut(nn.Module):
             self.new_token_proj_in = nn.Linear(channels, inner) if project else nn.Identity()
         if num_positions:
             self.pos_emb = nn.Parameter(torch.randn(num_positions, inner) * 0.3)
-        self.blocks = nn.ModuleList(ShortcutBlock(inner, num_heads, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(MaskGITBlock(inner, num_heads, dropout) for _ in range(depth))
         self.last_layer = nn.Sequential(
             nn.LayerNorm(inner, eps=1e-12), nn.Linear(inner, inner), nn.GELU(), nn.LayerNorm(inner, eps=1e-12)
         )
@@ -69,8 +77,12 @@ class MaskGITShortcut(nn.Module):
             self.time_embedder = TimeEmbedder(inner)
             self.adaLN_modulation = nn.Linear(inner, 2 * inner)
 
+    @classmethod
+    def published(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        return published_sizes(tensors, "last_layer.1.weight")
+
     @torch.no_grad()
-    def calibrate(self, embeddings: Tensor) -> None:
+    def calibrate(self, embeddings: Float[Tensor, "... c"]) -> None:
         """Scale the fresh projection of new tokens to input embeddings of unit variance.
 
         The published bases' tables are N(0, 1); one trained from small values would leave keys
@@ -80,11 +92,11 @@ class MaskGITShortcut(nn.Module):
             weight = self.new_token_proj_in.weight
             weight /= embeddings.float().std().to(weight.device)
 
-    def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
-        """Features of the next step (b, t, c).
+    def forward(self, features: Float[Tensor, "b t c"], new: Control, mask_ratio: Ratio) -> Float[Tensor, "b t c"]:
+        """Features of the next step.
 
-        `features` (b, t, c) of the last step, `new` the tokens it revealed as the base embeds
-        them, position included, `mask_ratio` (b,) still masked now, in [0, 1].
+        `features` are those of the last step, `new` the tokens it revealed as the base embeds
+        them, position included, `mask_ratio` what is still masked now.
         """
         x = self.proj_in(features)
         if self.config["num_positions"]:
@@ -99,7 +111,7 @@ class MaskGITShortcut(nn.Module):
             x = x * (1 + scale) + shift
         return features + self.proj_out(x)
 
-    def _positions(self, rows: int) -> Tensor:
+    def _positions(self, rows: int) -> Float[Tensor, "{rows} c"]:
         """The position embedding of all `rows`, zero beyond the first `num_positions`."""
         if rows < len(self.pos_emb):
             raise UserError(f"shortcut.num_positions={len(self.pos_emb)} is more than the {rows} rows of the features")

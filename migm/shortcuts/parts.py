@@ -1,11 +1,15 @@
 """What the shortcut networks share."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from migm.runtime.errors import UserError
+from migm.runtime.shapes import Ratio
 
 
 class TimeEmbedder(nn.Module):
@@ -18,13 +22,12 @@ class TimeEmbedder(nn.Module):
         hidden = round(math.sqrt(2 * self.frequencies * channels))
         self.mlp = nn.Sequential(nn.Linear(2 * self.frequencies, hidden), nn.SiLU(), nn.Linear(hidden, channels))
 
-    def sinusoid(self, mask_ratio: Tensor) -> Tensor:
-        """mask_ratio (b,) -> float32 (b, 256)."""
+    def sinusoid(self, mask_ratio: Ratio) -> Float32[Tensor, "b 256"]:
         k = torch.arange(self.frequencies, device=mask_ratio.device, dtype=torch.float32)
         angles = 1000 * mask_ratio.float()[:, None] * torch.exp(-math.log(10000) * k / self.frequencies)
         return torch.cat([angles.cos(), angles.sin()], -1)
 
-    def forward(self, mask_ratio: Tensor) -> Tensor:
+    def forward(self, mask_ratio: Ratio) -> Float[Tensor, "b c"]:
         return self.mlp(self.sinusoid(mask_ratio).to(next(self.parameters()).dtype))
 
 
@@ -41,3 +44,23 @@ def inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
             f"(= {channels} channels / bottleneck_ratio {bottleneck_ratio})"
         )
     return inner
+
+
+def published_sizes(tensors: Mapping[str, Tensor], mark: str) -> dict[str, Any] | None:
+    """Constructor arguments that a published state dict with a tensor `mark`, as long as the inner width, tells.
+
+    None where `mark` or the blocks are not there (docs/originals/maskgit.md, Shortcut keys). With R = 1 it looks the
+    same with and without cross attention, and is taken to be with.
+    """
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    if not depth or mark not in tensors:
+        return None
+    inner = len(tensors[mark])
+    channels = len(tensors["proj_out.weight"]) if "proj_out.weight" in tensors else inner
+    return {
+        "channels": channels,
+        "bottleneck_ratio": round(channels / inner),
+        "depth": depth,
+        "time": any(name.startswith("time_embedder.") for name in tensors),
+        "cross_attention": channels == inner or "new_token_proj_in.weight" in tensors,
+    }

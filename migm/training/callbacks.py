@@ -1,4 +1,4 @@
-"""Callbacks that Lightning does not have."""
+"""Lightning callbacks for the progress of a training."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from migm.runtime.progress import progress
 
 
 class StepProgress(L.Callback):
-    """One bar over all steps of a training, with rate and the time that remains of the whole run.
+    """One bar over all steps of a training, with the rate and the remaining time of the whole run.
 
-    Lightning's own bars count batches of an epoch, which says little when max_steps ends it.
+    Lightning's bars count the batches of an epoch, which says little if max_steps ends the training.
     """
 
     def __init__(self, refresh_every: Count = 10):

@@ -1,13 +1,10 @@
-"""Checkpoints that survive: whole or not there, sealed by a hash, the last few kept, one more before a run is ended."""
+"""Write checkpoints whole or not at all, sealed by a hash; keep the last few, and save when a run is ended."""
 
-import hashlib
 import io
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +14,23 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from migm.runtime.errors import Stopped, UserError
-from migm.runtime.files import replacing
+from migm.runtime.files import content_hash, replacing
 from migm.runtime.kinds import Count
 from migm.runtime.owned import only, own, refuse_foreign
 
 MARK = b"sha256="
 SEAL = len(MARK) + 64  # bytes
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-PLACE = ("checkpoints", "callbacks.checkpoint.dirpath")  # what is in the folder, and its key
-NAMES = r"resume(-\d+)?\.ckpt(\.tmp)?"  # of all that lies there
-UNSEALED = b"PK\x05\x06"  # 22 bytes before the end of a zip without comment
+PLACE = ("checkpoints", "callbacks.checkpoint.dirpath")  # the folder's content, and its key
+NAMES = r"resume(-\d+)?\.ckpt(\.tmp)?"  # the names of all files in the folder
+UNSEALED = b"PK\x05\x06"  # 22 bytes before the end of a zip without a comment
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes `x.ckpt` at once and keeps the `keep` last: `x.ckpt`, before it `x-1.ckpt`, and so on.
+    """Write `x.ckpt` at once and keep the `keep` last checkpoints: `x.ckpt`, before that `x-1.ckpt`, and so on.
 
-    Lightning's own writes to the system's folder for temporary files and moves from there, which is a copy that
-    a kill cuts where that is another disk. torch.load compares no checksums: a SHA-256 of all that
-    comes before it is the comment at the zip's end.
+    Lightning writes to the system's temporary folder and moves the file. On another disk that is a copy, which a kill
+    can cut. torch.load checks no checksums, so the comment at the zip's end is a SHA-256 of all bytes before it.
     """
 
     def __init__(self, keep: int):
@@ -43,36 +39,34 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path, buffer = Path(path), io.BytesIO()
         torch.save(checkpoint, buffer)
-        data = buffer.getbuffer()[:-2]  # without the length of the comment
+        data = buffer.getbuffer()[:-2]  # without the comment's length
         own(path.parent, *PLACE, only(path.parent, NAMES))
-        with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.write(SEAL.to_bytes(2, "little") + MARK + hashlib.sha256(data).hexdigest().encode())
-                file.flush()
-                os.fsync(file.fileno())
-            names = [path, *(older(path, i) for i in range(1, self.keep))]
-            for newer, target in reversed(list(pairwise(names))):
-                if newer.exists():
-                    os.replace(newer, target)
+        previous = [older(path, i) for i in range(1, self.keep)]
+        with replacing(path, *previous) as temporary, temporary.open("wb") as file:
+            file.writelines([data, _seal(data)])
 
 
 def older(path: Path, number: int) -> Path:
-    """Where the checkpoint lies that was `path` so many checkpoints ago."""
+    """Return the path of the checkpoint that was at `path` `number` checkpoints ago."""
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is as it was written; one of an earlier version has no seal and passes."""
+    """Return whether a checkpoint is as it was written; one of an earlier version has no seal and passes."""
     data = memoryview(path.read_bytes())
     if data[-22:-18] == UNSEALED:
         return True
     body, seal = data[: -SEAL - 2], data[-SEAL - 2 :]
-    return seal == SEAL.to_bytes(2, "little") + MARK + hashlib.sha256(body).hexdigest().encode()
+    return seal == _seal(body)
+
+
+def _seal(data: memoryview) -> bytes:
+    """Return the end of a zip: the comment's length, then the comment, a SHA-256 of all bytes before."""
+    return SEAL.to_bytes(2, "little") + MARK + content_hash(data, digits=64).encode()
 
 
 def newest(path: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint of `path` and those before it, and the damaged ones that are newer."""
+    """Return the newest whole checkpoint among `path` and its predecessors, and the damaged ones that are newer."""
     damaged: list[Path] = []
     before = path.parent.glob(f"{path.stem}-*{path.suffix}")
     numbered = {name.stem.removeprefix(f"{path.stem}-"): name for name in before}
@@ -88,10 +82,10 @@ def newest(path: Path) -> tuple[Path | None, list[Path]]:
 
 
 class Checkpoints(ModelCheckpoint):
-    """`resume.ckpt` every `every_n_train_steps`, the `keep` last of them kept, and one more before a run is ended.
+    """Save `resume.ckpt` every `every_n_train_steps`, keep the `keep` last, and save once more when a run is ended.
 
-    SIGTERM, SIGUSR1 (which SLURM sends before its time limit, where asked to) and the end of `trainer.max_time`, which
-    counts from each start, take effect after the training step at hand: all ranks save and raise `Stopped`.
+    A run is ended by SIGTERM, by SIGUSR1 (which SLURM sends before its time limit, if configured), or by
+    `trainer.max_time`, counted from each start. All ranks then finish their training step, save and raise `Stopped`.
     """
 
     def __init__(self, dirpath: str | Path, every_n_train_steps: Count = 500, keep: Count = 2):
@@ -106,7 +100,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.step = trainer.global_step
-        self._take_signals()  # from Lightning, whose own handlers act in the middle of a step, or on one rank alone
+        self._take_signals()  # Replaces Lightning's handlers, which act in the middle of a step, or on one rank alone.
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,7 +108,7 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped, self.step = trainer.global_step > self.step, trainer.global_step
         asked = trainer.strategy.reduce_boolean_decision(bool(self.signal), all=False)
-        # Only the timer has asked to stop by now: it comes before, callbacks that look at errors after.
+        # At this point only the timer can have asked to stop: callbacks that look at errors come later.
         if stepped and trainer.global_step < trainer.max_steps and (asked or trainer.should_stop):
             path = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
             if self._last_global_step_saved != trainer.global_step:
@@ -124,11 +118,11 @@ class Checkpoints(ModelCheckpoint):
             raise Stopped(f"{why}; step {trainer.global_step} is saved in {path}", code)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["callbacks"].pop("Timer", None)  # else a next start would have no time left
+        checkpoint["callbacks"].pop("Timer", None)  # with it, the next start would have no time left
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While `Trainer.fit` runs, signals are noted; before and after they do what they did."""
+        """Note signals during the block, in which `Trainer.fit` runs, then restore the old handlers."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
         self._take_signals()
         try:

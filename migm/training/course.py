@@ -1,4 +1,4 @@
-"""What a training would come to by its settings, before it begins."""
+"""Check before a training what its settings would lead to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from migm.runtime.errors import UserError
 
-LITTLE = 0.5  # of the learning rate asked for, and of the saved weights, is worth a remark
-LOOKED_AT = 1000  # steps at which a schedule is looked at
+LITTLE = 0.5  # a smaller share of the learning rate, or a larger share of first weights, is worth a remark
+LOOKED_AT = 1000  # number of steps at which a schedule is evaluated
 
 
 def check_course(
     configured: Mapping[str, Any], callbacks: Mapping[str, L.Callback], config: Mapping[str, Any], max_steps: int
 ) -> str:
-    """Refuse weights that are never averaged; a remark on a training too short for its settings, else empty.
+    """Refuse averaged weights that are never updated; return a remark if the training is too short, else "".
 
-    `configured` is what the module's `configure_optimizers` gives; `config` that of `callbacks`, which alone tells
-    the decay.
+    `configured` is the result of the module's `configure_optimizers`; `config` is the config of `callbacks`, the only
+    source of the decay.
     """
     remarks, reached = [], _rate(configured["lr_scheduler"]["scheduler"], max_steps)
     if reached < LITTLE:
@@ -33,7 +33,7 @@ def check_course(
 
 
 def _rate(schedule: Any, max_steps: int) -> float:
-    """The largest share of the learning rate that a schedule of factors reaches; 1 of other ones."""
+    """Return the largest share of the learning rate that a schedule of factors reaches; 1 for other schedules."""
     if not isinstance(schedule, LambdaLR):
         return 1.0
     steps = range(0, max_steps, max(1, max_steps // LOOKED_AT))
@@ -41,10 +41,11 @@ def _rate(schedule: Any, max_steps: int) -> float:
 
 
 def _share_of_first(averaging: EMAWeightAveraging, key: str, decay: float, max_steps: int) -> float:
-    """How much of the averaged weights are those of the first update; no update at all is refused."""
+    """Return the share of the first update in the averaged weights; no update at all is refused."""
     every, start = averaging.update_every_n_steps, averaging.update_starting_at_step or 0
     updates = len(range(-(-start // every) * every, max_steps, every)) if every > 0 else 0
-    if not updates and averaging.update_starting_at_epoch is not None:  # whether that comes, epochs decide
+    # the number of epochs decides whether there are updates
+    if not updates and averaging.update_starting_at_epoch is not None:
         return 0.0
     if not updates:
         raise UserError(
@@ -55,7 +56,7 @@ def _share_of_first(averaging: EMAWeightAveraging, key: str, decay: float, max_s
 
 
 def refuse_no_step(steps: int) -> None:
-    """UserError where Lightning found nothing to do, so that nothing was trained that could be saved."""
+    """Raise a UserError if Lightning made no step, since untrained weights are not saved."""
     if not steps:
         raise UserError(
             "the training made no step, and untrained weights are not saved: see trainer.limit_train_batches, "

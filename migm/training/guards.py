@@ -1,4 +1,4 @@
-"""A guard against losses and gradients that are not finite."""
+"""Guard a training against losses and gradients that are not finite."""
 
 from typing import Any, Literal
 
@@ -13,15 +13,15 @@ from migm.trajectories.dataset import Pairs
 
 
 class FiniteGuard(L.Callback):
-    """Looks at loss and gradients before the optimizer's step; where one is not finite, names the batch and stops.
+    """Check loss and gradients before the optimizer's step; stop and name the batch if they are not finite.
 
-    By `non_finite` "skip" that step changes no weight instead, on all ranks alike; their number so far is
-    `skipped` and logged as `train/skipped_steps`. Gradients of precision 16-mixed are left to its scaler.
+    With `non_finite` "skip" the step changes no weight instead, on all ranks alike; `skipped` counts these steps and is
+    logged as `train/skipped_steps`. In precision 16-mixed the gradients are left to Lightning's scaler.
     """
 
     def __init__(self, non_finite: Literal["stop", "skip"] = "stop"):
         self.non_finite, self.skipped = non_finite, 0
-        self.seen: list[tuple[Pairs, Tensor]] = []  # since the last step: batches and their losses
+        self.seen: list[tuple[Pairs, Tensor]] = []  # batches since the last step and their losses
         self.batch: Any = None
 
     def on_train_batch_start(
@@ -48,7 +48,7 @@ class FiniteGuard(L.Callback):
         if self.non_finite == "stop":
             raise UserError(f"{where}; callbacks.guard.non_finite=skip leaves such batches out")
         for parameter in pl_module.parameters():
-            parameter.grad = None  # which optimizers leave alone, moments and weight decay included
+            parameter.grad = None  # optimizers leave it alone, moments and weight decay included
         self.skipped += 1
         pl_module.log("train/skipped_steps", float(self.skipped))
         Plain(stderr=True).print(f"left out: {where}", highlight=False)
@@ -61,7 +61,7 @@ class FiniteGuard(L.Callback):
 
 
 def named(batch: Pairs) -> str:
-    """The pairs of a batch by image and step; of those only the ones whose stored features are at fault, if any are."""
+    """Return the image and step of the batch's pairs, or only of those whose stored features are not finite."""
     pairs = [f"{image} step {step}" for image, step in zip(batch.images.tolist(), batch.steps.tolist(), strict=True)]
     finite = batch.features.isfinite().flatten(1).all(1) & batch.target.isfinite().flatten(1).all(1)
     bad = [pair for pair, good in zip(pairs, finite.tolist(), strict=True) if not good]

@@ -11,17 +11,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from migm.bases.base import Base
-from migm.shortcuts.checkpoint import Network
+from migm.shortcuts.network import ShortcutNetwork
 from migm.training.objective import Objective
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.replay import with_features
 
 Held = TypeVar("Held", bound=Base)
-WANDB_RUN = "wandb_run"  # in checkpoints
+WANDB_RUN = "wandb_run"  # key in checkpoints
 
 
 class Frozen(Generic[Held]):
-    """Holds the base outside the module tree, so EMA and checkpoints carry the shortcut alone."""
+    """Hold the base outside the module tree, so that EMA and checkpoints contain the shortcut alone."""
 
     def __init__(self, base: Held):
         self.base = base
@@ -31,11 +31,11 @@ class Frozen(Generic[Held]):
 
 
 class ShortcutModule(L.LightningModule):
-    """Optimises `shortcut` for `objective`; `config` is the resolved config, kept in checkpoints."""
+    """Optimise `shortcut` for `objective`; `config` is the resolved config, kept in checkpoints."""
 
     def __init__(
         self,
-        shortcut: Network,
+        shortcut: ShortcutNetwork,
         base: Base,
         objective: Objective,
         optimizer: Callable[..., Optimizer],
@@ -46,11 +46,11 @@ class ShortcutModule(L.LightningModule):
         self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), objective
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.seed = config.get("seed", 0)
-        self.wandb_run: str | None = None  # the run of which a checkpoint tells
+        self.wandb_run: str | None = None  # the run that a loaded checkpoint names
         self.save_hyperparameters({"config": config, "base": base.fingerprint()})
 
     def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
-        # What dropout draws depends on seed, step and rank alone, so that a resumed training draws the same.
+        # Dropout depends on seed, step and rank alone, so that a resumed training draws the same values.
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Pairs, _: int) -> Tensor:
@@ -63,14 +63,14 @@ class ShortcutModule(L.LightningModule):
 
     def validation_step(self, batch: Pairs, _: int) -> None:
         log = self.objective(self.shortcut, self.frozen.base, with_features(batch, self.frozen.base))[1]
-        rows = int(log.pop("rows"))  # a mean over the rows of all batches, however they are cut and spread
+        rows = int(log.pop("rows"))  # weights the mean by rows, however they are split into batches and processes
         self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=rows, sync_dist=True)
 
     def _of_all(self, log: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
-        """Means over the rows of all processes, and how much this one's loss counts.
+        """Return means over the rows of all processes, and the factor of this process's loss.
 
-        DDP averages gradients over processes as if all had judged as many rows; so weighted, the average is the
-        gradient of the mean over all rows, which one process with all their batches would have.
+        DDP averages gradients over processes as if all had judged equally many rows. With this factor, the average is
+        the gradient of the mean over all rows, as one process with all batches would compute it.
         """
         rows, processes = log.pop("rows"), self.trainer.world_size
         if processes == 1:
@@ -81,7 +81,7 @@ class ShortcutModule(L.LightningModule):
         return dict(zip(log, (total / every for total in totals), strict=True)), rows * processes / every
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the id of the run in W&B with what was trained, so that a start from here goes on with that run."""
+        """Keep the id of the W&B run in the checkpoint, so that a resumed training goes on with that run."""
         runs = [logger.version for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
         checkpoint[WANDB_RUN] = runs[0] if runs else self.wandb_run
 

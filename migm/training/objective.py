@@ -1,8 +1,9 @@
-"""What a shortcut is trained to do, in plain torch."""
+"""Training objectives of a shortcut, in plain torch."""
 
 from typing import Literal, Protocol
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, image_rows
@@ -15,7 +16,7 @@ from migm.trajectories.dataset import Pairs
 class Objective(Protocol):
     def __call__(
         self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]: ...
 
 
 class FeatureLoss:
@@ -23,12 +24,12 @@ class FeatureLoss:
 
     `rows` "all" judges every row of the sequence, prompt included, as the released DiMOO code does.
 
-    The KL divergence compares the logits of one guidance half at temperature T. `kl_direction`
-    `teacher_student` is KL(teacher || student), the released code's, `student_teacher` the one
-    in the paper's appendix. With a `rollout`, the shortcut is judged after several steps of its own.
+    The KL divergence compares the logits of one guidance half at temperature T. `kl_direction` `teacher_student` is
+    KL(teacher || student), as in the released code; `student_teacher` is the direction in the paper's appendix. With a
+    `rollout`, the shortcut is judged after several of its own steps.
 
-    Returns the loss and what to log: the same errors of `reuse`, which predicts no change, and a cosine, all
-    means over the judged rows; and the number of these, `rows`.
+    Returns the loss and a log: MSE and KL, the MSE of predicting no change (`reuse_mse`) and a cosine, all means over
+    the judged rows, and the number of these `rows`.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class FeatureLoss:
 
     def __call__(
         self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         if self.rollout:
             now, target = self.rollout(shortcut, base, batch, iteration)
         else:
@@ -70,11 +71,17 @@ class FeatureLoss:
             log["logit_kl"] = kl.detach()
         return loss, log
 
-    def _judged(self, features: Tensor, branch: Branch) -> Tensor:
+    def _judged(self, features: Float[Tensor, "b t c"], branch: Branch) -> Float[Tensor, "b r c"]:
         return features if self.rows == "all" else image_rows(features, branch)
 
-    def divergence(self, base: Base, predicted: Tensor, target: Tensor, judged: Tensor) -> Tensor:
-        """KL of the two features' token distributions, mean over the judged rows (b, k)."""
+    def divergence(
+        self,
+        base: Base,
+        predicted: Float[Tensor, "b r c"],
+        target: Float[Tensor, "b r c"],
+        judged: Bool[Tensor, "b r"],
+    ) -> Float[Tensor, ""]:
+        """Return the KL divergence of the token distributions of two features, mean over the judged rows."""
         student = base.head(predicted.to(base.dtype)).float() / self.kl_temperature
         with torch.no_grad():
             teacher = base.head(target.to(base.dtype)).float() / self.kl_temperature

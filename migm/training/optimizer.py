@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the blocks, AdamW for the rest, as one optimizer."""
+"""Optimise the matrices inside the blocks by Muon and the rest by AdamW, as one optimizer."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,10 +12,10 @@ from migm.runtime.kinds import NotNegative
 
 
 class Muon(torch.optim.Muon):
-    """Muon (Jordan et al. 2024), its Newton-Schulz iteration in bfloat16 only where that is the faster one.
+    """Muon (Jordan et al. 2024), with its Newton-Schulz iteration in bfloat16 only where that is faster.
 
-    torch's own is in bfloat16 everywhere, which on other CPUs takes longer than the rest of a training step. The
-    update is scaled to AdamW's root mean square (`match_rms_adamw`).
+    Torch's Muon uses bfloat16 everywhere; on CPUs without fast bfloat16 it takes longer than the rest of a training
+    step. The update is scaled to AdamW's root mean square (`match_rms_adamw`).
     """
 
     def __init__(self, params: Iterable[Parameter], lr: float, weight_decay: float):
@@ -37,7 +37,7 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:
-    """The matrix with singular values of about 1 (0.5 to 1.5), by the Newton-Schulz steps of a parameter group."""
+    """Return the matrix with singular values of about 1 (0.5 to 1.5), by Newton-Schulz steps of a parameter group."""
     a, b, c = group["ns_coefficients"]
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / wide.norm().clamp(min=group["eps"])
@@ -50,7 +50,7 @@ def orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:
 class MuonAdamW(torch.optim.Optimizer):
     """Two optimizers behind one `step`, so that one schedule, checkpoint and callback serve both.
 
-    Muon takes the matrices with `inside` in their names; both use `lr`.
+    Muon takes the matrices with `inside` in their names; both use `lr`. One that would have no parameters is left out.
     """
 
     def __init__(
@@ -63,12 +63,13 @@ class MuonAdamW(torch.optim.Optimizer):
         named = list(named_parameters)
         matrices = [p for n, p in named if p.ndim == 2 and inside in n]
         rest = [p for n, p in named if not (p.ndim == 2 and inside in n)]
-        self.parts = (
-            Muon(matrices, lr=lr, weight_decay=weight_decay),
-            torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95)),
-        )
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices or not rest:  # torch refuses an optimizer of nothing
+            self.parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95)))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        # The same group dictionaries in all three, so that a schedule reaches the parts.
+        # All three optimizers share the group dictionaries, so that a schedule reaches both parts.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -1,42 +1,45 @@
-"""Several steps of the shortcut's own before it is judged, as it will be used (docs/originals/maskgit.md, Rollouts)."""
+"""Roll the shortcut out for several steps before it is judged, as it is used (docs/originals/maskgit.md, Rollouts)."""
 
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from migm.bases.base import Base, Branch, image_rows
+from migm.bases.base import Base, Branch
 from migm.runtime.kinds import Count, Seed
-from migm.sampling.loop import Draw, Select
-from migm.sampling.noise import KeyedNoise
+from migm.runtime.shapes import Ratio, Tokens
+from migm.sampling.loop import Draw, Sampling, step
+from migm.sampling.noise import KeyedNoise, Noise
 from migm.sampling.schedule import Schedule
+from migm.sampling.select import Select
 from migm.trajectories.dataset import Pairs, padded_positions
 
 
 class Situation(NamedTuple):
-    """What the shortcut is asked: features of a step, what it revealed, and what is masked now."""
+    """The input of the shortcut: features of a step, the tokens that the step revealed, and what is still masked."""
 
     branch: Branch
-    features: Tensor  # (b, t, c)
-    tokens: Tensor  # (b, l), v where masked
-    new: Tensor  # (b, l) True at what the last step revealed
-    masked: Tensor  # (b, l)
-    width: int  # the most entries of a row of `new`
+    features: Float[Tensor, "b t c"]
+    tokens: Tokens  # v where masked
+    new: Bool[Tensor, "b l"]  # True at tokens that the last step revealed
+    masked: Bool[Tensor, "b l"]
+    width: int  # the largest number of True entries in a row of `new`
 
     @classmethod
     def of(cls, batch: Pairs, base: Base) -> "Situation":
-        """The situation a stored pair begins with."""
+        """Return the situation at the start of stored pairs."""
         tokens = batch.tokens.where(~batch.masked, base.spec.vocab_size)
         branch = base.branch(batch.conditions, batch.features.shape[1])
         return cls(branch, batch.features, tokens, batch.new, batch.masked, batch.width)
 
     @property
-    def mask_ratio(self) -> Tensor:
+    def mask_ratio(self) -> Ratio:
         return self.masked.float().mean(1)
 
 
-def predict(shortcut: nn.Module, base: Base, now: Situation) -> Tensor:
-    """The shortcut's features of the next step (b, t, c)."""
+def predict(shortcut: nn.Module, base: Base, now: Situation) -> Float[Tensor, "b t c"]:
+    """Return the features that the shortcut predicts for the next step."""
     dtype = next(shortcut.parameters()).dtype
     positions, mask = padded_positions(now.new, now.width)
     with torch.no_grad():
@@ -45,11 +48,11 @@ def predict(shortcut: nn.Module, base: Base, now: Situation) -> Tensor:
 
 
 class Rollout:
-    """Goes on from a pair with the shortcut's own features, `length` - 1 steps without gradients.
+    """Go on from pairs with the shortcut's own features, for `length` - 1 steps without gradients.
 
-    The length cycles through 1...`max_length` with the iteration, and ends with the trajectory.
-    Tokens are drawn without guidance, by the parts and the schedule of the sampler. The target of
-    a pair that went on is the frozen base on the tokens it then has.
+    The length cycles through 1...`max_length` with the iteration, and ends with the trajectory. Tokens are drawn
+    without guidance, by the rules and the schedule of the sampler. The target of a pair that went on are the frozen
+    base's features of the tokens that it has then.
     """
 
     def __init__(
@@ -60,21 +63,23 @@ class Rollout:
                 f"objective.rollout.max_length={max_length} must be between 1 and "
                 f"sampling.num_steps - 1 = {num_steps - 1}"
             )
-        self.max_length, self.num_steps = max_length, num_steps
-        self.schedule, self.draw, self.select, self.seed = schedule, draw, select, seed
+        self.max_length, self.seed = max_length, seed
+        self.sampling = Sampling(num_steps, num_steps, schedule, draw, select)
 
     @torch.no_grad()
-    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int) -> tuple[Situation, Tensor]:
-        """The situation of every pair before its last step, and the features (b, t, c) that step should have."""
+    def __call__(
+        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int
+    ) -> tuple[Situation, Float[Tensor, "b t c"]]:
+        """Return the situation of every pair before its last step, and the target features of that step."""
         now, went_on = Situation.of(batch, base), torch.zeros_like(batch.steps, dtype=torch.bool)
-        planned = self.schedule.counts(base.spec.num_tokens, self.num_steps)
-        counts = torch.tensor(planned, device=now.tokens.device)
-        # Another noise for the two halves of an image, and in every iteration.
+        planned = self.sampling.schedule.counts(base.spec.num_tokens, self.sampling.num_steps)
+        counts, last = torch.tensor(planned, device=now.tokens.device), self.sampling.num_steps - 1
+        # Both halves of an image get different noise, and every iteration too.
         noise = KeyedNoise(self.seed + iteration, 2 * batch.images + batch.halves)
         for ahead in range(1, 1 + iteration % self.max_length):
-            goes_on = batch.steps + ahead < self.num_steps - 1
-            step = (batch.steps + ahead).clamp(max=self.num_steps - 1)
-            after = self._step(shortcut, base, now, step[:, None], counts[step], noise)
+            goes_on = batch.steps + ahead < last
+            index = (batch.steps + ahead).clamp(max=last)
+            after = self._step(shortcut, base, now, index[:, None], counts[index], noise)
             rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:-1], strict=True))
             now = Situation(now.branch, *rows, width=max(planned))
             went_on |= goes_on
@@ -86,19 +91,25 @@ class Rollout:
         return now, target
 
     def _step(
-        self, shortcut: nn.Module, base: Base, now: Situation, step: Tensor, count: Tensor, noise: KeyedNoise
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features, tokens, new and masked after one sampled step; every row has its `step` (b, 1) and `count` (b,)."""
+        self,
+        shortcut: nn.Module,
+        base: Base,
+        now: Situation,
+        index: Int[Tensor, "b 1"],
+        count: Int[Tensor, " b"],
+        noise: Noise,
+    ) -> tuple[Float[Tensor, "b t c"], Tokens, Bool[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
         features = predict(shortcut, base, now)
-        every = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
-        logits = base.head(image_rows(features, now.branch).to(base.dtype), every)
-        drawn, log_prob = self.draw(logits, noise, step, every)
-        scores = self.select(log_prob, noise, step, self.num_steps, every).masked_fill(~now.masked, float("-inf"))
-        rank = scores.argsort(dim=1, descending=True).argsort(dim=1)
-        new = (rank < count[:, None]) & now.masked
-        return features.to(now.features.dtype), drawn.where(new, now.tokens), new, now.masked & ~new
+        positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
+        wide = features.to(base.dtype)
+        stepped = step(base, self.sampling, [now.branch], [wide], positions, count, noise, index, now.masked)
+        tokens = stepped.drawn.where(stepped.revealed, now.tokens)
+        return features.to(now.features.dtype), tokens, stepped.revealed, now.masked & ~stepped.revealed
 
 
-def where_rows(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`a` in the rows (b,) that are True, else `b`; both (b, ...)."""
+def where_rows(
+    rows: Bool[Tensor, " b"], a: Shaped[Tensor, " b *each"], b: Shaped[Tensor, " b *each"]
+) -> Shaped[Tensor, " b *each"]:
+    """Return `a` in the rows that are True, and `b` in the others."""
     return a.where(rows.view(-1, *[1] * (a.ndim - 1)), b)

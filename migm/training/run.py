@@ -1,4 +1,4 @@
-"""One training of a shortcut: made before anything runs, resumed, validated, written."""
+"""Run the training of a shortcut: check its config, resume, train, validate and write the weights."""
 
 import time
 from contextlib import ExitStack
@@ -9,30 +9,33 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from migm.bases.base import Base
 from migm.bases.inputs import InputSource
 from migm.config.building import build
+from migm.config.earlier import by_name, describes_run, training_data
 from migm.config.roots import TrainConfig
 from migm.runtime.device import pick_precision
 from migm.runtime.distributed import first_console
 from migm.runtime.errors import UserError
+from migm.runtime.files import refuse_other_format
 from migm.runtime.launch import in_sweep, launched
 from migm.runtime.reading import read_text
 from migm.runtime.resources import refuse_full_disk, refuse_full_memory
-from migm.runtime.sealed import refuse_foreign
+from migm.sampling.sampler import Sampler
 from migm.shortcuts.checkpoint import FORMAT, save_shortcut
+from migm.shortcuts.network import ShortcutNetwork
 from migm.training.checkpoints import Checkpoints, newest
 from migm.training.course import check_course, refuse_no_step
 from migm.training.module import WANDB_RUN, ShortcutModule
 from migm.training.tracking import going_on
-from migm.trajectories.collect import trajectory_sampling
 from migm.trajectories.datamodule import TrajectoryData
 
 
 class Training:
-    """One training of a shortcut; made before anything runs, so that a bad config ends it at once."""
+    """One training of a shortcut; built before any work, so that a bad config is refused at once."""
 
     def __init__(self, config: TrainConfig, base: Base):
         self.base, self.console = base, first_console()
@@ -40,16 +43,21 @@ class Training:
         self.weights, self.resume = self.folder / "shortcut.safetensors", self.folder / "checkpoints" / "resume.ckpt"
         plain = training_config(config)
         self.state: dict[str, Any] = {"global_step": 0}
-        self.found, self.damaged = newest(self.resume)
-        if self.found:
-            self.state = check_resume(self.found, plain, base.fingerprint())
+        self.checkpoint, self.damaged = newest(self.resume)
+        if self.checkpoint:
+            self.state = check_resume(self.checkpoint, plain, base.fingerprint())
         else:
-            refuse_foreign(self.weights, FORMAT, f"name={config.name}: ")
+            refuse_other_format(self.weights, FORMAT, f"name={config.name}: ")
             described = self.folder / "config.yaml"
-            if described.exists() and "_target_: migm." not in read_text(described):
+            if described.exists() and not describes_run(read_text(described)):
                 raise UserError(f"name={config.name}: {described} is there, and not of migm; choose another name")
-        torch.manual_seed(config.seed)  # the shortcut does not depend on how the base was built
+        torch.manual_seed(config.seed)  # the shortcut does not depend on the random numbers that the base used
         shortcut, objective = build(config.shortcut), build(config.objective)
+        if not isinstance(shortcut, ShortcutNetwork):
+            raise UserError(
+                f"shortcut is a {type(shortcut).__name__}, whose file could not be loaded again; derive it from "
+                "migm.shortcuts.network.ShortcutNetwork"
+            )
         if shortcut.config["channels"] != base.spec.channels:
             raise UserError(
                 f"shortcut.channels={shortcut.config['channels']}, but this base has {base.spec.channels}; "
@@ -59,32 +67,36 @@ class Training:
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
         self.max_steps = config.trainer["max_steps"]
-        self.seconds: float | None = None  # of all steps, at the rate of those made here
+        self.ended = False  # whether this start reached the end of the training
+        self.seconds: float | None = None  # of all steps, extrapolated from the steps made by this start
         callbacks, loggers = build(config.callbacks), build(going_on(config.logger, self.state.get(WANDB_RUN)))
         remark = check_course(self.module.configure_optimizers(), callbacks, config.callbacks, self.max_steps)
         if remark:
             self.console.print(remark, style="yellow")
-        parts = {"callbacks": list(callbacks.values()), "logger": list(loggers.values())}
-        own = {"precision": pick_precision(config.trainer["precision"], base.device), **parts}
+        # before all other callbacks, since averaging then replaces the weights
+        last = LambdaCallback(on_train_end=self._save_last)
+        parts = {"callbacks": [last, *callbacks.values()], "logger": list(loggers.values())}
+        overrides = {"precision": pick_precision(config.trainer["precision"], base.device), **parts}
         self.resolved = asdict(config)
-        self.trainer: L.Trainer = build({**config.trainer, **own, "default_root_dir": str(self.folder)})
+        self.trainer: L.Trainer = build({**config.trainer, **overrides, "default_root_dir": str(self.folder)})
         self.followed = [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
         refuse_other_number(self.trainer, config.trainer["devices"], config.trainer["num_nodes"])
 
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
         for path in self.damaged:
-            told = f"{path} is damaged (SHA-256 differs): an older checkpoint is used"
-            self.console.print(told, style="yellow")
+            message = f"{path} is damaged (SHA-256 differs): an older checkpoint is used"
+            self.console.print(message, style="yellow")
         if self.state["global_step"] < self.max_steps:
             self._fit(data)
-        else:  # a run that ended: its checkpoint holds the averaged weights
-            self.console.print(f"trained already: {self.found}")
+        else:  # the training had ended: its checkpoint holds the averaged weights
+            self.console.print(f"trained already: {self.checkpoint}")
             self.module.load_state_dict(self.state["state_dict"])
-        if self.trainer.is_global_zero:  # also when trained already: what lies there may be older, or damaged
+        if self.trainer.is_global_zero:  # also when trained already, since the old file may be outdated or damaged
             save_shortcut(self.module.shortcut, self.base.fingerprint(), self.weights)
             self.console.print(f"shortcut in {self.weights}, time of every part in {self.folder / 'fit-profile.txt'}")
-        # The processes that trained, each with its share of the pairs; without the loggers, whose runs are over.
+        # Validates on the processes that trained, each with its share of the pairs, but without loggers, whose runs
+        # have ended.
         trained, device = self.trainer, "cpu" if self.base.device.type == "cpu" else "auto"
         several = {"num_nodes": trained.num_nodes, "strategy": "ddp" if trained.world_size > 1 else "auto"}
         checker = L.Trainer(accelerator=device, devices=trained.num_devices, **several, **QUIET)
@@ -93,12 +105,12 @@ class Training:
     def close(self) -> None:
         """End the runs in W&B."""
         for logger in self.followed:
-            if logger._experiment is not None:  # asking for it would begin one
+            if logger._experiment is not None:  # `experiment` would begin a run
                 logger.experiment.finish()
         self.followed = []
 
     def refuse_without_room(self) -> None:
-        """Stop before long work when weights, gradients, average, moments and checkpoints will not fit."""
+        """Refuse to start if weights, gradients, average, moments and checkpoints will not fit."""
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
         what, remedy = "shortcut: its training", "free some, or choose a smaller one"
         on_cpu = self.base.device.type == "cpu"
@@ -107,9 +119,10 @@ class Training:
         refuse_full_disk(self.folder, 4 * weights * kept, what, f"{remedy}, or another paths.output_dir")
 
     def _fit(self, data: TrajectoryData) -> None:
-        if self.found:
-            self.console.print(f"resuming from {self.found}, step {self.state['global_step']}")
-        for logger in self.followed:  # under a name of its own: Lightning logs the module's `config` and `base`
+        if self.checkpoint:
+            self.console.print(f"resuming from {self.checkpoint}, step {self.state['global_step']}")
+        # under a name that Lightning does not use: it logs the module's `config` and `base`
+        for logger in self.followed:
             logger.log_hyperparams({"resolved": self.resolved})
         start = time.perf_counter()
         try:
@@ -117,23 +130,39 @@ class Training:
                 for callback in self.trainer.checkpoint_callbacks:
                     if isinstance(callback, Checkpoints):
                         stack.enter_context(callback.listening())
-                self.trainer.fit(self.module, data, ckpt_path=self.found, weights_only=True)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+                self.trainer.fit(self.module, data, ckpt_path=self.checkpoint, weights_only=True)
+        except SystemExit as stop:  # Lightning raises it on Ctrl-C
             raise KeyboardInterrupt from stop
         finally:
-            if not in_sweep():  # points are runs of their own
+            if not in_sweep():  # a sweep's points are logged in the same runs
                 self.close()
         if self.trainer.global_step < self.max_steps:
             refuse_no_step(self.trainer.global_step)
             end = f"the training ended at step {self.trainer.global_step} of trainer.max_steps={self.max_steps}"
             self.console.print(f"{end}, by another key of trainer or a callback", style="yellow")
-        made = self.trainer.global_step - self.state["global_step"]
-        self.seconds = (time.perf_counter() - start) * self.max_steps / max(made, 1)
-        self.trainer.save_checkpoint(self.resume)
+        steps = self.trainer.global_step - self.state["global_step"]
+        self.seconds = (time.perf_counter() - start) * self.max_steps / max(steps, 1)
+        if not self.ended:  # no step was left: the module needs the weights to go on with
+            self.module.load_state_dict(self.state["state_dict"])
+
+    def _save_last(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        """Save the weights to go on with, before the averaged weights replace them at the end of a training."""
+        trainer.save_checkpoint(self.resume)
+        self.ended = True
+
+
+def collect_and_train(config: TrainConfig, training: Training, sampler: Sampler, data: TrajectoryData) -> float:
+    """Fill the store of `data` by the vanilla sampler if the config asks for it, train, and return the error."""
+    data.attach(sampler, config.seed)
+    if config.collect:
+        training.console.rule("collect")
+    data.storage.prepare(sampler, data, config.seed, training.max_steps, config.collect)
+    training.console.rule("train")
+    return training.run(data)
 
 
 def refuse_other_number(trainer: L.Trainer, devices: Any, num_nodes: int) -> None:
-    """UserError where a launcher started other processes than `trainer` wants: each would train by itself."""
+    """Raise a UserError if a launcher started other processes than `trainer` wants: each would train by itself."""
     started = launched()[1]
     if started > 1 and trainer.world_size != started:
         raise UserError(
@@ -144,7 +173,7 @@ def refuse_other_number(trainer: L.Trainer, devices: Any, num_nodes: int) -> Non
 
 
 def embeddings(base: Base, inputs: InputSource) -> torch.Tensor:
-    """The base's input embeddings of every token of the vocabulary (1, v, c)."""
+    """Return the base's input embeddings of every token of the vocabulary (1, v, c)."""
     every = torch.arange(base.spec.vocab_size, device=base.device)[None]
     branch = base.encode(inputs(torch.zeros(1, dtype=torch.long)), guided=False)[0]
     new = base.control(every, every % base.spec.num_tokens, branch)
@@ -161,17 +190,17 @@ QUIET: dict[str, Any] = {
 
 
 def training_config(config: TrainConfig) -> dict[str, Any]:
-    """The part of a config that a resumed training must share with its checkpoint."""
+    """Return the part of a config that a resumed training must share with its checkpoint."""
     keys = ("seed", "shortcut", "objective", "optimizer", "lr_schedule", "data")
-    plain = {key: getattr(config, key) for key in keys}
-    plain["data"] = {key: value for key, value in config.data.items() if key not in ("cache", "cache_bytes")}
-    plain["sampling"] = trajectory_sampling(config.sampling)
+    plain = {key: by_name(getattr(config, key)) for key in keys}
+    plain["data"] = training_data(plain["data"])
+    plain["sampling"] = {key: value for key, value in by_name(config.sampling).items() if key != "num_full_steps"}
     plain["max_steps"] = config.trainer["max_steps"]
     return plain
 
 
 def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]:
-    """The checkpoint to go on from; one of another config or base is refused."""
+    """Load the checkpoint to go on from; a checkpoint of another config or base is refused."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["hyper_parameters"]
@@ -180,7 +209,9 @@ def check_resume(path: Path, plain: dict[str, Any], base: str) -> dict[str, Any]
         raise UserError(
             f"{path} is no checkpoint of a training ({error}); delete it to train from the start"
         ) from error
-    differing = [key for key in plain if saved["config"].get(key) != plain[key]] + ["base"] * (saved["base"] != base)
+    before = {key: by_name(value) for key, value in saved["config"].items()}
+    before["data"] = training_data(before.get("data"))
+    differing = [key for key in plain if before.get(key) != plain[key]] + ["base"] * (saved["base"] != base)
     if differing:
         raise UserError(
             f"{path}: trained with another {', '.join(differing)}; choose another name= or delete {path.parent.parent}"

@@ -3,84 +3,85 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
-from migm.bases.base import Base
 from migm.bases.inputs import review
+from migm.config.groups import alternatives
 from migm.runtime.console import Plain
 from migm.runtime.distributed import first_console, from_first, processes, rank, wait
 from migm.runtime.errors import UserError
-from migm.runtime.files import is_url
 from migm.runtime.progress import progress
 from migm.runtime.resources import readable, refuse_full_disk, refuse_full_memory
 from migm.runtime.writing import LOCK, refuse_unwritable, writing
-from migm.sampling.loop import Sampling
-from migm.trajectories.datamodule import TrajectoryData
-from migm.trajectories.estimate import Work, comparison, duration, measure
+from migm.sampling.sampler import Sampler
+from migm.trajectories.estimate import TrainingWork, comparison, duration, measure_work
 from migm.trajectories.record import record
 from migm.trajectories.store import MANIFEST, Store
 from migm.trajectories.unlisted import Planned, Unlisted
 
+if TYPE_CHECKING:
+    from migm.trajectories.datamodule import TrajectoryData
+    from migm.trajectories.storage import Stored
 
-def header(base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any) -> dict[str, Any]:
-    """What the first manifest line says, and what a store has to match to be used."""
-    branches = base.encode(data.inputs(torch.zeros(1, dtype=torch.long)), guided=sampling.guidance is not None)
-    dtype = {} if data.kept is None else {"dtype": str(data.kept).removeprefix("torch.")}
+
+def header(sampler: Sampler, data: "TrajectoryData", seed: int) -> dict[str, Any]:
+    """The facts that the first manifest line states, and that a store has to match to be used."""
+    guided = sampler.sampling.guidance is not None
+    branches = sampler.base.encode(data.inputs(torch.zeros(1, dtype=torch.long)), guided)
     return {
-        "base": base.fingerprint(),
-        "storage": data.storage,
-        **dtype,
+        "base": sampler.base.fingerprint(),
+        **stored(data).header(),
         "copies": sum(branch.copies for branch in branches),
-        "num_steps": sampling.num_steps,
+        "num_steps": sampler.num_steps,
         "inputs": data.inputs.fingerprint(),
         "seed": seed,
-        "sampling": sampling_config,
+        "sampling": sampler.sampling.identity,  # all but B, since the vanilla base makes it
     }
 
 
-def trajectory_sampling(sampling_config: dict[str, Any]) -> dict[str, Any]:
-    """What of the sampling shapes a trajectory: all but B, since the vanilla base makes it."""
-    return {key: value for key, value in sampling_config.items() if key != "num_full_steps"}
+def stored(data: "TrajectoryData") -> "Stored":
+    """The storage of `data`; UserError where it is one without a store."""
+    if not data.storage.stores:
+        raise UserError(
+            f"data/storage={data.storage.name} has no store; for import_from, export_to and publish_to choose features "
+            "or tokens"
+        )
+    return cast("Stored", data.storage)
 
 
-def collect(
-    base: Base, sampling: Sampling, data: TrajectoryData, seed: int, sampling_config: Any, train_steps: int = 0
-) -> Store:
+def collect(sampler: Sampler, data: "TrajectoryData", seed: int, train_steps: int = 0) -> Store:
     """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone.
 
     The processes of a run share the shards; what is stored is the same whatever their number. What other storage
     would take is said for a training of `train_steps`.
     """
-    review(base, data.inputs(torch.arange(data.num_images)), "data.inputs")
-    described, console = header(base, sampling, data, seed, sampling_config), first_console()
+    review(sampler.base, data.inputs(torch.arange(data.num_images)), "data.inputs")
+    described, console = header(sampler, data, seed), first_console()
     store = data.store(described)
-    if store.remote:
+    if data.source.read_only:
         return complete(store, data, console)
     with filling(store, data, console):
-        _fill(base, sampling, data, seed, described, train_steps, console)
+        _fill(sampler, data, seed, described, train_steps, console)
     return Store(data.folder, described)
 
 
-def filling(store: Store, data: TrajectoryData, console: Plain) -> AbstractContextManager[bool | None]:
+def filling(store: Store, data: "TrajectoryData", console: Plain) -> AbstractContextManager[bool | None]:
     """Of commands that want one store the first fills it, the others wait; a whole one may be read only."""
     if len(store) >= data.num_images and not (store.folder / LOCK).exists():  # a kill leaves one
         return nullcontext()
     return writing(store.folder, f"data.folder={data.folder}", folder=True, waiting=console.print)
 
 
-def refuse_unwritable_store(data: dict[str, Any]) -> None:
-    """UserError where the store that the config's `data` names is to be made and cannot."""
-    folder = data.get("folder")
-    if data.get("storage") != "online" and folder and not is_url(folder) and not (Path(folder) / MANIFEST).exists():
-        refuse_unwritable(folder, f"data.folder={folder}", folder=True)
+def refuse_unwritable_store(data: "TrajectoryData") -> None:
+    """UserError where the store of `data` is to be made and cannot."""
+    if data.storage.stores and not data.source.read_only and not (Path(data.folder) / MANIFEST).exists():
+        refuse_unwritable(data.folder, f"data.folder={data.folder}", folder=True)
 
 
 def _fill(
-    base: Base, sampling: Sampling, data: TrajectoryData, seed: int, described: Any, train_steps: int, console: Plain
+    sampler: Sampler, data: "TrajectoryData", seed: int, described: Any, train_steps: int, console: Plain
 ) -> None:
     store = data.store(described)  # as it is now that nobody else writes
     store.verify(contents=False)  # nothing is added to what cannot be used
@@ -91,18 +92,18 @@ def _fill(
         console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
     else:
         if rank() == 0:
-            work = measure(base, sampling, data, train_steps * data.batch_size * processes())
+            work = measure_work(sampler, data, train_steps * data.batch_size * processes())
             announce(work, data, sum(shard.last - shard.first for shard in missing), console)
             store.begin()
         wait()
-        make(missing[rank() :: processes()], unlisted, base, sampling, data, seed, console)
+        make(missing[rank() :: processes()], unlisted, sampler, data, seed, console)
     wait()
     if rank() == 0:
         unlisted.list_noted()
     wait()
 
 
-def complete(store: Store, data: TrajectoryData, console: Plain) -> Store:
+def complete(store: Store, data: "TrajectoryData", console: Plain) -> Store:
     """A store at a URL, which has to hold everything: nothing is collected there."""
     if len(store) < data.num_images:
         raise UserError(
@@ -113,15 +114,15 @@ def complete(store: Store, data: TrajectoryData, console: Plain) -> Store:
     return store
 
 
-def announce(work: Work, data: TrajectoryData, images: int, console: Plain) -> None:
+def announce(work: TrainingWork, data: "TrajectoryData", images: int, console: Plain) -> None:
     """Say what so many trajectories will take, and other storage, and refuse it where the disk is too small."""
-    size = work._replace(images=images).bytes(data.storage, data.dtype)
-    about = duration(images * work.num_steps * work.seconds / processes())
+    size = data.storage.costs(work._replace(images=images)).disk
+    about = duration(images * work.seconds_an_image / processes())
     shared = f" in {processes()} processes" if processes() > 1 else ""
     if work.pairs:
-        console.print(comparison(work, Path(data.folder)))
+        console.print(comparison(work, Path(data.folder), alternatives("data/storage")))
     console.print(f"collecting {images} trajectories: {readable(size)} into {data.folder}, about {about}{shared}")
-    choices = "lower data.num_images or choose another data.folder or data.storage"
+    choices = "lower data.num_images or choose another data.folder or data/storage"
     refuse_full_disk(Path(data.folder), size, f"data.num_images={data.num_images}: the store", choices)
     refuse_full_shard(data, size // images)
 
@@ -129,44 +130,42 @@ def announce(work: Work, data: TrajectoryData, images: int, console: Plain) -> N
 def make(
     shards: Sequence[Planned],
     unlisted: Unlisted,
-    base: Base,
-    sampling: Sampling,
-    data: TrajectoryData,
+    sampler: Sampler,
+    data: "TrajectoryData",
     seed: int,
     console: Plain,
 ) -> None:
     """Write and note the shards of this process; rank 0 lists those of all meanwhile."""
-    vanilla = Accelerator(Always())
     with progress(console, "images") as bar:
         task = bar.add_task("collect", total=unlisted.lacking)
         for shard in shards:
             images = torch.arange(shard.first, shard.last)
-            how = (data.inputs, data.collect_batch_size, data.kept)
-            made = record(base, sampling, vanilla, images, seed, *how)
+            how = (data.inputs, data.collect_batch_size, stored(data).kept)
+            made = record(sampler, images, seed, *how)
             unlisted.note(shard, unlisted.store.write(shard.number, made))
             if rank() == 0:
                 unlisted.list_noted()
                 bar.update(task, completed=unlisted.written())
 
 
-def announce_online(base: Base, sampling: Sampling, data: TrajectoryData, train_steps: int) -> None:
-    """Say what storage "online" will take, which has nothing to collect."""
-    review(base, data.inputs(torch.arange(data.num_images)), "data.inputs")
-    work, console = measure(base, sampling, data, train_steps * data.batch_size * processes()), first_console()
-    size = work.bytes("online", data.dtype)
+def announce_online(sampler: Sampler, data: "TrajectoryData", train_steps: int) -> None:
+    """Say what a training takes whose storage has nothing to collect, and generates a shard at a time instead."""
+    review(sampler.base, data.inputs(torch.arange(data.num_images)), "data.inputs")
+    work, console = measure_work(sampler, data, train_steps * data.batch_size * processes()), first_console()
+    size, seconds = data.storage.costs(work).memory, data.shard_images * work.seconds_an_image
     refuse_full_shard(data, size // data.shard_images)
-    console.print(comparison(work, Path(data.folder)))
+    console.print(comparison(work, Path(data.folder), alternatives("data/storage")))
     console.print(
-        f"data.storage=online: nothing to collect; {data.shard_images} images at a time are generated while training, "
-        f"{readable(size)} of memory and about {duration(data.shard_images * work.num_steps * work.seconds)} each time"
+        f"data/storage={data.storage.name}: nothing to collect; {data.shard_images} images at a time are generated "
+        f"while training, {readable(size)} of memory and about {duration(seconds)} each time"
     )
 
 
-def refuse_full_shard(data: TrajectoryData, image: int) -> None:
+def refuse_full_shard(data: "TrajectoryData", image: int) -> None:
     """Stop before anything is generated when memory cannot hold a shard, twice while its batches are joined."""
     what = f"data.shard_images={data.shard_images}: a shard of features"
     refuse_full_memory(
-        2 * min(data.shard_images, data.num_images) * image, what, "lower it, or choose data.storage=tokens"
+        2 * min(data.shard_images, data.num_images) * image, what, "lower it, or choose data/storage=tokens"
     )
 
 

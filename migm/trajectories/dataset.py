@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from migm.runtime.shapes import Tokens
 from migm.trajectories.paging import will_need
 from migm.trajectories.record import Trajectories, unpacked
 
@@ -13,15 +15,15 @@ from migm.trajectories.record import Trajectories, unpacked
 class Pairs(NamedTuple):
     """A batch of consecutive steps (s, s+1) of one guidance half each."""
 
-    features: Tensor  # (b, t, c) of step s; t = c = 0: `replay.with_features` computes them
-    target: Tensor  # (b, t, c) of step s + 1
-    tokens: Tensor  # (b, l) final ones
-    new: Tensor  # (b, l) True at what step s revealed
-    masked: Tensor  # (b, l) True where still masked before step s + 1
-    steps: Tensor  # (b,) s
-    conditions: Tensor  # (b, q) of that half
-    halves: Tensor  # (b,) 0 conditional, 1 unconditional
-    images: Tensor  # (b,) number in the run
+    features: Float[Tensor, "b t c"]  # of step s; t = c = 0: `replay.with_features` computes them
+    target: Float[Tensor, "b t c"]  # of step s + 1
+    tokens: Tokens  # final ones
+    new: Bool[Tensor, "b l"]  # True at what step s revealed
+    masked: Bool[Tensor, "b l"]  # True where still masked before step s + 1
+    steps: Int[Tensor, " b"]  # s
+    conditions: Int[Tensor, "b q"]  # of that half
+    halves: Int[Tensor, " b"]  # 0 conditional, 1 unconditional
+    images: Int[Tensor, " b"]  # number in the run
     width: int  # the most tokens that step s revealed in any row
 
 
@@ -66,7 +68,7 @@ class PairDataset:
     def __len__(self) -> int:
         return len(self.where) * self.copies * (self.num_steps - 1)
 
-    def order(self, generator: torch.Generator) -> Tensor:
+    def order(self, generator: torch.Generator) -> Int[Tensor, " pairs"]:
         """A shuffled order of all pairs that moves through the shards window by window."""
         per_image = self.copies * (self.num_steps - 1)
         shard = self.where[:, 0]
@@ -111,8 +113,10 @@ class PairDataset:
         return shard
 
 
-def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: Tensor, first: Tensor) -> Tensor:
-    """Features (b, 2, t, c): step `first` (b,), counted through all of the row's `shard` (b,), and the one after it."""
+def _two_steps(
+    shards: Mapping[int, dict[str, Tensor]], shard: Int[Tensor, " b"], first: Int[Tensor, " b"]
+) -> Float[Tensor, "b 2 t c"]:
+    """Features of step `first`, counted through all of the row's `shard`, and of the one after it."""
     lengths = {data["features"].shape[-2] for data in shards.values()}
     some = next(iter(shards.values()))["features"]
     # Zeros only where a shard's sequences are shorter: they cost as much as the copy.
@@ -132,8 +136,10 @@ def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: Tensor, first: Te
     return unpacked(both)
 
 
-def padded_positions(new: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Up to `width` true entries of `new` (b, l) -> their positions (b, width), ascending, and False at padding (0)."""
+def padded_positions(
+    new: Bool[Tensor, "b l"], width: int
+) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:
+    """The positions of up to `width` true entries, ascending, 0 at padding; and False at padding."""
     # A stable descending sort puts the new positions first, in ascending order.
     positions = new.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
     mask = torch.arange(width, device=new.device) < new.sum(1, keepdim=True)

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from migm.bases.dimoo import LuminaDiMOO
 from migm.runtime.errors import UserError
-from migm.trajectories.tars import KINDS, Image, Record
+from migm.trajectories.tars import KINDS, Image, Record, refuse_other_base
 
 NO_PROMPT = -100
 
 
 class DiMOOTars:
-    """A `tars.Layout` of one image a tar, at any size of the image."""
+    """A `tars.TarLayout` of one image a tar, at any size of the image."""
 
     file, images_a_tar, dtype = "0_{:06d}.tar", 1, torch.bfloat16
 
     def __init__(self, base: LuminaDiMOO):
+        refuse_other_base(base, LuminaDiMOO)
         self.base, self.none = base, base.unconditional.cpu()
 
     def read(self, origin: str, name: str, count: int, halves: list[Record]) -> Image:

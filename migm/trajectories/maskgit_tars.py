@@ -10,17 +10,18 @@ from torch import Tensor
 
 from migm.bases.maskgit import MaskGIT
 from migm.runtime.errors import UserError
-from migm.trajectories.tars import KINDS, Image, Record
+from migm.trajectories.tars import KINDS, Image, Record, refuse_other_base
 
 BATCH = 10  # images the released code generates at once
 
 
 class MaskGITTars:
-    """A `tars.Layout` of 20 images a tar."""
+    """A `tars.TarLayout` of 20 images a tar."""
 
     file, images_a_tar, dtype = "{:06d}.tar", 20, torch.float32
 
     def __init__(self, base: MaskGIT):
+        refuse_other_base(base, MaskGIT)
         self.base = base
 
     def read(self, origin: str, name: str, count: int, halves: list[Record]) -> Image:

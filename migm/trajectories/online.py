@@ -1,11 +1,21 @@
 """Pairs of trajectories that the vanilla base makes while a shortcut trains."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from migm.runtime.errors import UserError
-from migm.trajectories.dataset import PairDataset, Pairs
+from migm.runtime.kinds import Count
+from migm.sampling.sampler import Sampler
+from migm.trajectories.collect import announce_online
+from migm.trajectories.dataset import InMemory, PairDataset, Pairs
+from migm.trajectories.estimate import Costs, TrainingWork
+from migm.trajectories.storage import DTYPES, DTypeName
+
+if TYPE_CHECKING:
+    from migm.trajectories.datamodule import TrajectoryData
 
 
 class OnlineLoader:
@@ -53,3 +63,47 @@ class OnlineLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._consumed = state["consumed"]
+
+
+@dataclass(frozen=True)
+class Online:
+    """Nothing is stored: the base generates `data.shard_images` new images at a time, each used `reuse` times.
+
+    Their features are in memory in `dtype`. An epoch takes as many images as in the other storages, of the training
+    images' inputs; the validating images are the same ones as there, kept as tokens.
+    """
+
+    dtype: DTypeName = "bfloat16"
+    reuse: Count = 1
+    name: str = "online"
+    stores, in_process = False, True
+
+    def costs(self, work: TrainingWork) -> Costs:
+        images = work.pairs / (work.copies * (work.num_steps - 1) * self.reuse)
+        memory = work.feature_bytes(work.shard_images, DTYPES[self.dtype])
+        return Costs(memory=memory, during=images * work.seconds_an_image)
+
+    def prepare(
+        self, sampler: Sampler, data: "TrajectoryData", seed: int, train_steps: int, filling: bool = True
+    ) -> None:
+        announce_online(sampler, data, train_steps)
+
+    def verify(self, data: "TrajectoryData") -> None:
+        """Nothing to read."""
+
+    def split(self, data: "TrajectoryData") -> tuple[None, PairDataset]:
+        """Lightning sets up for training and for validating; the validating pairs are generated once."""
+        images = torch.arange(data.first_val, data.num_images)
+        return None, data.val or PairDataset(InMemory(data.record(images=images, dtype=None)))
+
+    def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> OnlineLoader:
+        """Shards of this process hold images of numbers of their own, behind those of a store."""
+        size = data.shard_images
+
+        def shard(number: int) -> PairDataset:
+            first = data.num_images + (number * world_size + rank) * size
+            images = torch.arange(first, first + size)
+            return PairDataset(InMemory(data.record(images=images, dtype=DTYPES[self.dtype])))
+
+        num_shards = max(1, data.first_val // (size * world_size))
+        return OnlineLoader(shard, size * data.pairs_an_image, num_shards, self.reuse, data.batch_size, data.seed)

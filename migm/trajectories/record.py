@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from migm.accelerators.accelerator import Accelerator
-from migm.bases.base import Base, Inputs, StepRecord
+from migm.bases.base import Inputs, StepRecord
 from migm.runtime.errors import UserError
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Recorder:
     def trajectories(self, images: Tensor) -> Trajectories:
         """What was recorded of one whole generation."""
         if self.order is None or self.tokens is None:
-            raise RuntimeError("nothing was recorded: pass the recorder to generate(..., observers=[recorder])")
+            raise RuntimeError("nothing was recorded: pass the recorder to sampler.tokens(..., observers=[recorder])")
         if len(self.features) < self.num_steps:
             raise UserError(
                 f"image {int(images[0])} ended after {len(self.features)} of sampling.num_steps={self.num_steps} "
@@ -105,9 +104,7 @@ class Recorder:
 
 
 def record(
-    base: Base,
-    sampling: Sampling,
-    vanilla: Accelerator,
+    sampler: Sampler,
     images: Tensor,
     seed: int,
     inputs: Callable[[Tensor], Inputs],
@@ -118,7 +115,6 @@ def record(
     parts = []
     for batch in images.split(batch_size):
         recorder = Recorder(dtype)
-        chosen = {"sampling": sampling, "accelerator": vanilla, "observers": [recorder]}
-        generate_images(base, inputs(batch), batch, seed, **chosen)
+        sampler.tokens(inputs(batch), sampler.noise(seed, batch), [recorder])
         parts.append(recorder.trajectories(batch))
     return Trajectories.join(parts)

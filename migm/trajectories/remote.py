@@ -4,9 +4,9 @@ Credentials and endpoints come from the environment, as the file system reads it
 """
 
 import fcntl
-import json
 import os
 import re
+import shutil
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from migm.runtime.errors import UserError
 from migm.runtime.extras import install
-from migm.runtime.files import file_hash, is_url
-from migm.runtime.jsonl import parse_lines
+from migm.runtime.files import file_hash, is_url, replacing
+from migm.runtime.jsonl import dumped, parse_lines
 from migm.runtime.launch import launched
 from migm.runtime.owned import only, own, refuse_foreign
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Shard = dict[str, Any]  # a line of the manifest
 Tensors = dict[str, Tensor]
 DIGEST = "[0-9a-f]{64}"
-NAMES = rf"lock|{DIGEST}\.(safetensors|tmp)"  # of all that lies in a cache
+NAMES = rf"lock|{DIGEST}\.(safetensors|tmp|safetensors\.tmp)"  # of all that lies in a cache
 CACHE = ("shards", "data.cache")  # what a cache holds, and its key
 
 
@@ -169,19 +169,15 @@ class Remote:
         with self._alone():
             if path.exists():
                 return  # another process was faster
-            for left in self._cached("tmp"):  # by a kill: this process alone downloads now
-                left.unlink()
+            for left in self._cached(r"(safetensors\.)?tmp"):  # by a kill: this process alone downloads now
+                shutil.rmtree(left) if left.is_dir() else left.unlink()  # a file was left by an earlier version
             self._make_room(shard["bytes"])
-            temporary = path.with_suffix(".tmp")
-            self.place.get(shard["file"], temporary)
-            size, digest = temporary.stat().st_size, file_hash(temporary)
-            if (size, digest) != (shard["bytes"], shard["sha256"]):
-                temporary.unlink()
-                wrong = "its SHA-256 differs" if size == shard["bytes"] else f"{size} of {shard['bytes']} bytes"
-                raise UserError(f"data.folder: shard {name} arrived damaged ({wrong}); publish the store again")
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                self.place.get(shard["file"], temporary)
+                size, digest = temporary.stat().st_size, file_hash(temporary)
+                if (size, digest) != (shard["bytes"], shard["sha256"]):
+                    wrong = "its SHA-256 differs" if size == shard["bytes"] else f"{size} of {shard['bytes']} bytes"
+                    raise UserError(f"data.folder: shard {name} arrived damaged ({wrong}); publish the store again")
 
     def _make_room(self, size: int) -> None:
         """Remove shards that nobody has open, the longest unopened first, until `size` bytes fit."""
@@ -239,5 +235,5 @@ def publish(store: "Store", url: str) -> Iterator[int]:
             store.check(shard)
             place.put(store.folder / shard["file"])
         if not listed:
-            place.write(manifest, "".join(json.dumps(line) + "\n" for line in wanted[: number + 1]))
+            place.write(manifest, dumped(wanted[: number + 1]))
         yield shard["count"]

@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from migm.config.earlier import sampling_identity
 from migm.runtime.errors import UserError
-from migm.runtime.files import file_hash, replacing
+from migm.runtime.files import file_hash, write_tensors
 from migm.runtime.jsonl import append_line, read_lines
 from migm.runtime.owned import only, refuse_foreign
-from migm.runtime.sealed import write_tensors
 from migm.trajectories.paging import read_singly, read_start
 from migm.trajectories.record import Trajectories
 
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 SCHEMA = "migm-traj/1"
 MANIFEST = "manifest.jsonl"
 NAMES = r"(manifest\.jsonl|\d{6,}\.(safetensors|json))(\.tmp)?"  # of all that lies in a store, which a manifest marks
-DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8}  # of safetensors
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I8": torch.int8,
+}  # of safetensors
 DTYPES |= {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 
 
@@ -71,12 +77,10 @@ class Store:
 
     def write(self, number: int, trajectories: Trajectories) -> dict[str, Any]:
         """Write shard `number` whole, under its final name -> its line of the manifest, where it is not listed yet."""
-        name = f"{number:06d}.safetensors"
-        entry = {"file": name, "count": len(trajectories.images)}
-        with replacing(self.folder / name) as temporary:
-            write_tensors(trajectories.tensors(), temporary, {"schema": SCHEMA, "base": str(self.header["base"])})
-            entry.update(bytes=temporary.stat().st_size, sha256=file_hash(temporary))
-        return entry
+        path = self.folder / f"{number:06d}.safetensors"
+        write_tensors(trajectories.tensors(), path, {"schema": SCHEMA, "base": str(self.header["base"])})
+        count, size = len(trajectories.images), path.stat().st_size
+        return {"file": path.name, "count": count, "bytes": size, "sha256": file_hash(path)}
 
     def add(self, entry: dict[str, Any]) -> None:
         """Make a written shard, the next in order, part of the store."""
@@ -133,10 +137,12 @@ class Store:
             if not _describes_shard(shard, number):
                 raise UserError(f"{self.name}/{MANIFEST}, line {number + 2} describes no shard of {SCHEMA}")
         for key, value in (wanted or {}).items():
-            found = header.get(key)
-            if found != json.loads(json.dumps(value)):
+            stored = header.get(key)
+            if key == "sampling" and isinstance(stored, dict):  # of a version that kept the config
+                stored = sampling_identity(stored)
+            if stored != json.loads(json.dumps(value)):
                 raise UserError(
-                    f"data.folder={self.name} was collected with {key}={found}, but this run has {key}={value}; "
+                    f"data.folder={self.name} was collected with {key}={stored}, but this run has {key}={value}; "
                     "choose another data.folder or delete this one"
                 )
         return header, shards
@@ -165,14 +171,3 @@ def _describes_shard(line: dict[str, Any], number: int) -> bool:
     counts = [line.get("count"), line.get("bytes")]
     whole = all(type(count) is int and count > 0 for count in counts)
     return whole and line.get("file") == f"{number:06d}.safetensors" and isinstance(line.get("sha256"), str)
-
-
-def estimate_bytes(images: int, copies: int, num_steps: int, rows: int, channels: int, dtype: torch.dtype) -> int:
-    """Bytes that the features of `images` trajectories take, a row of int8 with its scale."""
-    scale = torch.float32.itemsize if dtype == torch.int8 else 0
-    return images * copies * num_steps * rows * (channels * dtype.itemsize + scale)
-
-
-def estimate_token_bytes(images: int, copies: int, num_tokens: int, condition: int) -> int:
-    """Bytes that tokens, order and number of `images` trajectories take, and their conditions of so many ids."""
-    return images * (num_tokens * (4 + 2) + copies * condition * 4 + 8)

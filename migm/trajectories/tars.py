@@ -1,17 +1,16 @@
 """Trajectories in the layouts of the released code: WebDataset tars of two records an image, one a guidance half.
 
 A record `{image}_{cond|uncond}` has `feat.pth` (n, t, c), `teacher_vq_ids.pth` (t) and
-`generation_order.pth` (t). Names, ids and order differ from base to base: the base's attribute
-`tars` is the dotted path of the `Layout` that knows them; a base without it has none.
+`generation_order.pth` (t). Names, ids and order differ from base to base: `data.tars` is
+the class of the `TarLayout` that knows them, null where a base has no released code.
 """
 
-import importlib
 import io
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class Image(NamedTuple):
     conditions: list[Tensor]  # (q,) of each half, as the base encodes them
 
 
-class Layout(Protocol):
+class TarLayout(Protocol):
     """One base's records, for a base given to its constructor."""
 
     file: str  # name of a tar, to be formatted with its number
@@ -58,17 +57,27 @@ class Layout(Protocol):
         ...
 
 
-def layout_of(base: Base, store: Store, key: str) -> Layout:
+MakeLayout = Callable[[Any], TarLayout]  # a class of layouts, called with the base
+
+
+def layout_of(make: MakeLayout | None, base: Base, store: Store, key: str) -> TarLayout:
     """The layout of the base's released code; refused where there is none, or none of such a store."""
-    path = getattr(base, "tars", None)
-    if path is None:
-        raise UserError(f"{key}: there is no released code whose tars {type(base).__name__} could share")
+    if make is None:
+        raise UserError(f"{key}: data.tars=null, so there is no layout that {type(base).__name__} could share")
     if store.header["copies"] != len(KINDS):
         raise UserError(f"{key}: tars hold both guidance halves; choose a sampling.guidance")
     if launched()[1] > 1:
         raise UserError(f"{key}: {launched()[1]} processes were started; use one")
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)(base)
+    return make(base)
+
+
+def refuse_other_base(base: object, wanted: type) -> None:
+    """UserError where a layout of tars is for bases of another class."""
+    if not isinstance(base, wanted):
+        raise UserError(
+            f"data.tars lays out the tars of a {wanted.__name__}, this base is a {type(base).__name__}; choose the "
+            "class for its released code, or null where there is none"
+        )
 
 
 def read_images(folder: Path, first: int = 0) -> Iterator[tuple[str, str, list[Record]]]:
@@ -113,7 +122,12 @@ def _fields(file: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> Recor
 
 
 def import_tars(
-    folder: str | Path, store: Store, base: Base, shard_images: int, dtype: torch.dtype | None
+    folder: str | Path,
+    store: Store,
+    base: Base,
+    shard_images: int,
+    dtype: torch.dtype | None,
+    make_layout: MakeLayout | None,
 ) -> Iterator[int]:
     """Append the images of a folder to a store that does not hold them yet; yields how many a shard took.
 
@@ -121,7 +135,7 @@ def import_tars(
     image, so that trajectories of other weights are refused. Started again after a kill, it goes on
     behind the last whole shard.
     """
-    layout, parts, done = layout_of(base, store, "import_from"), [], len(store)
+    layout, parts, done = layout_of(make_layout, base, store, "import_from"), [], len(store)
     for count, (tar, name, halves) in enumerate(read_images(Path(folder), done), done):
         origin = f"{tar}, {name}"
         image = layout.read(origin, name, count, halves)
@@ -173,12 +187,12 @@ def check_base(base: Base, image: Image, features: Tensor, origin: str) -> None:
         raise UserError(f"{origin}: its features are not those of this base (cosine {likeness:.3f} at the first step)")
 
 
-def export_tars(store: Store, folder: str | Path, base: Base) -> Iterator[int]:
+def export_tars(store: Store, folder: str | Path, base: Base, make_layout: MakeLayout | None) -> Iterator[int]:
     """Write a store as tars, each under a temporary name first; yields how many images a tar took.
 
     Features that the store does not hold are computed by `base`.
     """
-    layout, folder = layout_of(base, store, "export_to"), Path(folder)
+    layout, folder = layout_of(make_layout, base, store, "export_to"), Path(folder)
     refuse_filled(folder, "export_to")
     waiting: list[Record] = []
     written = 0
@@ -193,7 +207,7 @@ def export_tars(store: Store, folder: str | Path, base: Base) -> Iterator[int]:
         yield _write_tar(folder / layout.file.format(written), waiting, layout, base)
 
 
-def _write_tar(final: Path, images: list[Record], layout: Layout, base: Base) -> int:
+def _write_tar(final: Path, images: list[Record], layout: TarLayout, base: Base) -> int:
     count = len(images)
     with replacing(final) as temporary, tarfile.open(temporary, "w") as tar:
         for image in images:

@@ -16,9 +16,11 @@ from migm.accelerators.refresh import Always
 from migm.bases.base import Branch, StepRecord
 from migm.config.building import build, conf_path
 from migm.sampling.calibrate import calibrate
-from migm.sampling.loop import Sampling, generate
-from migm.sampling.noise import KeyedNoise, Noise
-from migm.shortcuts.checkpoint import Network, save_shortcut
+from migm.sampling.loop import Sampling
+from migm.sampling.noise import Noise
+from migm.sampling.sampler import Sampler
+from migm.shortcuts.checkpoint import save_shortcut
+from migm.shortcuts.network import ShortcutNetwork
 
 N, B = 8, 3
 LABELS = [3, 7, 0]
@@ -43,7 +45,7 @@ class Family:
     inputs: Sequence[Any]
     sampling: Sampling
     folder: Path
-    runs: dict[Accelerator, tuple[Tensor, list[StepRecord]]] = field(default_factory=dict)
+    runs: dict[int, tuple[Accelerator, tuple[Tensor, list[StepRecord]]]] = field(default_factory=dict)
 
     def some(self, images: Sequence[int]) -> Any:
         chosen = [self.inputs[i] for i in images]
@@ -74,28 +76,30 @@ class Family:
         """Generate these images -> their tokens and the record of every step."""
         records: list[StepRecord] = []
         watch = [SimpleNamespace(on_step=records.append), *observers]
-        noise = noise or KeyedNoise(0, torch.tensor(images))
-        return generate(base or self.base, self.some(images), self.sampling, accelerator, noise, watch), records
+        sampler = Sampler(base or self.base, self.sampling, accelerator)
+        noise = noise or sampler.noise(0, torch.tensor(images))
+        return sampler.tokens(self.some(images), noise, watch), records
 
     def first(self, accelerator: Accelerator) -> tuple[Tensor, list[StepRecord]]:
-        """The first run of an accelerator with all three images, remembered."""
-        if accelerator not in self.runs:
-            self.runs[accelerator] = self.run(accelerator)
-        return self.runs[accelerator]
+        """The first run of an accelerator with all three images, remembered for this very object."""
+        if id(accelerator) not in self.runs:
+            self.runs[id(accelerator)] = accelerator, self.run(accelerator)  # kept, so that no other has its id
+        return self.runs[id(accelerator)][1]
 
     @functools.cached_property
     def vanilla(self) -> tuple[Tensor, list[StepRecord]]:
         """What the base draws at every step by itself."""
         return self.run(Accelerator(Always()))
 
-    def learn(self, shortcut: Callable[[bool], Network]) -> None:
-        """Write what the methods read: a random network, one without cross attention, and a fit of 6 images."""
+    def learn(self, shortcut: Callable[[bool], ShortcutNetwork]) -> None:
+        """Write what the methods read: a random network, one without cross attention, and a calibration on 6 images."""
         fingerprint = self.base.fingerprint()
         for suffix, cross in (("", True), ("_no_cross_attention", False)):
             network = shortcut(cross).float()
             save_shortcut(network, fingerprint, self.folder / f"{self.name}{suffix}" / "shortcut.safetensors")
-        fit = calibrate(self.base, self.sampling, lambda images: self.some((images % 3).tolist()), 6, 3, seed=3)
-        fit.save(self.folder / self.name / f"fit_n{N}.safetensors")
+        sampler = Sampler(self.base, self.sampling)
+        calibration = calibrate(sampler, lambda images: self.some((images % 3).tolist()), 6, 3, seed=3)
+        calibration.save(self.folder / self.name / f"calibration_n{N}.safetensors")
 
 
 def alone(branch: Branch, base: Any) -> list[Branch]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from families import N
 
-from migm.accelerators import accelerator, accumulate, calibration, extrapolation, runners
-from migm.accelerators.predictors import forecast, reuse, shortcut, subset, target, v_verify
+from migm.accelerators import calibration, extrapolation, order, runners, runs, teacache
+from migm.accelerators.predictors import dllm_cache, forecast, ml_cache, recap, reuse, shortcut
 from migm.bases import llada
 from migm.bases.layers import run_blocks
 from migm.sampling import loop
@@ -42,12 +42,8 @@ def unwritten(module: Any, where: Callable[[Any, Any], bool]) -> Patch:
 
 
 # --- vanilla ---
-other_tokens = arguments(
-    accelerator.PlannedRun, "features", lambda i, t, new, ratio: (i, t.scatter(1, new, 0), new, ratio)
-)
-wrong_positions_left = replace(
-    loop, "split", lambda f: lambda scores, at, n, rule: (*f(scores, at, n, rule)[:2], at[:, n:])
-)
+other_tokens = arguments(runs.PlannedRun, "features", lambda i, t, new, ratio: (i, t.scatter(1, new, 0), new, ratio))
+wrong_positions_left = replace(loop, "split", lambda f: lambda chosen, at, n: (*f(chosen, at, n)[:2], at[:, n:]))
 
 
 # --- reuse, TeaCache, the shortcut ---
@@ -83,10 +79,10 @@ def _unchained(original: Any) -> Any:
 
 first_features_for_good = replace(reuse._Held, "update", _first_only)
 residual_of_no_input = replace(reuse._Residual, "runner", lambda f: _bare)
-sum_not_reset = replace(accumulate._Sum, "full", _never_reset)
-first_image_decides = result(accumulate._Sum, "full", lambda now: now[:1] * len(now))
-first_block_skipped = replace(accumulate._Done, "__call__", lambda f: lambda self, x, ctx: x)
-change_of_half = result(accumulate, "relative_change", lambda change: change / 2)
+sum_not_reset = replace(teacache._Sum, "full", _never_reset)
+first_image_decides = result(teacache._Sum, "full", lambda now: now[:1] * len(now))
+first_block_skipped = replace(teacache._Done, "__call__", lambda f: lambda self, x, ctx: x)
+change_of_half = result(teacache, "relative_change", lambda change: change / 2)
 not_chained = replace(shortcut._Advance, "predict", _unchained)
 positions_moved = arguments(
     shortcut._Advance, "predict", lambda i, t, new, ratio: (i, t.roll(1, 1), (new + 1) % 16, ratio)
@@ -103,15 +99,15 @@ def _first_again(self: Any, step: int, masked: Any, count: int) -> Any:
 
 keys_and_values_unwritten = unwritten(runners, lambda stored, rows: stored.dim() == 4)
 rows_moved = arguments(llada.Context, "at", lambda rows: (rows if rows is None else (rows + 1) % int(rows.max() + 1),))
-computed_rows_unwritten = unwritten(subset, lambda stored, rows: stored.dim() == 3)
-confidence_unwritten = unwritten(subset, lambda stored, rows: stored.dim() == 2)
-bias_of_other_rows = replace(subset._Partial, "_confidence", lambda f: lambda self, x, rows=None: f(self, x))
-quantile_off_by_one = result(subset, "num_rows", lambda n: n + 1)
-most_confident = result(subset._Partial, "_confidence", lambda confidence: -confidence)
-same_targets_again = replace(accelerator.PlannedRun, "candidates", lambda f: _first_again)
-worst_targets = arguments(accelerator.PlannedRun, "scored", lambda i, scores, at, chosen: (i, -scores, at, chosen))
-target_rows_moved = arguments(target._Local, "target", lambda positions: ((positions + 1) % 16,))
-local_rows_unwritten = unwritten(target, lambda stored, rows: True)
+computed_rows_unwritten = unwritten(ml_cache, lambda stored, rows: stored.dim() == 3)
+confidence_unwritten = unwritten(ml_cache, lambda stored, rows: stored.dim() == 2)
+bias_of_other_rows = replace(ml_cache._Partial, "_confidence", lambda f: lambda self, x, rows=None: f(self, x))
+quantile_off_by_one = result(ml_cache, "num_rows", lambda n: n + 1)
+most_confident = result(ml_cache._Partial, "_confidence", lambda confidence: -confidence)
+same_targets_again = replace(order.RankedSets, "candidates", lambda f: _first_again)
+worst_targets = arguments(order.RankedSets, "scored", lambda i, scores, at, chosen: (i, -scores, at, chosen))
+target_rows_moved = arguments(recap._Local, "target", lambda positions: ((positions + 1) % 16,))
+local_rows_unwritten = unwritten(recap, lambda stored, rows: True)
 
 
 # --- dLLM-Cache ---
@@ -127,8 +123,8 @@ values_of_chosen_alone = unwritten(runners, lambda stored, rows: stored.dim() ==
 keys_unwritten = unwritten(runners, lambda stored, rows: stored.dim() == 4 and rows.shape[1] < SPAN)
 additions_unwritten = unwritten(runners, lambda stored, rows: stored.dim() == 3)
 least_changed = result(runners, "cosine_similarity", lambda alike: -alike)
-prompt_never_again = replace(v_verify._Segments, "predict", _no_interval)
-markers_forgotten = result(v_verify, "other_rows", lambda rows: torch.arange(rows.shape[1]).expand_as(rows))
+prompt_never_again = replace(dllm_cache._Segments, "predict", _no_interval)
+markers_forgotten = result(dllm_cache, "other_rows", lambda rows: torch.arange(rows.shape[1]).expand_as(rows))
 
 
 # --- forecasters ---

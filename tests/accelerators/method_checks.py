@@ -12,16 +12,18 @@ import torch
 from families import Family, N, branches_of, sequences, tokens_before
 from torch import Tensor
 
-from migm.accelerators.accelerator import Accelerator, TargetForecast, full_step
-from migm.accelerators.accumulate import Accumulate
-from migm.accelerators.calibration import LearnedWeights
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.calibration import Calibration, LearnedWeights
 from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
+from migm.accelerators.predictor import TargetedState
+from migm.accelerators.predictors.dllm_cache import PromptResponse
 from migm.accelerators.predictors.forecast import Forecast
+from migm.accelerators.predictors.ml_cache import Subset
+from migm.accelerators.predictors.recap import Target
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
-from migm.accelerators.predictors.subset import Subset
-from migm.accelerators.predictors.target import Target
-from migm.accelerators.predictors.v_verify import PromptResponse
+from migm.accelerators.runs import full_step
+from migm.accelerators.teacache import Accumulate
 from migm.bases.base import Branch, StepRecord
 from migm.evaluation.meter import held_bytes
 from migm.sampling.loop import guided_logits
@@ -138,7 +140,7 @@ def noise_is_left_alone(family: Family, accelerator: Accelerator) -> None:
 
 def nothing_is_patched(family: Family, accelerator: Accelerator) -> None:
     """A generation leaves base, policy and predictor as they were: no attribute, hook, method or weight changes."""
-    family.first(accelerator)  # weights and fits are read at the first
+    family.first(accelerator)  # weights and calibrations are read at the first
 
     def seen() -> dict[str, Any]:
         modules = dict(family.base.transformer.named_modules())
@@ -168,12 +170,12 @@ def unchanged_tokens_keep_their_features(family: Family, accelerator: Accelerato
     tokens = torch.randint(0, base.spec.vocab_size + 1, (3, base.spec.num_tokens), generator=generator)
     ratio, none = torch.full((3,), 0.5), torch.zeros(3, 0, dtype=torch.long)
     for branch in base.encode(family.some((0, 1, 2)), guided=True):
-        forecast = accelerator.predictor.start(base, branch)  # type: ignore[union-attr]
-        features = full_step(base, branch, forecast, 0, tokens, ratio)
-        if isinstance(forecast, TargetForecast):
-            forecast.target(torch.tensor([[5, 0, 9], [1, 2, 3], [15, 7, 8]]))
+        state = accelerator.predictor.start(base, branch)  # type: ignore[union-attr]
+        features = full_step(base, branch, state, 0, tokens, ratio)
+        if isinstance(state, TargetedState):
+            state.target(torch.tensor([[5, 0, 9], [1, 2, 3], [15, 7, 8]]))
         for step in (1, 2, 5):
-            same_rows(forecast.predict(step, tokens, none, ratio), features, branch)
+            same_rows(state.predict(step, tokens, none, ratio), features, branch)
 
 
 def new_tokens_are_exact(family: Family, accelerator: Accelerator) -> None:
@@ -226,7 +228,7 @@ def replay(
     """The replay that belongs to an accelerator, with its settings."""
     known, made_of = (family.base, branch, steps, plan), accelerator.predictor
     if isinstance(made_of, Shortcut):
-        return replays.network(*known, made_of.module)
+        return replays.network(*known, made_of._network(family.base)[0])
     if isinstance(made_of, Subset):
         return replays.max_logit(*known, **vars(made_of))
     if isinstance(made_of, Target):
@@ -236,7 +238,8 @@ def replay(
     if isinstance(made_of, Forecast):
         rule, order = made_of.rule, getattr(made_of.rule, "max_order", 0)
         if isinstance(rule, LearnedWeights):
-            return replays.least_squares(*known, torch.from_numpy(rule.known.gram), order)  # type: ignore[union-attr]
+            calibration = Calibration.load(rule.calibration, family.base, N, "calibration")
+            return replays.least_squares(*known, torch.from_numpy(calibration.gram), order)
         kind = replays.boundary if made_of.granularity == "boundary" else replays.modules
         return kind(*known, FORMULA[type(rule)], order)
     residual = isinstance(made_of, Reuse) and made_of.of == "residual"
@@ -250,7 +253,9 @@ def plan_of(
     policy = accelerator.policy
     if not isinstance(policy, Accumulate):
         return policy.plan(N)  # type: ignore[union-attr]
-    known = policy.known.polynomials[policy.indicator] if policy.known else policy.coefficients
+    known = policy.coefficients or (1.0, 0.0)
+    if policy.calibration is not None:
+        known = Calibration.load(policy.calibration, family.base, N, "calibration").polynomials[policy.indicator]
     passes, seen = [replays.Passes(family.base, branch) for branch in branches], []
     for tokens in steps:
         first = [p.start(tokens) for p in passes]

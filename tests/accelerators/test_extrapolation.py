@@ -10,14 +10,12 @@ import pytest
 import torch
 from forecast_formulas import FORMULAS
 
-from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.calibration import Calibration, LearnedWeights
 from migm.accelerators.extrapolation import FoCa, Hermite, Newton, Taylor
 from migm.accelerators.predictors.forecast import Forecast, histories
-from migm.accelerators.refresh import Always
 from migm.runtime.errors import UserError
 from migm.sampling.calibrate import calibrate
-from migm.sampling.loop import generate_images
+from migm.sampling.sampler import Sampler
 
 ANCHORS = (0, 4, 8, 12)
 UNEVEN = (0, 3, 4, 9)
@@ -139,15 +137,13 @@ def test_hermites_second_order_is_damped_and_negative_close_by():
 
 @pytest.fixture(scope="module")
 def vanilla(tiny_base, make_sampling, tmp_path_factory):
-    """The file that is fitted on four trajectories of the tiny base, and these trajectories (values, steps)."""
-    sampling, steps = make_sampling(), []
-    path = tmp_path_factory.mktemp("fit") / "fit.safetensors"
-    calibrate(tiny_base, sampling, lambda images: images % 10, 4, 2, seed=5).save(path)
+    """The file of a calibration on four trajectories of the tiny base, and these trajectories (values, steps)."""
+    sampler, steps = Sampler(tiny_base, make_sampling()), []
+    path = tmp_path_factory.mktemp("calibration") / "calibration.safetensors"
+    calibrate(sampler, lambda images: images % 10, 4, 2, seed=5).save(path)
     watch = SimpleNamespace(on_step=lambda record: steps.append(record.features[0].flatten()))
     images = torch.arange(4)
-    generate_images(
-        tiny_base, images % 10, images, 5, sampling=sampling, accelerator=Accelerator(Always()), observers=[watch]
-    )
+    sampler.tokens(images % 10, sampler.noise(5, images), [watch])
     return path, torch.stack(steps, 1).numpy()
 
 
@@ -180,15 +176,15 @@ def test_learned_weights_beat_every_fixed_rule_on_the_trajectories_they_were_fit
         assert all(ours < error(weights, step) for weights in (reuse, *fixed))
 
 
-def test_a_fit_of_something_else_is_refused_by_its_key(vanilla, tiny_base, make_base, tmp_path):
+def test_a_calibration_of_something_else_is_refused_by_its_key(vanilla, tiny_base, make_base, tmp_path):
     path, _ = vanilla
-    key = "accelerator.predictor.rule.fit="
+    key = "accelerator.predictor.rule.calibration="
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     for file, base, n, message in (
         (tmp_path / "none", tiny_base, 6, "no such file; write it by python -m migm.calibrate"),
         (tmp_path / "broken.safetensors", tiny_base, 6, "is not a file of migm.calibrate"),
-        (path, make_base(seed=1), 6, "was fitted for base"),
-        (path, tiny_base, 7, "was fitted for sampling.num_steps=6, this is 7"),
+        (path, make_base(seed=1), 6, "was calibrated on base"),
+        (path, tiny_base, 7, "was calibrated for sampling.num_steps=6, this is 7"),
     ):
         with pytest.raises(UserError, match=re.escape(key) + ".*" + re.escape(message)):
             LearnedWeights(file, n).fingerprint(base)

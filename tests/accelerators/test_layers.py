@@ -5,11 +5,11 @@ import torch
 from families import PROMPTS
 from method_checks import ROUNDING, close, one_layer, same_rows, take_rows
 
-from migm.accelerators.accelerator import full_step
 from migm.accelerators.extrapolation import Taylor
 from migm.accelerators.predictors.forecast import histories
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.runners import Deltas, KeyValues, VVerify, put, take
+from migm.accelerators.runs import full_step
 from migm.bases.layers import run_blocks
 from migm.bases.segments import image_span, other_rows
 

@@ -10,8 +10,8 @@ from families import METHODS, Family, N
 from tiny_parts import text_base
 
 from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.predictors.ml_cache import num_rows
 from migm.accelerators.predictors.shortcut import Shortcut
-from migm.accelerators.predictors.subset import num_rows
 from migm.accelerators.refresh import Always, Table
 from migm.bases.llada import LLaDAConfig
 from migm.bases.segments import image_span
@@ -19,6 +19,7 @@ from migm.evaluation.cost import planned_seconds
 from migm.evaluation.meter import PARTS, read_meter
 from migm.sampling.draw import InverseCDF
 from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import CosineFloor
 from migm.sampling.select import Confidence
 from migm.shortcuts.dimoo import DiMOOShortcut
@@ -26,7 +27,8 @@ from migm.shortcuts.dimoo import DiMOOShortcut
 
 def meter(family, accelerator):
     """Count the generation of the first image."""
-    return read_meter(family.base, family.sampling, accelerator, lambda images: family.some(images.tolist()), 1)
+    sampler = Sampler(family.base, family.sampling, accelerator)
+    return read_meter(sampler, lambda images: family.some(images.tolist()), 1)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +232,9 @@ def test_a_shortcut_step_is_a_thirtieth():
 
 @pytest.mark.parametrize("method", ["taylorseer", "taylorseer_module", "teacache", "reuse"])
 def test_steps_without_a_network_cost_the_head_alone(proportioned, method):
-    known = proportioned.accelerator(method, num_full_steps=2, **({"policy.fit": None} if "tea" in method else {}))
+    known = proportioned.accelerator(
+        method, num_full_steps=2, **({"policy.calibration": None} if "tea" in method else {})
+    )
     found, flops = shares(proportioned, Accelerator(Table([0, 3]), known.predictor))
     assert flops[1:3] == [head_flops(m) for m in MASKED[1:3]]
     assert max(found[1:3]) < 0.005

@@ -52,8 +52,15 @@ VARIANTS = {
     "hicache": [{"policy.interval": 3, "predictor.granularity": "module"}],
     "foca": [{"policy.interval": 3, "policy.first_enhance": 1}, {"predictor.granularity": "module"}],
     "l2p": [{"num_full_steps": 5}, {"predictor.rule.max_order": 0}],
-    "teacache": [{"policy.delta": 0.15}, {"policy.delta": 0.2, "predictor.of": "residual"}, {"policy.fit": None}],
-    "teacache_first_block": [{"policy.delta": 0.15}, {"policy.fit": None, "policy.coefficients": [2.0, 0.0, 0.1]}],
+    "teacache": [
+        {"policy.delta": 0.15},
+        {"policy.delta": 0.2, "predictor.of": "residual"},
+        {"policy.calibration": None},
+    ],
+    "teacache_first_block": [
+        {"policy.delta": 0.15},
+        {"policy.calibration": None, "policy.coefficients": [2.0, 0.0, 0.1]},
+    ],
     "shortcut": [{"num_full_steps": 1}],
     "shortcut_adaptive": [{"policy.delta": 0.15, "policy.indicator": "first_block"}],
     "reuse": [{"num_full_steps": 4, "predictor.of": "residual"}],

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.accumulate import Accumulate
+from migm.accelerators.predictors.recap import Target
 from migm.accelerators.predictors.reuse import Reuse
-from migm.accelerators.predictors.target import Target
 from migm.accelerators.refresh import Always, Groups, Interval, Table, Uniform, WarmupInterval
+from migm.accelerators.teacache import Accumulate
 from migm.runtime.errors import UserError
 
 

@@ -17,15 +17,15 @@ from migm.analyses.forks import principal, spread
 from migm.analyses.images import MethodGrid
 from migm.analyses.layers import LayerSimilarity, layer_outputs
 from migm.analyses.lipschitz import distances
-from migm.analyses.recording import Setting, Trajectories
+from migm.analyses.recording import RowTrajectories, Setting
 from migm.analyses.running import run as analyse
 from migm.analyses.trajectories import embedded
 from migm.bases.inputs import Classes, Prompts
 from migm.config.building import load
 from migm.config.points import points
 from migm.config.roots import AnalyseConfig
-from migm.evaluation.cost import Point
 from migm.runtime.errors import UserError
+from migm.sampling.sampler import Sampler
 
 TINY = ["+experiment=tiny_shortcut", "device=cpu", "~points.shortcut", "analyses.trajectories.perplexity=5"]
 TINY += ["analyses.forks.fork_steps=[1,3]", "analyses.lipschitz.fork_steps=[1,3]", "analyses.images.repeats=1"]
@@ -95,7 +95,7 @@ def test_settings_that_cannot_work_are_refused_by_key(tmp_path, override, words)
 def test_analyses_that_compare_need_points(tiny_base, make_sampling, tmp_path, name):
     kind = {"feature_error": FeatureError, "images": MethodGrid}[name]
     with pytest.raises(UserError, match=naming(f"analysis={name}", "points")):
-        kind().run(Setting(tiny_base, make_sampling(), Classes(10), [], 0), tmp_path / "a.png")
+        kind().run(Setting(Sampler(tiny_base, make_sampling()), Classes(10), [], 0), tmp_path / "a.png")
 
 
 def test_spread_is_in_units_of_the_step():
@@ -119,8 +119,8 @@ def test_principal_components_keep_distances_of_what_lies_in_a_plane():
 
 
 def test_distances_are_of_features_and_tokens_before_and_of_features_after():
-    zero = Trajectories(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
-    other = Trajectories(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
+    zero = RowTrajectories(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
+    other = RowTrajectories(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
     other.features[0, 1:, 0, 0] = torch.tensor([3.0, 12.0])
     other.revealed[0, :, 0, 1] = torch.tensor([1.0, 4.0, 99.0])
     inputs, outputs = distances(zero, other)
@@ -128,7 +128,7 @@ def test_distances_are_of_features_and_tokens_before_and_of_features_after():
 
 
 def test_layers_are_those_of_the_base_and_masked_rows_start_alike(tiny_base, make_sampling, tmp_path):
-    found = LayerSimilarity(2).run(Setting(tiny_base, make_sampling(), Classes(10), [], 0), tmp_path / "a.png")
+    found = LayerSimilarity(2).run(Setting(Sampler(tiny_base, make_sampling()), Classes(10), [], 0), tmp_path / "a.png")
     assert len(found["by_layer"]) == tiny_base.spec.num_layers + 1
     assert found["by_layer_masked"][0] == pytest.approx(1, abs=1e-5)
     assert found["by_layer_masked"][1] < 1 - 1e-6
@@ -147,8 +147,8 @@ def test_the_last_layer_s_output_makes_the_features(tiny_base):
 def test_the_text_base_has_layers_and_errors_of_both_branches(make_sampling, make_accelerator, tmp_path):
     base, prompts = text_base(), tmp_path / "prompts.txt"
     prompts.write_text("a red truck\na cat\n")
-    point = Point(make_sampling(), make_accelerator("reuse"))
-    known = Setting(base, make_sampling(), Prompts(prompts), [point], 0)
+    vanilla = Sampler(base, make_sampling())
+    known = Setting(vanilla, Prompts(prompts), [Sampler(base, make_sampling(), make_accelerator("reuse"))], 0)
     assert len(LayerSimilarity(2).run(known, tmp_path / "a.png")["by_layer"]) == 3
     (label, errors), *_ = FeatureError(2).run(known, tmp_path / "b.png").items()
     assert label == "reuse 6,2"

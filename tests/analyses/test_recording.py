@@ -7,12 +7,13 @@ from migm.analyses.recording import ForkedNoise, Setting, cosine, record, step_l
 from migm.bases.base import image_rows
 from migm.bases.inputs import Classes
 from migm.sampling.noise import KeyedNoise
+from migm.sampling.sampler import Sampler
 
 IMAGES = torch.arange(3)
 
 
 def setting(base, sampling) -> Setting:
-    return Setting(base, sampling, Classes(10), [], 0)
+    return Setting(Sampler(base, sampling), Classes(10), [], 0)
 
 
 def test_the_record_is_the_conditional_half_of_every_step(tiny_base, make_sampling, run, make_accelerator):

@@ -8,14 +8,14 @@ from tiny_parts import MARKERS, naming, text_base
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.shortcut import Shortcut
-from migm.accelerators.refresh import Always, Uniform
+from migm.accelerators.refresh import Uniform
 from migm.bases.base import image_rows
 from migm.bases.layers import run_blocks
 from migm.runtime.errors import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant
-from migm.sampling.loop import Sampling, generate
-from migm.sampling.noise import KeyedNoise
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import VANILLA, Sampler
 from migm.sampling.schedule import CosineFloor
 from migm.sampling.select import Confidence
 from migm.shortcuts.dimoo import DiMOOShortcut
@@ -33,12 +33,10 @@ def sampling(num_steps=6, on="logits"):
     return Sampling(num_steps, 2, CosineFloor(), draw, select, Constant(4.0, on))
 
 
-def drawn(base, prompts, images, accelerator=None, **changes):
+def drawn(base, prompts, images, accelerator=VANILLA, **changes):
     records = []
-    watch = [SimpleNamespace(on_step=records.append)]
-    noise = KeyedNoise(0, torch.tensor(images))
-    tokens = generate(base, prompts, sampling(**changes), accelerator or Accelerator(Always()), noise, watch)
-    return tokens, records
+    sampler, watch = Sampler(base, sampling(**changes), accelerator), [SimpleNamespace(on_step=records.append)]
+    return sampler.tokens(prompts, sampler.noise(0, torch.tensor(images)), watch), records
 
 
 def shortcut_run(prompt=True):
@@ -92,7 +90,7 @@ def test_one_pass_equals_two(dtype, accelerated, prompts):
     """Features to rounding, tokens exactly, and with a shortcut too."""
     results = []
     for one_pass in (False, True):
-        accelerator = shortcut_run() if accelerated else None
+        accelerator = shortcut_run() if accelerated else VANILLA
         base = text_base(one_pass=one_pass, dtype=dtype)
         tokens, records = drawn(base, prompts, range(len(prompts)), accelerator)
         halves = [

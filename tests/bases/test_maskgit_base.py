@@ -38,9 +38,9 @@ def test_a_branch_of_kept_conditions_is_the_one_encode_made(tiny_base, tokens):
 
 
 def test_image_rows_are_those_of_the_branch_at_every_copy():
-    features = torch.arange(4 * 6).view(4, 6, 1)
+    features = torch.arange(4.0 * 6).view(4, 6, 1)
     rows = torch.tensor([[1, 2, 4], [0, 1, 2], [3, 4, 5], [5, 0, 2]])
-    branch = Branch(torch.zeros(4, 1), rows, copies=2)
+    branch = Branch(torch.zeros(4, 1, dtype=torch.long), rows, copies=2)
     assert image_rows(features, branch)[..., 0].tolist() == [[1, 2, 4], [6, 7, 8], [15, 16, 17], [23, 18, 20]]
     positions = torch.tensor([[0, 2], [2, 1]])  # of two images: the copies share them
     assert image_rows(features, branch, positions)[..., 0].tolist() == [[1, 4], [8, 7], [15, 17], [20, 18]]

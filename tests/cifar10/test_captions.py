@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from migm.cifar10 import captions
-from migm.cifar10.captions import BRIGHTNESS, COLOURS, LENIENT, Facts, caption, facts_of, measure, parse
+from migm.cifar10.captions import BRIGHTNESS, COLOURS, LENIENT, Facts, brightness_and_colours, caption, facts_of, parse
 from migm.cifar10.classes import CLASSES
 from migm.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def test_colours_without_a_name_and_small_objects_are_not_said():
     )
     assert [facts.colour for facts in shown] == [None, "gray", None]
     assert [facts.background for facts in shown] == ["gray", None, "blue"]
-    assert measure(square("gray", "pink")[None])[2] == -1
+    assert brightness_and_colours(square("gray", "pink")[None])[2] == -1
 
 
 def test_no_colour_is_said_where_none_prevails():
@@ -79,15 +79,17 @@ def test_brightness_is_by_the_mean_luminance(level, said):
 def test_green_counts_most_and_blue_least_in_luminance():
     images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     images[range(3), range(3)] = 255  # luminance 0.299, 0.587, 0.114
-    assert measure(images)[0].tolist() == [0, -1, 0]
+    assert brightness_and_colours(images)[0].tolist() == [0, -1, 0]
 
 
 def test_images_are_measured_one_by_one_and_whatever_their_side():
     images = torch.randint(0, 256, (40, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(images.float(), size=(32, 32), mode="nearest").to(torch.uint8)
-    together = torch.stack(measure(images))
-    torch.testing.assert_close(together, torch.cat([torch.stack(measure(image[None])) for image in images], 1))
-    torch.testing.assert_close(together, torch.stack(measure(images.flip(-1))))
+    together = torch.stack(brightness_and_colours(images))
+    torch.testing.assert_close(
+        together, torch.cat([torch.stack(brightness_and_colours(image[None])) for image in images], 1)
+    )
+    torch.testing.assert_close(together, torch.stack(brightness_and_colours(images.flip(-1))))
     assert (together >= 0).any()
     assert (together < 0).any()
 
@@ -95,7 +97,7 @@ def test_images_are_measured_one_by_one_and_whatever_their_side():
 def test_what_is_said_is_also_seen_by_the_lenient_rules():
     images = torch.rand(300, 3, 5, 5, generator=torch.Generator().manual_seed(1)).pow(0.5) * 255
     images = torch.nn.functional.interpolate(images, size=(32, 32), mode="bilinear").to(torch.uint8)
-    for said, seen in zip(measure(images), measure(images, LENIENT), strict=True):
+    for said, seen in zip(brightness_and_colours(images), brightness_and_colours(images, LENIENT), strict=True):
         assert (said[said >= 0] == seen[said >= 0]).all()
         assert ((said < 0) & (seen >= 0)).any()
 

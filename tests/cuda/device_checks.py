@@ -11,14 +11,14 @@ from tiny_parts import ROOT, text_base
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.bases.maskgit import MaskGIT
 from migm.benchmarks.compute import step_jobs
 from migm.config.building import build
 from migm.pretraining.vq import reconstruct
 from migm.sampling.calibrate import calibrate
 from migm.sampling.generation import kept_tokens
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import VANILLA, Sampler
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training.run import embeddings
@@ -47,6 +47,9 @@ class Place:
     def inputs(self, images: Tensor) -> Any:
         return images % 10 if self.kind == "maskgit" else [PROMPTS[i % 3] for i in images.tolist()]
 
+    def sampler(self, accelerator: Accelerator = VANILLA) -> Sampler:
+        return Sampler(self.base, self.sampling, accelerator)
+
     def shortcut(self) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
@@ -57,8 +60,7 @@ class Place:
     def recorded(self, kept: str = "float32") -> Trajectories:
         if kept not in self.known:
             chosen = {"seed": 0, "inputs": self.inputs, "batch_size": 2, "dtype": KEPT[kept]}
-            vanilla, images = Accelerator(Always()), torch.arange(3)
-            self.known[kept] = record(self.base, self.sampling, vanilla, images, **chosen)
+            self.known[kept] = record(self.sampler(), torch.arange(3), **chosen)
         return self.known[kept]
 
     def batch(self, kept: str = "float32") -> Pairs:
@@ -126,9 +128,8 @@ def stored(place: Place, kept: str = "float32") -> list[Tensor]:
 
 def drawn(place: Place, accelerator: Accelerator, initial: Tensor | None = None) -> list[Tensor]:
     """Tokens and images."""
-    numbers = torch.arange(3)
-    run: dict[str, Any] = {"sampling": place.sampling, "accelerator": accelerator, "initial": initial}
-    tokens = generate_images(place.base, place.inputs(numbers), numbers, 0, **run)
+    numbers, sampler = torch.arange(3), place.sampler(accelerator)
+    tokens = sampler.tokens(place.inputs(numbers), sampler.noise(0, numbers), initial=initial)
     return [tokens.cpu(), place.base.decode(tokens).cpu()]
 
 
@@ -138,7 +139,7 @@ def painted(place: Place) -> list[Tensor]:
     photo = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=generator)
     white = (torch.arange(32) >= 16).expand(1, 20, -1)
     kept = kept_tokens(place.base, photo, white)
-    return [kept.cpu(), *drawn(place, Accelerator(Always()), kept.expand(3, -1))]
+    return [kept.cpu(), *drawn(place, VANILLA, kept.expand(3, -1))]
 
 
 def tokenized(place: Place) -> list[Tensor]:
@@ -150,7 +151,7 @@ def tokenized(place: Place) -> list[Tensor]:
 
 def benched(place: Place) -> list[Tensor]:
     """What the parts of a step that are timed give, tokens to images aside, which it draws at random."""
-    jobs: Any = step_jobs(place.base, place.sampling, place.shortcut(), place.inputs(torch.arange(2)))
+    jobs: Any = step_jobs(place.sampler(), place.shortcut(), place.inputs(torch.arange(2)))
     with torch.inference_mode():
         made = {name: job() for name, job in jobs.items()}
     return [torch.tensor(x.shape) for name in ("full", "cheap") for x in made[name]]
@@ -158,5 +159,5 @@ def benched(place: Place) -> list[Tensor]:
 
 def fitted(place: Place) -> list[Tensor]:
     """What `migm.calibrate` works out."""
-    found = calibrate(place.base, place.sampling, place.inputs, 3, 2, seed=0)
+    found = calibrate(place.sampler(), place.inputs, 3, 2, seed=0)
     return [torch.from_numpy(found.gram)]

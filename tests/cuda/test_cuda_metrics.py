@@ -61,7 +61,7 @@ def inception(kind: Callable[..., Any], **more: Any) -> Callable[[Path], Quality
     def make(folder: Path) -> QualityMetric:
         options = {"inception": copy.deepcopy(random_inception()), "protocol": "val50k", **more}
         made = kind(**options)
-        made.update(Batch(255 - images(), torch.zeros(6)))
+        made.update(Batch(255 - images(), torch.zeros(6, dtype=torch.long)))
         made.made_reference().save(folder / "reference.npz")
         return kind(**options, reference=str(folder / "reference.npz"))
 

@@ -12,7 +12,7 @@ from pretend_cuda import pretended
 import migm.bench
 from migm.accelerators import runners
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.predictors import reuse, shortcut, subset
+from migm.accelerators.predictors import ml_cache, reuse, shortcut
 from migm.accelerators.refresh import Uniform
 from migm.metrics.frechet import MomentsMetric
 from migm.sampling import loop, noise
@@ -90,7 +90,7 @@ def by_reuse(place: Place) -> Any:
 
 
 def by_ml_cache(place: Place) -> Any:
-    return checks.drawn(place, Accelerator(Uniform(2), subset.Subset(0.6), "ml_cache"))
+    return checks.drawn(place, Accelerator(Uniform(2), ml_cache.Subset(0.6), "ml_cache"))
 
 
 def by_rollout(place: Place) -> Any:
@@ -132,7 +132,7 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault("predictors/shortcut: its network", shortcut._Advance, "update", unmoved, by_shortcut),
     Fault("predictors/reuse: the features", reuse._Held, "update", left("features"), by_reuse),
-    Fault("predictors/subset: the rows' counts", subset._Partial, "_survey", left("own"), by_ml_cache, "dimoo"),
+    Fault("predictors/ml_cache: the rows' counts", ml_cache._Partial, "_survey", left("limits"), by_ml_cache, "dimoo"),
     Fault("accelerators/runners: what is written", runners, "put", given(2), by_ml_cache),
     Fault("training/objective: the judged rows", objective, "masked_mse", given(2), checks.trained),
     Fault("training/rollout: the new tokens", rollout, "padded_positions", given(0), by_rollout),

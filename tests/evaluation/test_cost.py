@@ -13,9 +13,10 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.bases.inputs import Classes
 from migm.config.building import build
-from migm.evaluation.cost import Point, Protocol, flops, interleaved, latency, peaks, work
+from migm.evaluation.cost import LatencyProtocol, costs, flops, interleaved, latency, peaks
 from migm.evaluation.memory import peak_bytes
 from migm.runtime.errors import UserError
+from migm.sampling.sampler import Sampler
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 CLASSES = Classes(10)
@@ -23,56 +24,57 @@ CLASSES = Classes(10)
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """The tiny base and a function from (accelerator, N, B) to a point."""
+    """The tiny base and a function from (accelerator, N, B) to a sampler of it."""
     output = tmp_path_factory.mktemp("cost")
+    base = build(tiny(output).base)
 
-    def point(kind: str, n: int, b: int, **more: str) -> Point:
+    def point(kind: str, n: int, b: int, **more: str) -> Sampler:
         overrides = [f"sampling.num_steps={n}", f"sampling.num_full_steps={b}"]
         sampling = build(tiny(output, *overrides, *(f"{k}={v}" for k, v in more.items())).sampling)
         torch.manual_seed(0)
         predictors = {"vanilla": None, "reuse": Reuse(), "shortcut": Shortcut(module=MaskGITShortcut(48, num_heads=2))}
         policy = Always() if kind == "vanilla" else Uniform(b)
-        return Point(sampling, Accelerator(policy, predictors[kind], kind))
+        return Sampler(base, sampling, Accelerator(policy, predictors[kind], kind))
 
-    return build(tiny(output).base), point
+    return base, point
 
 
 @pytest.mark.parametrize("n", [1, 2, 6])
 def test_vanilla_costs_exactly_its_steps(parts, n):
-    base, point = parts
-    assert work(base, [point("vanilla", n, 1)], CLASSES)[0].ffe == n
+    _, point = parts
+    assert costs([point("vanilla", n, 1)], CLASSES)[0].ffe == n
 
 
 @pytest.mark.parametrize("kind", ["reuse", "shortcut"])
 def test_all_steps_full_cost_exactly_vanilla(parts, kind):
-    base, point = parts
-    assert work(base, [point(kind, 6, 6)], CLASSES)[0].ffe == 6
+    _, point = parts
+    assert costs([point(kind, 6, 6)], CLASSES)[0].ffe == 6
 
 
 def test_counted_operations_are_those_of_the_matrix_products(parts):
-    base, point = parts
+    _, point = parts
     n, (t, c, hidden, depth, v) = 2, (17, 48, 96, 2, 24)
     counts = point("vanilla", n, n).sampling.schedule.counts(16, n)
     block = 4 * t * c * c + 2 * t * t * c + 2 * t * c * hidden
     full = 2 * (3 * t * c * c + depth * block)  # both guidance halves; three linear layers around the blocks
     head = sum((16 - sum(counts[:i])) * c * v for i in range(n))  # masked rows only, after guidance
-    assert flops(base, point("vanilla", n, n), CLASSES) == 2 * (n * full + head)
+    assert flops(point("vanilla", n, n), CLASSES) == 2 * (n * full + head)
 
 
 @pytest.mark.parametrize("b", [1, 2, 3, 5])
 def test_reuse_costs_its_full_steps_and_the_heads(parts, b):
-    base, point = parts
-    ffe = work(base, [point("reuse", 6, b)], CLASSES)[0].ffe
+    _, point = parts
+    ffe = costs([point("reuse", 6, b)], CLASSES)[0].ffe
     assert b < ffe < b + 0.15 * (6 - b)
 
 
 def test_costs_grow_by_one_full_step_each_with_b(parts):
-    base, point = parts
-    reuse = [flops(base, point("reuse", 6, b), CLASSES) for b in range(1, 7)]
+    _, point = parts
+    reuse = [flops(point("reuse", 6, b), CLASSES) for b in range(1, 7)]
     steps = {b - a for a, b in pairwise(reuse)}
     assert len(steps) == 1
     assert steps.pop() > 0
-    shortcut = [flops(base, point("shortcut", 6, b), CLASSES) for b in range(1, 7)]
+    shortcut = [flops(point("shortcut", 6, b), CLASSES) for b in range(1, 7)]
     assert shortcut == sorted(set(shortcut))
     assert all(a < b for a, b in zip(reuse[:-1], shortcut[:-1], strict=True))
 
@@ -99,12 +101,12 @@ def test_the_median_of_the_timed_rounds_counts():
 
 
 def test_latency_is_per_image(parts, monkeypatch):
-    base, point = parts
+    _, point = parts
     monkeypatch.setattr(
         "migm.evaluation.cost.interleaved", lambda jobs, *_: [8.0 for job in jobs if job().shape == (4, 16)]
     )
     points = [point("vanilla", 2, 2), point("reuse", 6, 2)]
-    assert latency(base, points, CLASSES, Protocol.named("batch4_amortised"), 1) == [2.0, 2.0]
+    assert latency(points, CLASSES, LatencyProtocol.named("batch4_amortised"), 1) == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,8 @@ def test_latency_is_per_image(parts, monkeypatch):
     ],
 )
 def test_a_protocol_is_its_batch_and_whether_it_decodes(parts, name, shape):
-    base, point = parts
-    assert Protocol.named(name).job(base, point("vanilla", 2, 2), CLASSES)().shape == shape
+    _, point = parts
+    assert LatencyProtocol.named(name).job(point("vanilla", 2, 2), CLASSES)().shape == shape
 
 
 def test_wall_takes_a_new_image_each_time_and_amortised_the_same_batch(parts):
@@ -130,14 +132,14 @@ def test_wall_takes_a_new_image_each_time_and_amortised_the_same_batch(parts):
         return CLASSES(images)
 
     for name in ("batch1_wall", "batch2_amortised"):
-        interleaved([Protocol.named(name).job(base, point("vanilla", 1, 1), source)], 2, base.device)
+        interleaved([LatencyProtocol.named(name).job(point("vanilla", 1, 1), source)], 2, base.device)
     assert asked == [[0], [1], [2], *[[0, 1]] * 3]
 
 
 @pytest.mark.parametrize("name", ["batch2_wall", "batch0_amortised", "amortised", "batch1_wall_decoded", "batch1"])
 def test_another_protocol_is_refused_naming_the_known_ones(name):
     with pytest.raises(UserError, match=naming(f"latency={name}", "batch<b>_amortised", "batch1_wall", "_decode")):
-        Protocol.named(name)
+        LatencyProtocol.named(name)
 
 
 def test_the_peak_is_the_most_held_at_once_beyond_what_was_there():
@@ -164,9 +166,9 @@ def test_on_a_gpu_the_peak_is_that_of_a_warm_call_less_what_was_held(monkeypatch
 
 
 def test_a_larger_batch_holds_more_and_more_steps_do_not(parts):
-    base, point = parts
+    _, point = parts
     points = [point("vanilla", 2, 2), point("vanilla", 6, 6)]
-    small, large = (peaks(base, points, CLASSES, Protocol.named(f"batch{b}_amortised")) for b in (2, 8))
+    small, large = (peaks(points, CLASSES, LatencyProtocol.named(f"batch{b}_amortised")) for b in (2, 8))
     assert 3 < large[0] / small[0] < 4.5
     assert small[1] < 1.1 * small[0]
-    assert small == peaks(base, points, CLASSES, Protocol.named("batch2_amortised"))
+    assert small == peaks(points, CLASSES, LatencyProtocol.named("batch2_amortised"))

@@ -11,6 +11,7 @@ from migm.config.building import build
 from migm.config.points import points
 from migm.evaluation.results import IDENTITY, identity, read
 from migm.evaluation.study import study
+from migm.sampling.sampler import Sampler
 
 PER_POINT = 6  # seconds, peak memory, FFE, memory of caches, and two metrics of one seed set
 
@@ -141,7 +142,7 @@ def test_another_sampler_or_base_is_another_measurement(whole, assets, tmp_path)
     for override in ("sampling.select.temperature=3", "seed=1"):
         cfg, config = study_config(tmp_path, assets, "+points.vanilla=[2]", override)
         done = study(points(cfg, config), config, build(config.base))
-        record = done._record(done.points[0], "ffe")
+        record = done._record(done.samplers[0], "ffe")
         names[override] = (record["base"], record["sampling"])
     first = read(whole)[0]
     assert names["sampling.select.temperature=3"][0] == first["base"]
@@ -156,9 +157,9 @@ def test_previews_show_the_same_seeds_of_every_point(whole):
         assert image.size == (10 * 34 + 2, 2 * 34 + 2)
 
 
-def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path):
+def test_without_points_the_chosen_accelerator_is_the_point(assets, tmp_path, tiny_base):
     cfg, config = study_config(tmp_path, assets, "accelerator=reuse", "sampling.num_full_steps=3")
-    assert [point.label for point in points(cfg, config)] == ["reuse 6,3"]
+    assert [Sampler(tiny_base, *chosen).label for chosen in points(cfg, config)] == ["reuse 6,3"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from test_commands import Outcome, refused
 from tiny_parts import collected, composed, tiny
@@ -21,7 +22,10 @@ from migm.config.building import conf_path
 TINY = ["+experiment=tiny_shortcut", "device=cpu"]
 
 
-def never(*_: Any, **__: Any) -> None:
+def never(node: Any = None, *_: Any, **__: Any) -> Any:
+    """In the place of `build`; the settings of trajectories, which say where these go, are no work."""
+    if isinstance(node, dict) and "shard_images" in node:
+        return instantiate(node)
     raise AssertionError("something was built")
 
 

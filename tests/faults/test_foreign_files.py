@@ -27,10 +27,8 @@ from migm.metrics.reference import Reference
 from migm.metrics.scorers import install
 from migm.reporting.write import write_report
 from migm.runtime.errors import UserError
-from migm.runtime.files import replacing
+from migm.runtime.files import refuse_other_format, replacing, write_tensors
 from migm.runtime.owned import only, own, refuse_filled, refuse_foreign
-from migm.runtime.sealed import refuse_foreign as refuse_foreign_tensors
-from migm.runtime.sealed import write_tensors
 from migm.sampling.gallery import Gallery, Grid
 from migm.sampling.generation import refuse
 from migm.training.checkpoints import CheckpointFiles, Checkpoints
@@ -330,10 +328,10 @@ def test_tensors_of_others_are_not_replaced(tmp_path):
     write_tensors(tensors, theirs, {"format": "pt"})
     text.write_text("mine")
     for path in (ours, tmp_path / "none.safetensors"):
-        refuse_foreign_tensors(path, FORMAT, "output=")
+        refuse_other_format(path, FORMAT, "output=")
     for path in (theirs, text):
         with pytest.raises(UserError, match=naming(f"output={path}", FORMAT)):
-            refuse_foreign_tensors(path, FORMAT, "output=")
+            refuse_other_format(path, FORMAT, "output=")
 
 
 def test_a_training_replaces_no_file_of_others(tmp_path):

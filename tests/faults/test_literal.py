@@ -12,6 +12,7 @@ from test_generate import generate, shared  # noqa: F401 (fixtures)
 from tiny_parts import ROOT
 
 import migm.train
+import migm.training.run
 from migm.human_eval.pairs import _page
 from migm.reporting.html import page
 from migm.reporting.tables import comma_separated, latex, markdown
@@ -84,7 +85,7 @@ def test_generate_says_where_its_images_are(generate, tmp_path, place):  # noqa:
 
 
 def test_a_training_says_where_its_weights_are(tmp_path, capfd):
-    made = migm.train.first_console()
+    made = migm.training.run.first_console()
     made.print(f"shortcut in {tmp_path / '[/tr]'}, time of every part")
     made.rule("[/tr]")
     assert f"shortcut in {tmp_path / '[/tr]'}, time" in capfd.readouterr().out

@@ -10,10 +10,11 @@ import torch
 from offline_runs import offline_runs
 from tiny_parts import collected, tiny
 
+import migm.reporting.trained
 import migm.train
 import migm.training.run
 from migm.config.building import build
-from migm.train import show
+from migm.reporting.trained import show_trained
 from migm.training.module import ShortcutModule
 from migm.training.run import Training
 from migm.training.tracking import going_on
@@ -76,7 +77,7 @@ def test_what_is_trained_further_is_one_run_and_what_starts_anew_another(config,
 
 def test_a_trial_that_was_trained_before_is_measured_in_its_run(config, monkeypatch, tmp_path):
     """Also when a start in between logged elsewhere."""
-    for module in (migm.train, migm.training.run):
+    for module in (migm.training.run, migm.reporting.trained):
         monkeypatch.setattr(module, "in_sweep", lambda: True)
     config.paths["output_dir"] = config.logger["wandb"]["save_dir"] = str(tmp_path)
     config.callbacks["checkpoint"]["dirpath"] = str(tmp_path / config.name / "checkpoints")
@@ -91,7 +92,7 @@ def test_a_trial_that_was_trained_before_is_measured_in_its_run(config, monkeypa
     assert ids(tmp_path) == [first]  # nothing to say yet
     monkeypatch.setattr("migm.reporting.wandb.summarise", lambda records: SimpleNamespace(rows=[]))
     measured: Any = SimpleNamespace(measured=lambda: [{}], preview=tmp_path, metrics=[])
-    show(again, measured, config)
+    show_trained(config, again, measured)
     again.close()
     assert ids(tmp_path) == [first, first]
     assert offline_runs(tmp_path)[1]["config"]["resolved"]["seed"] == config.seed

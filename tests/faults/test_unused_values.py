@@ -16,9 +16,10 @@ from tiny_parts import composed, naming, tiny
 import migm.generate
 import migm.plan
 from migm.config.building import build, load, with_own_points
-from migm.config.points import point, variant
+from migm.config.points import point, points
 from migm.config.roots import EvaluateConfig
 from migm.runtime.errors import UserError
+from migm.sampling.sampler import Sampler
 
 
 @cache
@@ -26,8 +27,14 @@ def tree() -> DictConfig:
     return composed("evaluate", "+experiment=tiny_shortcut", "device=cpu")
 
 
+def of(accelerator: str, num_steps: int, num_full_steps: int) -> DictConfig:
+    """The config with another accelerator, N and B."""
+    steps = [f"sampling.num_steps={num_steps}", f"sampling.num_full_steps={num_full_steps}"]
+    return composed("evaluate", "+experiment=tiny_shortcut", "device=cpu", f"accelerator={accelerator}", *steps)
+
+
 def chosen(accelerator: str) -> Any:
-    return load(variant(tree(), accelerator, 2, 4), EvaluateConfig)
+    return load(of(accelerator, 2, 4), EvaluateConfig)
 
 
 @pytest.mark.parametrize("accelerator", ["vanilla", "taylorseer", "dllm_cache", "ml_cache", "teacache"])
@@ -38,12 +45,17 @@ def test_a_policy_that_has_no_b_is_not_refused_for_it(accelerator):
 @pytest.mark.parametrize("accelerator", ["shortcut", "reuse", "l2p", "recap"])
 def test_a_policy_that_has_a_b_is_refused_before_anything_runs(accelerator):
     config = chosen(accelerator)
-    with pytest.raises(UserError, match=naming("sampling.num_full_steps=4", "sampling.num_steps=2")):
+    refused = naming("sampling.num_full_steps=4", "sampling.num_steps=2")
+    with pytest.raises(UserError, match=refused):
         point(config)
+    cfg = copy.deepcopy(tree())
+    cfg.points = {accelerator: [[2, 4]]}
+    with pytest.raises(UserError, match=refused):
+        points(cfg, load(cfg, EvaluateConfig))
 
 
 def test_a_table_that_does_not_fit_n_is_refused_before_anything_runs():
-    cfg = variant(tree(), "reuse", 6, 2)
+    cfg = of("reuse", 6, 2)
     cfg.accelerator.policy = OmegaConf.create({"_target_": "migm.accelerators.refresh.Table", "steps": [0, 6]})
     with pytest.raises(UserError, match=naming("accelerator.policy.steps=[0, 6] goes beyond the last step 5")):
         point(load(cfg, EvaluateConfig))
@@ -51,7 +63,7 @@ def test_a_table_that_does_not_fit_n_is_refused_before_anything_runs():
 
 def test_trajectories_are_those_of_the_base_whatever_b_is(tmp_path):
     config = tiny(tmp_path, "sampling.num_steps=2", "sampling.num_full_steps=4")
-    build(config.data).attach(build(config.base), build(config.sampling), 0)
+    build(config.data).attach(Sampler(build(config.base), build(config.sampling)), 0)
 
 
 def test_vanilla_images_of_few_steps_need_no_b(call_main, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from test_commands import arguments, refused
-from tiny_parts import ROOT, naming
+from tiny_parts import ROOT, naming, smaller_block
 
 import migm.__main__
 import migm.runtime.extras
@@ -203,6 +203,11 @@ def test_a_wheel_generates_trains_evaluates_and_reports_outside_any_repository(i
     assert "report in outputs" in migm("report", *tiny)
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"tiny_shortcut", "trajectories"}
     refused(run("migm", "pretrain"), "paths.assets", "installed package")
+    (tmp_path / "block.py").write_text(smaller_block())
+    code, out, err = run("python", "block.py")
+    assert code == 0, err
+    assert "| vanilla | 16 | 16 |" in out
+    assert (tmp_path / "grid.png").exists()
     two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=4", "evaluate=false", "name=two"]
     assert "shortcut in outputs" in migm("train", *tiny, "trainer.max_steps=4", *two)
     assert written(installed) == before

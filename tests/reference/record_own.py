@@ -18,7 +18,8 @@ from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Ramp
-from migm.sampling.loop import Sampling, generate_images
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
 from migm.shortcuts.maskgit import MaskGITShortcut
@@ -37,11 +38,9 @@ def run(transformer: MaskTransformer, shortcut: MaskGITShortcut) -> dict[str, Te
     """Tokens, reveal order and features of every step of four images."""
     base = MaskGIT(transformer, ConvVQ(24, 4, 4, 1), random_weights=True, dtype="float32", device="cpu")
     sampling = Sampling(6, 3, Increments("arccos"), GumbelMax(), Confidence(4.5), Ramp(2.8))
-    accelerator = Accelerator(Uniform(3), Shortcut(module=shortcut), "shortcut")
+    sampler = Sampler(base, sampling, Accelerator(Uniform(3), Shortcut(module=shortcut), "shortcut"))
     labels, images, recorder = torch.tensor([1, 5, 0, 9]), torch.arange(4), Recorder(torch.float32)
-    tokens = generate_images(
-        base, labels, images, seed=0, sampling=sampling, accelerator=accelerator, observers=[recorder]
-    )
+    tokens = sampler.tokens(labels, sampler.noise(0, images), [recorder])
     made = recorder.trajectories(images)
     return {"tokens": tokens, "order": made.order, "features": made.features}
 

@@ -7,10 +7,9 @@ import torch
 from test_dimoo_sampling import CLOSE, Recorded, sampling_of
 from tiny_parts import write_tar
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
-from migm.sampling.loop import generate
+from migm.sampling.sampler import Sampler
 from migm.trajectories.dataset import PairDataset, padded_positions
+from migm.trajectories.dimoo_tars import DiMOOTars
 from migm.trajectories.record import Recorder
 from migm.trajectories.replay import stored_features, with_features
 from migm.trajectories.store import Store
@@ -41,7 +40,7 @@ def tars(made, tmp_path_factory):
 def imported(made, tars, base, folder, dtype):
     num_steps = len(made[0][1]["feat.pth"])
     store = Store(folder, {"base": base.fingerprint(), "copies": 2, "num_steps": num_steps})
-    assert list(import_tars(tars, store, base, 1, dtype)) == [1]
+    assert list(import_tars(tars, store, base, 1, dtype, DiMOOTars)) == [1]
     return Store(folder)
 
 
@@ -84,7 +83,7 @@ def test_features_computed_from_tokens_are_the_recorded_ones(made, stores, base)
 def test_our_own_run_of_the_recorded_image_is_its_trajectory(read_vector, stores, base):
     tensors, meta = read_vector("dimoo_sample_vanilla")
     recorder, sampling = Recorder(torch.float32), sampling_of(tensors, meta, "float32", "count")
-    generate(base, ["any"], sampling, Accelerator(Always()), Recorded(tensors), [recorder])
+    Sampler(base, sampling).tokens(["any"], Recorded(tensors), [recorder])
     ours, theirs = recorder.trajectories(torch.tensor([7])).tensors(), stores["features"].open(0)
     for name in ("tokens", "order", "conditions", "images"):
         assert torch.equal(ours[name], theirs[name]), name
@@ -121,7 +120,7 @@ def test_a_pair_is_the_original_expansion(read_vector, made, stores, base):
 
 @pytest.mark.parametrize("kept", ["features", "tokens"])
 def test_an_export_holds_the_original_records(made, stores, base, tmp_path, kept):
-    assert list(export_tars(stores[kept], tmp_path, base)) == [1]
+    assert list(export_tars(stores[kept], tmp_path, base, DiMOOTars)) == [1]
     ((tar, name, halves),) = read_images(tmp_path)
     assert tar.endswith("0_000000.tar")
     for kind, fields, (key, recorded) in zip(KINDS, halves, made, strict=True):

@@ -5,7 +5,7 @@ import torch
 from test_dimoo_sampling import replay
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.predictors.subset import Subset
+from migm.accelerators.predictors.ml_cache import Subset
 from migm.accelerators.refresh import WarmupInterval
 from migm.accelerators.runners import KeyValues
 

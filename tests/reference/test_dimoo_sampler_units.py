@@ -6,12 +6,17 @@ import torch
 from migm.sampling.draw import GumbelMax
 from migm.sampling.noise import SELECT, to_gumbel
 from migm.sampling.schedule import CosineFloor
-from migm.sampling.select import Confidence, split
+from migm.sampling.select import Confidence, revealed
 
 
 @pytest.fixture(scope="module")
 def units(read_vector):
     return read_vector("dimoo_sampler_units")[0]
+
+
+def left(scores, stay, rule):
+    """True at what stays masked, where `stay` of the scores are to."""
+    return ~revealed(scores, scores.shape[1] - stay, rule)
 
 
 class Units:
@@ -38,18 +43,17 @@ def test_what_stays_masked_is_the_recorded_set(units, rule, name, uniforms):
     positions = torch.arange(units["conf"].shape[1])[None]
     select = Confidence(1.0, "constant", "float32", rule)
     scores = select(units["conf"].log(), Units(units, uniforms), 0, 8, positions)
-    left = split(scores, positions, positions.shape[1] - 5, rule)[2]
-    assert torch.equal(left[0], units[f"keep5_{name}"][0].nonzero()[:, 0])
+    assert torch.equal(left(scores, 5, rule)[0], units[f"keep5_{name}"][0])
 
 
 def test_ties_are_broken_by_one_rule_and_revealed_by_the_other(units):
-    confidence, positions = units["tied_conf"], torch.arange(units["tied_conf"].shape[1])[None]
-    by_count = split(confidence, positions, positions.shape[1] - 3, "count")[2]
-    assert by_count.shape[1] == int(units["tied_keep3_topk"].sum()) == 3
-    assert confidence[0, by_count[0]].max() <= confidence[units["tied_keep3_topk"]].max()
-    by_cutoff = split(confidence, positions, positions.shape[1] - 3, "cutoff")[2]
-    assert torch.equal(by_cutoff[0], units["tied_keep3_cutoff"][0].nonzero()[:, 0])
-    assert by_cutoff.shape[1] < 3
+    confidence = units["tied_conf"]
+    by_count = left(confidence, 3, "count")
+    assert int(by_count.sum()) == int(units["tied_keep3_topk"].sum()) == 3
+    assert confidence[by_count].max() <= confidence[units["tied_keep3_topk"]].max()
+    by_cutoff = left(confidence, 3, "cutoff")
+    assert torch.equal(by_cutoff[0], units["tied_keep3_cutoff"][0])
+    assert int(by_cutoff.sum()) < 3
 
 
 def test_counts_equal_every_recorded_table(units):

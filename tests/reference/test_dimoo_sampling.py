@@ -1,8 +1,9 @@
 """Whole runs of the original DiMOO samplers, replayed with their recorded uniforms."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant
-from migm.sampling.loop import Sampling, generate
+from migm.sampling.loop import Sampling
 from migm.sampling.noise import SELECT, to_gumbel
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import CosineFloor
 from migm.sampling.select import Confidence
 
@@ -32,8 +34,11 @@ class Recorded:
         return to_gumbel(uniform, dtype)
 
 
+@dataclass(frozen=True)
 class Watched(GumbelMax):
     """Also keeps the logits and the confidences it gives."""
+
+    seen: dict[int, Any] = field(default_factory=dict, compare=False)
 
     def __call__(self, logits, noise, step, positions):
         tokens, log_prob = super().__call__(logits, noise, step, positions)
@@ -43,7 +48,6 @@ class Watched(GumbelMax):
 
 def sampling_of(tensors, meta, dtype, rule):
     draw = Watched(1.0, dtype, plain_confidence=True)
-    draw.seen = {}
     select = Confidence(1.0, "constant", dtype, rule)
     guidance = Constant(float(meta["cfg_scale"]), on="logits")
     return Sampling(int(meta["timesteps"]), int(meta.get("budget", 1)), CosineFloor(), draw, select, guidance)
@@ -59,7 +63,7 @@ def replay(base, tensors, meta, accelerator, dtype="float32", rule="count"):
     """The records of every step, after comparing logits, confidences and tokens with the recorded ones."""
     sampling, records = sampling_of(tensors, meta, dtype, rule), []
     watch = SimpleNamespace(on_step=records.append)
-    tokens = generate(base, ["any"], sampling, accelerator, Recorded(tensors), [watch])
+    tokens = Sampler(base, sampling, accelerator).tokens(["any"], Recorded(tensors), [watch])
     assert len(records) == int(meta["steps_run"])
     close = CLOSE if dtype == "float32" else {"rtol": 2**-5, "atol": 2**-3}
     for record in records:
@@ -82,12 +86,11 @@ def test_vanilla_runs_are_reproduced_step_by_step(read_vector, recorded_dimoo, n
     replay(base, tensors, meta, Accelerator(Always()), rule=rule)
 
 
+@dataclass(frozen=True)
 class FromRecordedLogits(GumbelMax):
     """Draws from the recorded logits instead of the base's own: what is left is the sampler."""
 
-    def __init__(self, tensors, dtype):
-        super().__init__(1.0, dtype, plain_confidence=True)
-        self.tensors = tensors
+    tensors: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __call__(self, logits, noise, step, positions):
         return super().__call__(self.tensors[f"logits.{step:02d}"], noise, step, positions)
@@ -97,11 +100,9 @@ def test_the_bfloat16_sampler_draws_the_recorded_tokens_from_the_recorded_logits
     """Every device rounds the base's bfloat16 products in its own way, so the run is replayed from its logits."""
     tensors, meta = read_vector("dimoo_sample_vanilla_bf16")
     base = recorded_dimoo("dimoo_sample_vanilla_bf16")
-    sampling = replace(sampling_of(tensors, meta, "bfloat16", "count"), draw=FromRecordedLogits(tensors, "bfloat16"))
-    records = []
-    generate(
-        base, ["any"], sampling, Accelerator(Always()), Recorded(tensors), [SimpleNamespace(on_step=records.append)]
-    )
+    draw = FromRecordedLogits(1.0, "bfloat16", plain_confidence=True, tensors=tensors)
+    sampling, records = replace(sampling_of(tensors, meta, "bfloat16", "count"), draw=draw), []
+    Sampler(base, sampling).tokens(["any"], Recorded(tensors), [SimpleNamespace(on_step=records.append)])
     assert len(records) == int(meta["steps_run"])
     for record in records:
         assert torch.equal(record.tokens, ids_of(base, tensors, meta, record.index))
@@ -112,7 +113,7 @@ def test_bfloat16_logits_are_as_near_to_the_recorded_ones_as_those_are_to_float3
     exact = read_vector("dimoo_sample_vanilla")[0]["logits.00"]
     sampling = sampling_of(tensors, meta, "bfloat16", "count")
     base = recorded_dimoo("dimoo_sample_vanilla_bf16", dtype="bfloat16")
-    generate(base, ["any"], sampling, Accelerator(Always()), Recorded(tensors))
+    Sampler(base, sampling).tokens(["any"], Recorded(tensors))
     logits, recorded = sampling.draw.seen[0][0], tensors["logits.00"].float()
     assert logits.dtype == torch.bfloat16
     assert (logits.float() - recorded).norm() < 1.5 * (recorded - exact).norm()

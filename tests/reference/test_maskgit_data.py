@@ -5,12 +5,11 @@ import torch
 from recorded_noise import Recorded
 from tiny_parts import naming, recorded_transformer, wrap, write_tar
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.runtime.errors import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Ramp
-from migm.sampling.loop import Sampling, generate
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
 from migm.trajectories.dataset import PairDataset, padded_positions
@@ -45,7 +44,9 @@ def header(made):
 @pytest.fixture
 def store(made, tars, tmp_path):
     store = Store(tmp_path / "store", header(made))
-    assert list(import_tars(tars, store, made[2], shard_images=1, dtype=torch.float32)) == [1] * (len(made[1]) // 2)
+    assert list(import_tars(tars, store, made[2], shard_images=1, dtype=torch.float32, make_layout=MaskGITTars)) == [
+        1
+    ] * (len(made[1]) // 2)
     return Store(tmp_path / "store")
 
 
@@ -67,7 +68,7 @@ def test_a_generation_with_the_recorded_draws_is_recorded_as_the_original_record
     n, length, labels = header(made)["num_steps"], base.spec.num_tokens, torch.tensor([int(name[2]) for name in names])
     sampling = Sampling(n, n, Increments("arccos"), GumbelMax(), Confidence(7.0), Ramp(2.8))
     recorder, images = Recorder(torch.float32), torch.arange(len(labels))
-    generate(base, labels, sampling, Accelerator(Always()), Recorded(tensors, "draw/"), [recorder])
+    Sampler(base, sampling).tokens(labels, Recorded(tensors, "draw/"), [recorder])
     found = recorder.trajectories(images)
     for image, (batch, number, label, _) in enumerate(names):
         halves = [f"{batch}_{number}_{label}_{half}/" for half in ("cond", "uncond")]
@@ -105,13 +106,13 @@ def test_mask_ratios_are_the_original_table_of_512_pixels(made):
 
 def test_an_export_holds_the_original_records(made, store, tmp_path):
     tensors, keys, base = made
-    assert list(export_tars(store, tmp_path / "again", base)) == [len(keys) // 2]
+    assert list(export_tars(store, tmp_path / "again", base, MaskGITTars)) == [len(keys) // 2]
     for image, (*_, halves) in enumerate(read_images(tmp_path / "again")):
         for key, fields in zip(keys[2 * image : 2 * image + 2], halves, strict=True):
             for name, value in fields.items():
                 assert torch.equal(value, tensors[f"{key}/{name}"]), (key, name)
     with pytest.raises(UserError, match=naming("export_to", "already; choose an empty folder")):
-        list(export_tars(store, tmp_path / "again", base))
+        list(export_tars(store, tmp_path / "again", base, MaskGITTars))
 
 
 def test_records_have_the_original_names(made, store):
@@ -125,20 +126,24 @@ def test_records_have_the_original_names(made, store):
 
 def test_an_import_goes_on_behind_the_last_shard(made, tars, tmp_path):
     partial = Store(tmp_path / "half", header(made))
-    next(import_tars(tars, partial, made[2], shard_images=1, dtype=torch.bfloat16))
-    assert list(import_tars(tars, Store(tmp_path / "half"), made[2], 1, torch.bfloat16)) == [1]
+    next(import_tars(tars, partial, made[2], shard_images=1, dtype=torch.bfloat16, make_layout=MaskGITTars))
+    assert list(import_tars(tars, Store(tmp_path / "half"), made[2], 1, torch.bfloat16, MaskGITTars)) == [1]
     assert [int(Store(tmp_path / "half").open(i)["images"]) for i in range(2)] == [0, 1]
 
 
 def test_features_of_another_base_are_refused(made, tars, tmp_path, make_base):
     other = make_base(dtype="float32")
     with pytest.raises(UserError, match=naming("000000.tar", "are not those of this base")):
-        list(import_tars(tars, Store(tmp_path / "x", header(made)), other, 1, torch.bfloat16))
+        list(import_tars(tars, Store(tmp_path / "x", header(made)), other, 1, torch.bfloat16, MaskGITTars))
 
 
 def test_another_number_of_steps_is_refused(made, tars, tmp_path):
     with pytest.raises(UserError, match=naming("features are (", "sampling.num_steps ask (9, ")):
-        list(import_tars(tars, Store(tmp_path / "x", {**header(made), "num_steps": 9}), made[2], 1, torch.bfloat16))
+        list(
+            import_tars(
+                tars, Store(tmp_path / "x", {**header(made), "num_steps": 9}), made[2], 1, torch.bfloat16, MaskGITTars
+            )
+        )
 
 
 def drop_half(records):

@@ -14,7 +14,8 @@ from migm.accelerators.refresh import Uniform
 from migm.bases.base import image_rows
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Ramp
-from migm.sampling.loop import Sampling, generate
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import Increments
 from migm.sampling.select import Confidence
 
@@ -62,7 +63,7 @@ def test_a_recorded_run_is_reproduced_step_by_step(case, plan, base, recorded_vq
     assert sampling.schedule.counts(base.spec.num_tokens, sampling.num_steps) == json.loads(meta["counts"])
     records = []
     watch = SimpleNamespace(on_step=records.append)
-    tokens = generate(base, tensors["in.labels"], sampling, accelerator, Recorded(tensors), [watch])
+    tokens = Sampler(base, sampling, accelerator).tokens(tensors["in.labels"], Recorded(tensors), [watch])
     assert [r.index for r in records if r.is_full] == full
     left = torch.ones_like(tokens, dtype=torch.float32)
     for record in records:
@@ -91,6 +92,6 @@ def test_a_replay_depends_on_the_shortcut(read_vector, recorded_base, recorded_s
     wrong = recorded_shortcut("maskgit_shortcut_r1_n2")
     draw, select = GumbelMax(float(meta["sm_temp"])), Confidence(float(meta["r_temp"]))
     sampling = Sampling(6, 2, Increments("arccos"), draw, select, Ramp(float(meta["w"])))
-    accelerator = Accelerator(Uniform(2), Shortcut(module=wrong))
-    tokens = generate(recorded_base, tensors["in.labels"], sampling, accelerator, Recorded(tensors))
+    sampler = Sampler(recorded_base, sampling, Accelerator(Uniform(2), Shortcut(module=wrong)))
+    tokens = sampler.tokens(tensors["in.labels"], Recorded(tensors))
     assert not torch.equal(tokens, tensors["out.code"].flatten(1))

@@ -12,7 +12,7 @@ CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
 def advance(net, features, embeddings, mask_ratio):
     """One call of the network with new tokens given as bare embeddings."""
-    return net(features, Control(embeddings, torch.empty(0)), mask_ratio)
+    return net(features, Control(embeddings, torch.zeros(embeddings.shape[:2], dtype=torch.long)), mask_ratio)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -86,7 +86,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(run, tmp_path, monkey
     assert run("collect")[0] == 0
     steps = ["evaluate=false", "trainer.max_steps=12", "callbacks.checkpoint.every_n_train_steps=4"]
     with monkeypatch.context() as patch:
-        fill_up(patch, 3)  # the config, and two syncs of the first checkpoint
+        fill_up(patch, 2)  # the config, and the first checkpoint
         refused(run("train", *steps))
     folder = tmp_path / "tiny_shortcut"
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {".migm-checkpoints", "resume.ckpt"}
@@ -156,7 +156,7 @@ def test_too_little_memory_is_refused_with_the_key_before_anything_is_written(
     run, tmp_path, monkeypatch, command, storage
 ):
     monkeypatch.setattr(migm.runtime.resources, "available_memory", lambda: 1000)
-    code, err = run(command, f"data.storage={storage}")
+    code, err = run(command, f"data/storage={storage}")
     assert code == 2
     assert err.count("\n") == 1
     assert "of memory" in err

@@ -84,7 +84,7 @@ def test_only_guidance_on_logits_is_rounded_at_every_operation():
     """The published bfloat16 logits are so; the product and the sum of features are rounded once."""
     conditional, unconditional = halves(torch.bfloat16)
     base = SimpleNamespace(head=lambda features, positions: features)
-    branch = Branch(torch.zeros(4, 1), torch.arange(5).expand(4, -1), copies=2)
+    branch = Branch(torch.zeros(4, 1, dtype=torch.long), torch.arange(5).expand(4, -1), copies=2)
     step = ([branch], [torch.cat([conditional, unconditional])], torch.arange(5).expand(2, -1))
     on_logits = guided_logits(base, *step, Constant(4.0, "logits"), 0, 6)
     assert on_logits.dtype == torch.bfloat16

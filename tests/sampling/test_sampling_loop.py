@@ -13,8 +13,7 @@ from migm.bases.base import image_rows
 from migm.runtime.errors import UserError
 from migm.sampling.draw import GumbelMax
 from migm.sampling.guidance import Constant, Ramp
-from migm.sampling.loop import generate, generate_images
-from migm.sampling.noise import KeyedNoise
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import CosineFloor, Increments
 from migm.sampling.select import Confidence, Random
 
@@ -201,11 +200,11 @@ def test_a_cutoff_takes_one_image_at_a_time(run, make_accelerator):
         run(make_accelerator("vanilla"), labels=(3, 7), select=Confidence(4.5, rule="cutoff"))
 
 
-def test_generate_images_keys_the_noise_by_seed_and_image(run, tiny_base, make_sampling, make_accelerator):
+def test_a_sampler_keys_the_noise_by_seed_and_image(run, tiny_base, make_sampling, make_accelerator):
     wanted, _ = run(make_accelerator("vanilla"), images=(6, 2), seed=3)
     labels, images = torch.tensor([3, 7]), torch.tensor([6, 2])
-    rest = {"sampling": make_sampling(), "accelerator": make_accelerator("vanilla")}
-    assert torch.equal(generate_images(tiny_base, labels, images, 3, **rest), wanted)
+    sampler = Sampler(tiny_base, make_sampling(), make_accelerator("vanilla"))
+    assert torch.equal(sampler.tokens(labels, sampler.noise(3, images)), wanted)
 
 
 def test_filling_in_keeps_what_is_given_and_samples_the_rest(tiny_base, make_sampling, make_accelerator):
@@ -214,10 +213,9 @@ def test_filling_in_keeps_what_is_given_and_samples_the_rest(tiny_base, make_sam
     initial[0, 4:9] = MASK
     initial[1, [0, 3, 6, 9, 12]] = MASK
     hidden = initial == MASK
-    noise, steps = KeyedNoise(0, torch.arange(2)), []
+    sampler, steps = Sampler(tiny_base, make_sampling(), make_accelerator("shortcut")), []
     watch = SimpleNamespace(on_step=steps.append)
-    labels = torch.tensor([3, 7])
-    tokens = generate(tiny_base, labels, make_sampling(), make_accelerator("shortcut"), noise, [watch], initial)
+    tokens = sampler.tokens(torch.tensor([3, 7]), sampler.noise(0, torch.arange(2)), [watch], initial)
     assert torch.equal(tokens[~hidden], given[~hidden])
     assert [s.new_positions.shape[1] for s in steps] == [1, 2, 2]  # 1, 2, 3, ... of a whole image, until 5 are done
     assert torch.equal(steps[0].mask_ratio, torch.full((2,), 5 / 16))
@@ -226,8 +224,9 @@ def test_filling_in_keeps_what_is_given_and_samples_the_rest(tiny_base, make_sam
 
 
 def test_filling_in_everything_is_sampling(tiny_base, make_sampling, make_accelerator):
-    rest = (torch.tensor([3]), make_sampling(), make_accelerator("vanilla"), KeyedNoise(0, torch.arange(1)))
-    assert torch.equal(generate(tiny_base, *rest, initial=torch.full((1, 16), MASK)), generate(tiny_base, *rest))
+    sampler = Sampler(tiny_base, make_sampling(), make_accelerator("vanilla"))
+    asked = (torch.tensor([3]), sampler.noise(0, torch.arange(1)))
+    assert torch.equal(sampler.tokens(*asked, initial=torch.full((1, 16), MASK)), sampler.tokens(*asked))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +239,7 @@ def test_filling_in_everything_is_sampling(tiny_base, make_sampling, make_accele
     ],
 )
 def test_what_cannot_be_filled_in_is_refused(tiny_base, make_sampling, make_accelerator, initial, words):
-    labels, noise = torch.zeros(len(initial), dtype=torch.long), KeyedNoise(0, torch.arange(len(initial)))
+    sampler = Sampler(tiny_base, make_sampling(), make_accelerator("vanilla"))
+    labels, noise = torch.zeros(len(initial), dtype=torch.long), sampler.noise(0, torch.arange(len(initial)))
     with pytest.raises(ValueError, match=re.escape(words)):
-        generate(tiny_base, labels, make_sampling(), make_accelerator("vanilla"), noise, initial=initial)
+        sampler.tokens(labels, noise, initial=initial)

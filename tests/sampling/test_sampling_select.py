@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from migm.runtime.errors import UserError
+from migm.sampling.loop import mask_ratio
 from migm.sampling.noise import SELECT, KeyedNoise
-from migm.sampling.select import Confidence, Random, mask_ratio, split
+from migm.sampling.select import Confidence, Random, revealed, split
+
+
+def kept(scores, positions, count, rule="count"):
+    """What a step reveals of the scored positions: indices, positions, and the positions left."""
+    chosen = revealed(scores, count, rule)
+    return split(chosen, positions, int(chosen[0].sum()))
 
 
 @pytest.fixture
@@ -26,9 +33,9 @@ def test_the_temperature_falls_linearly_to_zero_at_the_last_step(scored, step, l
 
 def test_the_last_step_keeps_the_most_probable_tokens(scored):
     log_prob, noise, positions = scored
-    chosen, _, _ = split(Confidence(7.0)(log_prob, noise, 5, 6, positions), positions, 4)
+    chosen, _, _ = kept(Confidence(7.0)(log_prob, noise, 5, 6, positions), positions, 4)
     assert torch.equal(chosen, log_prob.topk(4, dim=1).indices.sort(1).values)
-    early, _, _ = split(Confidence(7.0)(log_prob, noise, 0, 6, positions), positions, 4)
+    early, _, _ = kept(Confidence(7.0)(log_prob, noise, 0, 6, positions), positions, 4)
     assert not torch.equal(early, chosen)
 
 
@@ -67,7 +74,7 @@ def test_random_selection_ignores_the_model(scored):
 @pytest.mark.parametrize("count", [0, 1, 4, 10])
 def test_split_is_a_sorted_partition_by_score(scored, count):
     scores, _, positions = scored
-    chosen, taken, left = split(scores, positions, count)
+    chosen, taken, left = kept(scores, positions, count)
     assert chosen.shape == taken.shape == (3, count)
     assert left.shape == (3, 10 - count)
     assert torch.equal(taken, positions.gather(1, chosen))
@@ -88,7 +95,7 @@ def test_a_cutoff_keeps_masked_what_lies_strictly_below_the_first_score_to_revea
     ranked = sorted(scores[0].tolist())
     cut = ranked[min(10 - count, 9)]  # the original's index; something is revealed even where nothing was planned
     below = [i for i in range(10) if scores[0, i] < cut]
-    chosen, taken, left = split(scores, positions, count, "cutoff")
+    chosen, taken, left = kept(scores, positions, count, "cutoff")
     assert left.tolist() == [[3 * i for i in below]]
     assert chosen.tolist() == [[i for i in range(10) if i not in below]]
     assert torch.equal(taken, positions.gather(1, chosen))
@@ -97,15 +104,25 @@ def test_a_cutoff_keeps_masked_what_lies_strictly_below_the_first_score_to_revea
 
 @pytest.mark.parametrize("count", [0, 3, 10])
 def test_of_equal_scores_a_count_takes_as_many_as_planned(count):
-    chosen, _, left = split(torch.zeros(2, 10), torch.arange(10).expand(2, -1), count)
+    chosen, _, left = kept(torch.zeros(2, 10), torch.arange(10).expand(2, -1), count)
     assert (chosen.shape, left.shape) == ((2, count), (2, 10 - count))
 
 
 def test_a_cutoff_refuses_several_images():
     with pytest.raises(UserError, match=r"sampling\.select\.rule=cutoff.*one image"):
-        split(torch.zeros(2, 10), torch.arange(10).expand(2, -1), 3, "cutoff")
+        kept(torch.zeros(2, 10), torch.arange(10).expand(2, -1), 3, "cutoff")
 
 
 def test_mask_ratio_is_the_share_still_masked():
-    assert mask_ratio(torch.zeros(2, 12), 16).tolist() == [0.75, 0.75]
-    assert mask_ratio(torch.zeros(2, 12), 16).dtype == torch.float32
+    assert mask_ratio(torch.zeros(2, 12, dtype=torch.long), 16).tolist() == [0.75, 0.75]
+    assert mask_ratio(torch.zeros(2, 12, dtype=torch.long), 16).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [[0, 3, 6], [6, 1, 0]])
+def test_rows_may_have_counts_of_their_own_among_what_is_allowed(scored, rows):
+    scores, count = scored[0], torch.tensor(rows)
+    allowed = torch.rand(3, 10, generator=torch.Generator().manual_seed(1)) < 0.6
+    found = revealed(scores, count, "count", allowed)
+    for row, wanted in enumerate(count.tolist()):
+        ranked = sorted(allowed[row].nonzero()[:, 0].tolist(), key=lambda i: -float(scores[row, i]))
+        assert sorted(ranked[:wanted]) == found[row].nonzero()[:, 0].tolist()

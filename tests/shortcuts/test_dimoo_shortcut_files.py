@@ -1,5 +1,8 @@
 """Files of DiMOO shortcuts: class and sizes come back, from ours and from published ones."""
 
+import json
+import sys
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -74,9 +77,32 @@ def test_a_file_that_does_not_tell_its_class_is_maskgits(tmp_path):
     save_shortcut(MaskGITShortcut(48, num_heads=4), "base01", path)
     rewrite(kind="")
     assert isinstance(load_shortcut(path, "base01", KEY)[0], MaskGITShortcut)
-    rewrite(kind="Elsewhere")
-    with pytest.raises(UserError, match=naming(f"{KEY}={path}", "Elsewhere", "MaskGITShortcut, DiMOOShortcut")):
+    rewrite(kind="MaskGITShortcut")
+    assert isinstance(load_shortcut(path, "base01", KEY)[0], MaskGITShortcut)
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    rewrite(config=json.dumps({**config, "unknown": 1}))
+    with pytest.raises(UserError, match=naming(f"{KEY}={path}", "MaskGITShortcut of another version", "unknown")):
         load_shortcut(path, "base01", KEY)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["Elsewhere", "os.system", "torch.nn.Linear", "migm.shortcuts.parts.TimeEmbedder", "not_imported.Network", "", "."],
+)
+def test_a_file_that_names_another_class_is_refused_and_nothing_is_imported(tmp_path, monkeypatch, kind):
+    (tmp_path / "not_imported.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "shortcut.safetensors"
+    save_shortcut(MaskGITShortcut(48, num_heads=4), "base01", path)
+    with safe_open(path, "pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "hash"}
+    save_file(load_file(path), path, {**metadata, "kind": kind})
+    with pytest.raises(UserError, match=naming(f"{KEY}={path} holds a {kind}", "shortcut=")) as caught:
+        load_shortcut(path, "base01", KEY)
+    assert "\n" not in str(caught.value)
+    assert "MaskGITShortcut" in str(caught.value)
+    assert "not_imported" not in sys.modules
 
 
 @pytest.mark.parametrize("published", [True, False])

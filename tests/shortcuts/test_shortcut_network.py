@@ -10,7 +10,7 @@ from migm.shortcuts.maskgit import MaskGITShortcut
 
 def advance(net, features, embeddings, mask_ratio, mask=None):
     """One call of the network with new tokens given as bare embeddings."""
-    return net(features, Control(embeddings, torch.empty(0), mask), mask_ratio)
+    return net(features, Control(embeddings, torch.zeros(embeddings.shape[:2], dtype=torch.long), mask), mask_ratio)
 
 
 def published_shapes():

@@ -15,7 +15,7 @@ from migm.config.building import build
 from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import load_shortcut
 from migm.training.module import ShortcutModule
-from migm.training.run import Training
+from migm.training.run import Training, check_resume, training_config
 
 STEPS = 24  # of 10 batches an epoch: two whole epochs and a part
 
@@ -92,8 +92,37 @@ def test_a_resumed_training_equals_an_uninterrupted_one(stored, whole, tmp_path,
             run(stored, tmp_path, every, f"data.num_workers={workers}")
     assert checkpoint(tmp_path / "tiny_shortcut")["global_step"] == saved
     resumed = run(stored, tmp_path, every, f"data.num_workers={workers}")
-    assert same_tensors(resumed / "shortcut.safetensors", whole / "shortcut.safetensors")
-    a, b = checkpoint(resumed), checkpoint(whole)
+    check_equal(resumed, whole)
+
+
+def test_killed_after_its_last_checkpoint_and_resumed_it_ends_as_if_never_killed(stored, whole, tmp_path, monkeypatch):
+    def dying(self):
+        if self.global_step == STEPS:
+            raise Killed
+
+    every = f"callbacks.checkpoint.every_n_train_steps={STEPS}"
+    with monkeypatch.context() as patch:
+        patch.setattr(ShortcutModule, "on_train_epoch_end", dying)
+        with pytest.raises(Killed):
+            run(stored, tmp_path, every)
+    assert checkpoint(tmp_path / "tiny_shortcut")["global_step"] == STEPS
+    check_equal(run(stored, tmp_path, every), whole)
+
+
+def test_ended_by_another_key_and_resumed_without_it_equals_an_uninterrupted_one(stored, whole, tmp_path):
+    every = "callbacks.checkpoint.every_n_train_steps=100"
+    ended = run(stored, tmp_path, every, "+trainer.max_epochs=1")
+    assert checkpoint(ended)["global_step"] == 10
+    averaged = (ended / "shortcut.safetensors").read_bytes()
+    run(stored, tmp_path, every, "+trainer.max_epochs=1")  # no step is left by that key
+    assert (ended / "shortcut.safetensors").read_bytes() == averaged
+    check_equal(run(stored, tmp_path, every), whole)
+
+
+def check_equal(run: Path, wanted: Path) -> None:
+    """Two trainings ended with the same weights and the same state to go on from."""
+    assert same_tensors(run / "shortcut.safetensors", wanted / "shortcut.safetensors")
+    a, b = checkpoint(run), checkpoint(wanted)
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
         first, second = dict(leaves(a[part])), dict(leaves(b[part]))
         assert first.keys() == second.keys()
@@ -154,8 +183,33 @@ def test_the_averaged_weights_are_the_ones_that_are_kept(whole):
 def test_a_checkpoint_tells_its_config_and_base(stored, whole, tmp_path):
     config, told = config_for(stored, tmp_path), checkpoint(whole)["hyper_parameters"]
     assert told["base"] == build(config.base).fingerprint()
-    assert told["config"]["shortcut"] == config.shortcut
+    assert told["config"]["shortcut"] == {**config.shortcut, "_target_": "MaskGITShortcut"}
     assert told["config"]["max_steps"] == STEPS
+
+
+def test_a_checkpoint_of_a_version_that_kept_import_paths_goes_on_and_another_class_does_not(stored, whole, tmp_path):
+    config = config_for(stored, tmp_path)
+    saved, base = checkpoint(whole), build(config.base).fingerprint()
+    known = saved["hyper_parameters"]["config"]
+    known["shortcut"] = {**known["shortcut"], "_target_": "migm.elsewhere.MaskGITShortcut"}
+    torch.save(saved, tmp_path / "earlier.ckpt")
+    assert check_resume(tmp_path / "earlier.ckpt", training_config(config), base)["global_step"] == STEPS
+    now = known["data"]
+    assert now["storage"] == {"_target_": "Features", "name": "features", "dtype": "bfloat16"}
+    values = {"storage": "features", "dtype": "bfloat16", "reuse": 1, "cache": "x", "cache_bytes": 10}
+    known["data"] = {**now, **values}  # as before storages were components
+    torch.save(saved, tmp_path / "values.ckpt")
+    assert check_resume(tmp_path / "values.ckpt", training_config(config), base)["global_step"] == STEPS
+    for changes in ({"dtype": "int8"}, {"storage": "tokens"}, {"storage": "elsewhere"}):
+        known["data"] = {**now, **values, **changes}
+        torch.save(saved, tmp_path / "values.ckpt")
+        with pytest.raises(UserError, match=naming("values.ckpt", "another data;", "choose another name= or delete")):
+            check_resume(tmp_path / "values.ckpt", training_config(config), base)
+    known["data"] = now
+    known["shortcut"]["_target_"] = "migm.shortcuts.maskgit.Another"
+    torch.save(saved, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=naming("other.ckpt", "shortcut")):
+        check_resume(tmp_path / "other.ckpt", training_config(config), base)
 
 
 @pytest.mark.parametrize(

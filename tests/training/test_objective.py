@@ -7,6 +7,7 @@ from torch.nn.functional import cosine_similarity, kl_div
 
 from migm.bases.base import image_rows
 from migm.config.building import build
+from migm.sampling.sampler import Sampler
 from migm.shortcuts.losses import masked_cosine, masked_kl, masked_mse
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training.objective import FeatureLoss
@@ -20,8 +21,8 @@ from migm.trajectories.dataset import PairDataset
 def tiny_run(tmp_path_factory):
     """The tiny base and its pairs."""
     config = tiny(tmp_path_factory.mktemp("objective"))
-    base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    return base, PairDataset(collect(base, sampling, data, config.seed, {}))
+    sampler = Sampler(build(config.base), build(config.sampling))
+    return sampler.base, PairDataset(collect(sampler, build(config.data), config.seed))
 
 
 def test_masked_mse_is_the_mean_over_masked_rows_and_channels():

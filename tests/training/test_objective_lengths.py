@@ -7,6 +7,7 @@ from torch.nn.functional import cosine_similarity
 
 from migm.bases.base import image_rows
 from migm.config.building import build
+from migm.sampling.sampler import Sampler
 from migm.shortcuts.losses import masked_kl
 from migm.shortcuts.maskgit import MaskGITShortcut
 from migm.training.objective import FeatureLoss
@@ -23,7 +24,8 @@ def both(tmp_path_factory):
 
     def made(base, name, *overrides):
         config = tiny(tmp_path_factory.mktemp(name), *overrides)
-        return base, PairDataset(collect(base, build(config.sampling), build(config.data), config.seed, {}))
+        sampler = Sampler(base, build(config.sampling))
+        return base, PairDataset(collect(sampler, build(config.data), config.seed))
 
     base = build(tiny(tmp_path_factory.mktemp("base")).base)
     return made(base, "together"), made(Apart(base), "apart", "data.shard_images=2")
@@ -104,7 +106,7 @@ def test_a_rollout_goes_on_alike_wherever_the_image_lies(both, make_sampling):
 def test_steps_that_reveal_nothing_train_too(tmp_path):
     config = tiny(tmp_path, "sampling.num_steps=16", "sampling/schedule=cosine_floor")
     base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    pairs = PairDataset(collect(base, sampling, data, config.seed, {}))
+    pairs = PairDataset(collect(Sampler(base, sampling), data, config.seed))
     nothing = [s for s, count in enumerate(sampling.schedule.counts(16, 16)) if not count]
     torch.manual_seed(0)
     shortcut = MaskGITShortcut(48, num_heads=2)

@@ -1,8 +1,10 @@
 """collect(): a trajectory depends on (seed, image) alone, and a kill costs at most one shard."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +12,12 @@ from tiny_parts import collected, contents, naming, same_tensors, tiny
 
 import migm.bases.inputs
 import migm.trajectories.collect
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.config.building import build
 from migm.config.roots import CollectConfig
 from migm.runtime.errors import UserError
-from migm.sampling.loop import generate_images
-from migm.trajectories.store import Store, estimate_bytes
+from migm.sampling.sampler import Sampler
+from migm.trajectories.estimate import TrainingWork
+from migm.trajectories.store import Store
 
 
 def config_for(output: Path, *overrides: str) -> CollectConfig:
@@ -31,16 +32,15 @@ def whole(tmp_path_factory) -> Store:
 
 def test_a_trajectory_holds_what_the_sampler_did(whole, tmp_path):
     config, data = config_for(tmp_path), contents(whole)
-    base, sampling = build(config.base), build(config.sampling)
+    sampler = Sampler(build(config.base), build(config.sampling))
     assert data["features"].shape == (12, 2, 6, 17, 48)
     assert data["conditions"].tolist() == [[[i % 10], [10]] for i in range(12)]  # 10: no class
     assert data["images"].tolist() == list(range(12))
-    vanilla = Accelerator(Always())
     label, image = data["conditions"][7:8, 0, 0].long(), data["images"][7:8]
-    alone = generate_images(base, label, image, config.seed, sampling=sampling, accelerator=vanilla)
+    alone = sampler.tokens(label, sampler.noise(config.seed, image))
     assert torch.equal(data["tokens"][7:8].long(), alone)
     counts = [(data["order"] == s).sum(1).tolist() for s in range(6)]
-    assert counts == [[n] * 12 for n in sampling.schedule.counts(16, 6)]
+    assert counts == [[n] * 12 for n in sampler.sampling.schedule.counts(16, 6)]
 
 
 @pytest.mark.parametrize(("batch", "shard"), [(1, 5), (12, 12), (2, 3), (7, 4)])
@@ -61,10 +61,8 @@ def test_growing_a_store_keeps_its_beginning(whole, tmp_path):
 def test_another_seed_gives_other_trajectories(whole, tmp_path):
     # The seed also makes the tiny base, so the base of seed 0 samples with seed 1 here.
     config = config_for(tmp_path)
-    base, sampling, data = build(config.base), build(config.sampling), build(config.data)
-    other = migm.trajectories.collect.collect(
-        base, sampling, data, 1, migm.trajectories.collect.trajectory_sampling(config.sampling)
-    )
+    sampler = Sampler(build(config.base), build(config.sampling))
+    other = migm.trajectories.collect.collect(sampler, build(config.data), 1)
     assert other.header["base"] == whole.header["base"]
     assert not torch.equal(contents(other)["tokens"], contents(whole)["tokens"])
 
@@ -75,13 +73,15 @@ def test_the_header_describes_the_run(whole, tmp_path):
     assert (header["base"], header["seed"], header["num_steps"]) == (build(config.base).fingerprint(), 0, 6)
     assert (header["copies"], header["dtype"], header["storage"]) == (2, "bfloat16", "features")
     assert header["inputs"] == "10 classes"
+    assert header["sampling"] == build(config.sampling).identity
     assert "num_full_steps" not in header["sampling"]
 
 
 def test_the_announced_size_is_that_of_the_features(whole):
     copies, n, rows, channels = contents(whole)["features"].shape[1:]
     size = sum(whole.open(i)["features"].nbytes for i in range(len(whole.shards)))
-    assert estimate_bytes(len(whole), copies, n, rows, channels, torch.bfloat16) == size
+    work = TrainingWork(len(whole), n, copies, rows, channels, 0, 0, 0, 0, 0.0)
+    assert work.feature_bytes(len(whole), torch.bfloat16) == size
 
 
 def _copy(whole: Store, output: Path) -> Path:
@@ -130,9 +130,9 @@ def test_after_a_kill_only_what_is_missing_is_collected_again(whole, tmp_path, m
     recorded = []
     original = migm.trajectories.collect.record
 
-    def spy(base, sampling, vanilla, images, *rest):
+    def spy(sampler, images, *rest):
         recorded.extend(images.tolist())
-        return original(base, sampling, vanilla, images, *rest)
+        return original(sampler, images, *rest)
 
     monkeypatch.setattr(migm.trajectories.collect, "record", spy)
     again = collected(config_for(tmp_path))
@@ -145,6 +145,34 @@ def test_after_a_kill_only_what_is_missing_is_collected_again(whole, tmp_path, m
     # Tensors, not bytes: safetensors writes its metadata in random order.
     for shard in whole.shards:
         assert same_tensors(folder / shard["file"], whole.folder / shard["file"])
+
+
+def _as_of_version_0_1(folder: Path, sampling: dict[str, Any]) -> None:
+    """Describe a store's sampling as earlier versions did: by its config."""
+    manifest = folder / "manifest.jsonl"
+    first, *lines = manifest.read_text().splitlines(keepends=True)
+    known = {key: value for key, value in sampling.items() if key != "num_full_steps"}
+    manifest.write_text(json.dumps({**json.loads(first), "sampling": known}) + "\n" + "".join(lines))
+
+
+def test_a_store_of_an_earlier_version_goes_on(whole, tmp_path):
+    folder, config = _copy(whole, tmp_path), config_for(tmp_path)
+    (folder / whole.shards[-1]["file"]).unlink()
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+    _as_of_version_0_1(folder, config.sampling)
+    again = collected(config)
+    assert len(again) == 12
+    for name, tensor in contents(whole).items():
+        assert torch.equal(contents(again)[name], tensor), name
+
+
+def test_a_store_of_an_earlier_version_and_another_sampling_is_refused(whole, tmp_path):
+    other = "sampling.select.temperature=3"
+    _as_of_version_0_1(_copy(whole, tmp_path), config_for(tmp_path, other).sampling)
+    with pytest.raises(UserError, match=naming("data.folder", "sampling=", "temperature=3")):
+        collected(config_for(tmp_path))
+    assert len(collected(config_for(tmp_path, other))) == 12
 
 
 def test_a_complete_store_is_left_alone(whole, tmp_path):

@@ -9,18 +9,17 @@ import torch
 from tiny_parts import naming, same_tensors, tiny
 
 import migm.collect
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.bases.inputs import Classes
 from migm.config.building import build
 from migm.runtime.errors import UserError
 from migm.runtime.resources import readable
+from migm.sampling.sampler import Sampler
 from migm.training.module import ShortcutModule
 from migm.training.run import Training
 from migm.trajectories.collect import announce_online
 from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.dataset import Pairs
-from migm.trajectories.online import OnlineLoader
+from migm.trajectories.online import Online, OnlineLoader
 from migm.trajectories.record import record
 
 SHARD = 2 * 2 * 6 * 17 * 48 * 2  # bytes of two images: halves, steps, rows, channels, bfloat16
@@ -93,8 +92,8 @@ def test_an_online_loader_resumes_exactly_and_makes_its_shard_again(reuse, taken
 
 def data_for(base, sampling, rank: int = 0, world: int = 1, **changes: Any) -> TrajectoryData:
     parts = {"num_images": 9, "num_val_images": 3, "batch_size": 4, "shard_images": 2, "collect_batch_size": 2}
-    data = TrajectoryData("nowhere", Classes(10), storage="online", **{**parts, **changes})
-    data.attach(base, sampling, 0)
+    data = TrajectoryData("nowhere", Classes(10), storage=Online(), **{**parts, **changes})
+    data.attach(Sampler(base, sampling), 0)
     data._rank = lambda: (rank, world)  # type: ignore[method-assign]
     data.setup()
     return data
@@ -118,7 +117,7 @@ def test_every_process_and_shard_has_images_of_its_own_of_the_training_inputs(ti
 def test_the_validating_images_are_those_of_a_store(tiny_base, make_sampling):
     data = data_for(tiny_base, make_sampling())
     assert data.val is not None
-    stored = record(tiny_base, make_sampling(), Accelerator(Always()), torch.arange(9), 0, Classes(10), 9, None)
+    stored = record(Sampler(tiny_base, make_sampling()), torch.arange(9), 0, Classes(10), 9, None)
     tensors = data.val.store.open(0)
     for name in ("tokens", "order", "conditions", "images"):
         assert torch.equal(tensors[name], stored.tensors()[name][6:]), name
@@ -129,8 +128,8 @@ def test_the_validating_images_are_those_of_a_store(tiny_base, make_sampling):
 
 
 def test_workers_are_refused_where_the_base_runs():
-    with pytest.raises(UserError, match=naming("data.num_workers=2", "data.storage=online")):
-        TrajectoryData("nowhere", Classes(10), 9, 3, 4, storage="online", num_workers=2)
+    with pytest.raises(UserError, match=naming("data.num_workers=2", "data/storage=online")):
+        TrajectoryData("nowhere", Classes(10), 9, 3, 4, storage=Online(), num_workers=2)
 
 
 def test_a_shard_that_fills_no_batch_is_refused(tiny_base, make_sampling):
@@ -142,14 +141,14 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-ONLINE = ["data.storage=online", "data.shard_images=2"]
+ONLINE = ["data/storage=online", "data.shard_images=2"]
 
 
 def train(output: Path, *overrides: str) -> float:
     """One training as `migm.train` does it, of 12 steps; returns the validation error."""
     config = tiny(output, "trainer.max_steps=12", "lr_schedule.warmup_steps=2", *overrides)
     base, data = build(config.base), build(config.data)
-    data.attach(base, build(config.sampling), config.seed)
+    data.attach(Sampler(base, build(config.sampling)), config.seed)
     return Training(config, base).run(data)
 
 
@@ -208,7 +207,7 @@ def call(call_main, tmp_path) -> Callable[..., tuple[int, str, str]]:
 
 
 def test_online_there_is_nothing_to_collect_and_the_command_says_so(call, tmp_path):
-    code, out, err = call("data.storage=online")
+    code, out, err = call("data/storage=online")
     assert code == 0, err
     assert "nothing to collect; 5 images at a time" in out
     assert readable(SHARD // 2 * 5) in out
@@ -217,14 +216,14 @@ def test_online_there_is_nothing_to_collect_and_the_command_says_so(call, tmp_pa
 
 @pytest.mark.parametrize("key", ["import_from", "export_to"])
 def test_online_there_is_no_store_for_tars(call, tmp_path, key):
-    code, _, err = call("data.storage=online", f"{key}={tmp_path}")
+    code, _, err = call("data/storage=online", f"{key}={tmp_path}")
     assert code == 2
     assert err.count("\n") == 1
-    assert "data.storage=online" in err
+    assert "data/storage=online" in err
 
 
 def test_the_announcement_counts_the_steps_of_a_shard(tiny_base, make_sampling, capsys):
-    announce_online(tiny_base, make_sampling(), data_for(tiny_base, make_sampling()), 100)
+    announce_online(Sampler(tiny_base, make_sampling()), data_for(tiny_base, make_sampling()), 100)
     said = " ".join(capsys.readouterr().out.split())
     assert f"{readable(SHARD)} of memory and about 0:00:0" in said
     assert said.count("recommended") == 1

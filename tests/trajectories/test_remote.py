@@ -24,6 +24,7 @@ from migm.trajectories.datamodule import TrajectoryData
 from migm.trajectories.dataset import PairDataset, Pairs
 from migm.trajectories.loader import StatefulLoader
 from migm.trajectories.remote import Place, Remote, publish
+from migm.trajectories.source import Url
 from migm.trajectories.store import Store
 
 HEADER = {"base": "x", "storage": "features", "copies": 2, "num_steps": 4, "seed": 0}
@@ -86,9 +87,10 @@ def cached(folder: Path, pattern: str = "*.safetensors") -> set[str]:
 def used(cache: Path) -> int:
     """Bytes of a folder's files, of which workers may remove some at the same time."""
     size = 0
-    for path in cache.iterdir():
-        with suppress(FileNotFoundError):
-            size += path.stat().st_size
+    for folder, _, names in os.walk(cache):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(folder, name)).st_size
     return size
 
 
@@ -298,8 +300,8 @@ def test_a_store_that_changed_is_not_read_from_old_copies(local, remote, tmp_pat
 
 
 def data_at(folder: str, tmp_path: Path, **changes: Any) -> TrajectoryData:
-    chosen = {"num_images": 16, "num_val_images": 2, "batch_size": 4, "cache": tmp_path / "cache", **changes}
-    return TrajectoryData(folder, Classes(10), **chosen)
+    source = Url(tmp_path / "cache", **changes)
+    return TrajectoryData(folder, Classes(10), num_images=16, num_val_images=2, batch_size=4, source=source)
 
 
 def test_a_cache_that_cannot_hold_what_is_read_together_is_refused(url, local, tmp_path, monkeypatch):
@@ -373,11 +375,18 @@ def test_a_training_from_s3_is_that_from_disk(tmp_path, call_main):
     assert code == 0, err
     assert f"12 trajectories in {address}" in " ".join(out.split())
     steps = ["trainer.max_steps=12", "lr_schedule.warmup_steps=2", "evaluate=false", "trainer.precision=32-true"]
-    for name, more in {"disk": [], "s3": [f"data.folder={address}"]}.items():
+    for name, more in {"disk": [], "s3": ["data/source=url", f"data.folder={address}"]}.items():
         code, _, err = call_main(train.main, *shared, *steps, f"name={name}", *more)
         assert code == 0, err
     assert same_tensors(*(tmp_path / name / "shortcut.safetensors" for name in ("disk", "s3")))
     assert len(cached(tmp_path)) == 3
-    code, _, err = call_main(train.main, *shared, *steps, "name=more", f"data.folder={address}", "data.num_images=13")
+    more = ["name=more", f"data.folder={address}", "data.num_images=13"]
+    code, _, err = call_main(train.main, *shared, *steps, "data/source=url", *more)
     assert code == 2
     assert f"data.folder={address} holds 12 of data.num_images=13" in err
+    for folder, words in {address: "data/source=url", f"{tmp_path}/x": "no URL"}.items():
+        source = [] if folder == address else ["data/source=url"]
+        code, _, err = call_main(train.main, *shared, *steps, "name=other", f"data.folder={folder}", *source)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"data.folder={folder}" in err
+        assert words in err

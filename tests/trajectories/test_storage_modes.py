@@ -10,17 +10,18 @@ from safetensors.torch import load_file
 from tiny_parts import collected, contents, naming, text_base, tiny
 
 import migm.collect
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.config.building import build
 from migm.config.roots import CollectConfig
 from migm.runtime.errors import UserError
 from migm.runtime.resources import readable
+from migm.sampling.sampler import Sampler
 from migm.training.run import Training
 from migm.trajectories.dataset import InMemory, PairDataset
+from migm.trajectories.estimate import TrainingWork
 from migm.trajectories.record import packed, record, unpacked
 from migm.trajectories.replay import with_features
-from migm.trajectories.store import Store, estimate_bytes, estimate_token_bytes
+from migm.trajectories.storage import Features
+from migm.trajectories.store import Store
 
 PROMPTS = ["a red truck", "a photo of a small blue bird on a branch", "sky"]
 
@@ -55,8 +56,8 @@ def prompts(images: torch.Tensor) -> list[str]:
 def test_features_computed_from_tokens_are_those_of_the_sampling(kind, make_base, make_sampling):
     base = make_base(dtype="float32") if kind == "classes" else text_base(dtype="float32", one_pass="one pass" in kind)
     watched, inputs = Ratios(base), labels if kind == "classes" else prompts
-    chosen = (make_sampling(), Accelerator(Always()), torch.arange(5), 0, inputs, 2)
-    kept, tokens = (record(watched, *chosen, dtype) for dtype in (torch.float32, None))
+    chosen = (Sampler(watched, make_sampling()), torch.arange(5), 0, inputs, 2)
+    kept, tokens = (record(*chosen, dtype) for dtype in (torch.float32, None))
     assert tokens.features.numel() == 0
     of_the_loop = {float(ratio) for asked in watched.asked for ratio in asked}
     watched.asked = []
@@ -76,7 +77,7 @@ def test_features_computed_from_tokens_are_those_of_the_sampling(kind, make_base
 
 def test_neither_gradients_nor_the_training_precision_reach_the_base(make_base, make_sampling):
     base = make_base(dtype="float32")
-    made = record(base, make_sampling(), Accelerator(Always()), torch.arange(2), 0, labels, 2, None)
+    made = record(Sampler(base, make_sampling()), torch.arange(2), 0, labels, 2, None)
     batch = PairDataset(InMemory(made)).__getitems__([0, 7])
     base.transformer.requires_grad_(True)
     plain = with_features(batch, base)
@@ -86,7 +87,7 @@ def test_neither_gradients_nor_the_training_precision_reach_the_base(make_base, 
 
 
 def test_pairs_that_hold_features_stay_as_they_are(make_base, make_sampling):
-    made = record(make_base(), make_sampling(), Accelerator(Always()), torch.arange(2), 0, labels, 2, torch.float64)
+    made = record(Sampler(make_base(), make_sampling()), torch.arange(2), 0, labels, 2, torch.float64)
     batch = PairDataset(InMemory(made)).__getitems__([0, 7])
     assert with_features(batch, None) is batch  # type: ignore[arg-type]
 
@@ -94,7 +95,7 @@ def test_pairs_that_hold_features_stay_as_they_are(make_base, make_sampling):
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory) -> dict[str, tuple[Path, Store]]:
     """The tiny experiment's twelve images in each form a store can have."""
-    overrides = {"features": [], "tokens": ["data.storage=tokens"], "int8": ["data.dtype=int8"]}
+    overrides = {"features": [], "tokens": ["data/storage=tokens"], "int8": ["data.storage.dtype=int8"]}
     folders = {name: tmp_path_factory.mktemp(name) for name in overrides}
     return {name: (folders[name], collected(config_for(folders[name], *more))) for name, more in overrides.items()}
 
@@ -107,16 +108,14 @@ def test_a_store_of_tokens_holds_all_but_the_features(stores):
     header = stores["tokens"][1].header
     assert header["storage"] == "tokens"
     assert "dtype" not in header
-    b, copies, condition = tokens["conditions"].shape
-    size = sum(tensor.nbytes for tensor in tokens.values())
-    assert estimate_token_bytes(b, copies, tokens["tokens"].shape[1], condition) == size
 
 
 def test_features_in_8_bits_are_near(stores):
     exact, rough = (contents(stores[name][1])["features"] for name in ("features", "int8"))
     assert (rough.dtype, stores["int8"][1].header["dtype"]) == (torch.int8, "int8")
     assert rough.shape == (*exact.shape[:-1], exact.shape[-1] + 4)
-    assert estimate_bytes(*exact.shape, torch.int8) == rough.nbytes
+    work = TrainingWork(12, 6, 2, 17, 48, 16, 1, 5, 0, 1.0)
+    assert Features("int8").costs(work).disk == rough.nbytes
     near = exact.float().abs().amax(-1, keepdim=True) * (0.5 / 127 + 2**-8)
     assert ((unpacked(rough).float() - exact.float()).abs() <= near).all()
     a, b = (PairDataset(stores[name][1]).__getitems__([0, 33, 119]) for name in ("features", "int8"))
@@ -133,9 +132,9 @@ def test_a_row_of_zeros_stays_one():
 @pytest.mark.parametrize(
     ("held", "asked", "key"),
     [
-        ("features", "data.storage=tokens", "storage=features"),
-        ("tokens", "data.storage=features", "storage=tokens"),
-        ("int8", "data.dtype=bfloat16", "dtype=int8"),
+        ("features", "data/storage=tokens", "storage=features"),
+        ("tokens", "data/storage=features", "storage=tokens"),
+        ("int8", "data.storage.dtype=bfloat16", "dtype=int8"),
     ],
 )
 def test_a_store_of_another_mode_is_refused(stores, held, asked, key):
@@ -148,8 +147,8 @@ def test_a_store_of_another_mode_is_refused(stores, held, asked, key):
     [
         # 12 images, 2 halves, 6 steps, 17 rows, 48 channels; or 16 tokens and 2 labels
         ([], 12 * 2 * 6 * 17 * 48 * 2),
-        (["data.dtype=int8"], 12 * 2 * 6 * 17 * (48 + 4)),
-        (["data.storage=tokens"], 12 * (16 * 4 + 16 * 2 + 2 * 4 + 8)),
+        (["data.storage.dtype=int8"], 12 * 2 * 6 * 17 * (48 + 4)),
+        (["data/storage=tokens"], 12 * (16 * 4 + 16 * 2 + 2 * 4 + 8)),
     ],
 )
 def test_the_size_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch, overrides, size):
@@ -182,7 +181,7 @@ def train(output: Path, *overrides: str, steps: int = 12) -> float:
 def test_training_on_tokens_is_training_on_features(stores, tmp_path):
     errors = {}
     for name in ("features", "tokens"):
-        errors[name] = train(tmp_path / name, f"data.folder={stores[name][1].folder}", f"data.storage={name}")
+        errors[name] = train(tmp_path / name, f"data.folder={stores[name][1].folder}", f"data/storage={name}")
     assert errors["tokens"] == pytest.approx(errors["features"], rel=0.02)
     assert errors["tokens"] != errors["features"]  # bfloat16 against the base's own precision
 
@@ -195,8 +194,8 @@ def rounds_by_batch_size() -> bool:
 
 
 def test_in_float32_tokens_give_the_features_bit_for_bit_and_the_same_weights(tmp_path):
-    exact = ["base.dtype=float32", "data.dtype=float32"]
-    modes = {name: [*exact, f"data.storage={name}"] for name in ("features", "tokens")}
+    exact = ["base.dtype=float32"]
+    modes = {"features": [*exact, "data.storage.dtype=float32"], "tokens": [*exact, "data/storage=tokens"]}
     kept, made = (collected(config_for(tmp_path, *more)) for more in modes.values())
     assert contents(kept)["features"].dtype == torch.float32
     base = build(config_for(tmp_path, *exact).base)

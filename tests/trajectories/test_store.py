@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tiny_parts import contents, naming, synthetic
 
 from migm.runtime.errors import UserError
-from migm.trajectories.store import Store, estimate_bytes
+from migm.trajectories.estimate import TrainingWork
+from migm.trajectories.store import Store
 
 HEADER = {
     "base": "0123456789ab",
@@ -19,7 +20,7 @@ HEADER = {
     "copies": 2,
     "num_steps": 4,
     "seed": 0,
-    "sampling": {"num_steps": 4, "draw": {"dtype": "float32", "betas": [0.5, 1]}},
+    "sampling": "Sampling(draw=GumbelMax())",
 }
 
 
@@ -103,7 +104,7 @@ def test_a_damaged_manifest_is_refused_by_name(store):
         ("copies", 1),
         ("num_steps", 5),
         ("storage", "tokens"),
-        ("sampling", {**HEADER["sampling"], "draw": {"dtype": "bfloat16", "betas": [0.5, 1]}}),
+        ("sampling", "Sampling(draw=GumbelMax(dtype=bfloat16))"),
     ],
 )
 def test_a_store_of_another_origin_is_refused_naming_the_key(store, key, value):
@@ -132,7 +133,7 @@ def test_a_new_store_writes_nothing_before_its_first_shard(tmp_path):
 def test_the_size_estimate_is_that_of_the_features(images, dtype):
     features = synthetic(range(images)).features.to(dtype)
     b, copies, n, rows, channels = features.shape
-    assert estimate_bytes(b, copies, n, rows, channels, dtype) == features.nbytes
+    assert TrainingWork(b, n, copies, rows, channels, 0, 0, 0, 0, 0.0).feature_bytes(b, dtype) == features.nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

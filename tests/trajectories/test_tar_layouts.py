@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_parts import MARKERS, naming, text_base, write_tar
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.refresh import Always
 from migm.runtime.errors import UserError
+from migm.sampling.sampler import Sampler
+from migm.trajectories.dimoo_tars import DiMOOTars
 from migm.trajectories.record import Trajectories, record, unpacked
 from migm.trajectories.store import Store
 from migm.trajectories.tars import FIELDS, export_tars, import_tars, read_images
@@ -44,14 +44,14 @@ def stored(base: Any, folder: Path, made: Trajectories) -> Store:
 @pytest.fixture(scope="module")
 def made(base, make_sampling) -> Trajectories:
     """Three images of prompts of different length, numbered from 5 on, as the sampler recorded them."""
-    return record(base, make_sampling(), Accelerator(Always()), torch.arange(5, 8), 0, prompts, 2, torch.bfloat16)
+    return record(Sampler(base, make_sampling()), torch.arange(5, 8), 0, prompts, 2, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
 def tars(base, made, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tars")
     store = stored(base, tmp_path_factory.mktemp("made") / "store", made)
-    assert list(export_tars(store, folder, base)) == [1, 1, 1]
+    assert list(export_tars(store, folder, base, DiMOOTars)) == [1, 1, 1]
     return folder
 
 
@@ -75,7 +75,7 @@ def test_every_image_is_a_tar_of_sequences_without_padding(base, tars):
 @pytest.mark.parametrize("shard", [1, 2, 3])
 def test_an_import_is_what_the_sampler_recorded(base, made, tars, tmp_path, shard):
     store = Store(tmp_path, header(base))
-    list(import_tars(tars, store, base, shard, torch.bfloat16))
+    list(import_tars(tars, store, base, shard, torch.bfloat16, DiMOOTars))
     parts = [Trajectories(**store.open(i)) for i in range(len(store.shards))]
     whole = Trajectories.join(parts)
     for name in ("tokens", "order", "conditions", "images"):
@@ -90,10 +90,10 @@ def test_an_import_is_what_the_sampler_recorded(base, made, tars, tmp_path, shar
 @pytest.mark.parametrize("dtype", [None, torch.int8])
 def test_tars_go_through_every_kind_of_store(base, made, tars, tmp_path, dtype):
     store = Store(tmp_path / "store", header(base))
-    list(import_tars(tars, store, base, 3, dtype))
+    list(import_tars(tars, store, base, 3, dtype, DiMOOTars))
     kept = store.open(0)["features"]
     assert kept.numel() == 0 if dtype is None else unpacked(kept).shape == made.features.shape
-    assert list(export_tars(store, tmp_path / "again", base)) == [1, 1, 1]
+    assert list(export_tars(store, tmp_path / "again", base, DiMOOTars)) == [1, 1, 1]
     for (_, name, ours), (_, same, theirs) in zip(read_images(tmp_path / "again"), read_images(tars), strict=True):
         assert name == same
         for a, b in zip(ours, theirs, strict=True):
@@ -102,14 +102,14 @@ def test_tars_go_through_every_kind_of_store(base, made, tars, tmp_path, dtype):
 
 
 def test_an_import_goes_on_behind_the_last_shard(base, made, tars, tmp_path):
-    next(import_tars(tars, Store(tmp_path, header(base)), base, 1, None))
-    assert list(import_tars(tars, Store(tmp_path), base, 1, None)) == [1, 1]
+    next(import_tars(tars, Store(tmp_path, header(base)), base, 1, None, DiMOOTars))
+    assert list(import_tars(tars, Store(tmp_path), base, 1, None, DiMOOTars)) == [1, 1]
     assert [int(Store(tmp_path).open(i)["images"]) for i in range(3)] == [5, 6, 7]
 
 
 def refused(folder: Path, base: Any, tmp_path: Path, *words: str, **changes: Any) -> None:
     with pytest.raises(UserError, match=naming(*words)) as error:
-        list(import_tars(folder, Store(tmp_path / "store", header(base, **changes)), base, 1, None))
+        list(import_tars(folder, Store(tmp_path / "store", header(base, **changes)), base, 1, None, DiMOOTars))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "store").exists()
 
@@ -185,14 +185,14 @@ def test_changed_records_are_refused(base, tars, tmp_path, change, words):
 
 def test_unchanged_records_are_not(base, tars, tmp_path):
     store = Store(tmp_path / "store", header(base))
-    assert list(import_tars(rewritten(tars, tmp_path / "tars", len), store, base, 1, None)) == [1]
+    assert list(import_tars(rewritten(tars, tmp_path / "tars", len), store, base, 1, None, DiMOOTars)) == [1]
 
 
 def test_a_base_without_released_code_is_refused(made, base, tars, tmp_path):
     other = SimpleNamespace(fingerprint=base.fingerprint)
-    refused(tars, other, tmp_path, "import_from", "SimpleNamespace")
-    with pytest.raises(UserError, match=naming("export_to", "SimpleNamespace")):
-        list(export_tars(stored(base, tmp_path / "made", made), tmp_path / "x", other))  # type: ignore[arg-type]
+    refused(tars, other, tmp_path, "data.tars", "LuminaDiMOO", "SimpleNamespace")
+    with pytest.raises(UserError, match=naming("export_to", "data.tars=null", "LuminaDiMOO")):
+        list(export_tars(stored(base, tmp_path / "made", made), tmp_path / "x", base, None))
     assert not (tmp_path / "x").exists()
 
 
@@ -205,9 +205,9 @@ def test_several_processes_are_refused(made, base, tars, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     refused(tars, base, tmp_path, "import_from", "4 processes")
     with pytest.raises(UserError, match=naming("export_to", "4 processes")):
-        list(export_tars(stored(base, tmp_path / "made", made), tmp_path / "x", base))
+        list(export_tars(stored(base, tmp_path / "made", made), tmp_path / "x", base, DiMOOTars))
 
 
 def test_an_export_into_a_folder_with_tars_is_refused(made, base, tars, tmp_path):
     with pytest.raises(UserError, match=naming("export_to", "already; choose an empty folder")):
-        list(export_tars(stored(base, tmp_path / "made", made), tars, base))
+        list(export_tars(stored(base, tmp_path / "made", made), tars, base, DiMOOTars))

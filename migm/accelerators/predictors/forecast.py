@@ -1,15 +1,16 @@
-"""Forecasters of the feature path: cheap steps are extrapolated from the last full ones."""
+"""Forecast features: cheap steps are extrapolated from the last full ones."""
 
 import functools
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from migm.accelerators.accelerator import Learned
 from migm.accelerators.extrapolation import Extrapolation
+from migm.accelerators.predictor import Learned
 from migm.accelerators.runners import Deltas
 from migm.bases.base import Base, Branch
 from migm.bases.layers import LayerBase, Runner
@@ -18,34 +19,38 @@ from migm.runtime.errors import UserError
 Granularity = Literal["boundary", "module"]
 
 
+@dataclass(frozen=True)
 class Forecast:
-    """TaylorSeer, HiCache, FoCa or L2P by the `rule`, of the features (boundary) or of what every module adds.
+    """Forecast by a `rule` (TaylorSeer, HiCache, FoCa or L2P) the features, or the additions of every module.
 
-    By `module` two series a layer are kept and added up on cheap steps, as the published code of
-    TaylorSeer does; by `boundary` one of the last hidden state (docs/originals/methods.md, TaylorSeer). Drawn tokens
-    reach a forecast by `module` through the input alone, by `boundary` not at all.
+    The granularity `module` keeps two series for each layer and adds up their forecasts on cheap steps, as the
+    published code of TaylorSeer does; `boundary` keeps one series, of the last hidden state (docs/originals/methods.md,
+    TaylorSeer). Drawn tokens reach a forecast by `module` only through the input of the layers, and a forecast by
+    `boundary` not at all.
     """
 
-    def __init__(self, rule: Extrapolation, granularity: Granularity = "boundary"):
-        if granularity == "module" and isinstance(rule, Learned):
+    rule: Extrapolation
+    granularity: Granularity = "boundary"
+
+    def __post_init__(self) -> None:
+        if self.granularity == "module" and isinstance(self.rule, Learned):
             raise UserError(
                 "accelerator.predictor.granularity=module: the weights of accelerator.predictor.rule are fitted to the "
                 "features, not to what every module adds; take boundary"
             )
-        self.rule, self.granularity = rule, granularity
 
     def fingerprint(self, base: Base) -> str:
         return self.rule.fingerprint(base) if isinstance(self.rule, Learned) else ""
 
     def start(self, base: Base, branch: Branch) -> "_Boundary | _Modules":
-        self.fingerprint(base)  # reads what was fitted, and refuses it for another base
+        self.fingerprint(base)  # reads a calibration, and refuses that of another base
         if self.granularity == "boundary":
             return _Boundary(self.rule)
         return _Modules(self.rule, base, branch)  # type: ignore[arg-type]
 
 
 class History:
-    """The last values of full steps, and their sum with the `weights` that a rule gives for (steps, step)."""
+    """The last values of full steps; a prediction is their sum with the `weights` of a rule for (steps, step)."""
 
     def __init__(self, length: int, weights: Callable[[tuple[int, ...], int], list[float]]):
         self.weights = weights
@@ -66,7 +71,7 @@ class History:
 
 
 def histories(rule: Extrapolation) -> Callable[[], History]:
-    """Makes histories of one generation, which share what they ask the rule: it is the same for all modules."""
+    """Return a factory of histories for one generation; they share the rule's weights, equal for all modules."""
     weights = functools.cache(lambda steps, step: rule.weights(steps, step).tolist())
     return lambda: History(rule.history, weights)
 
@@ -91,7 +96,7 @@ class _Modules:
         return self.deltas.run(step)
 
     def update(self, step: int, features: Tensor) -> None:
-        """The runner has seen what is kept."""
+        """Do nothing: the runner has kept all values."""
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
         x, _ = self.base.prepare(tokens, self.branch, mask_ratio)

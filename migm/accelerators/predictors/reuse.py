@@ -1,6 +1,7 @@
-"""Reuse: what the last full step computed stands in until the next one."""
+"""Reuse: cheap steps use what the last full step computed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -9,17 +10,17 @@ from migm.bases.base import Base, Branch
 from migm.bases.layers import Block, LayerBase, Runner, run_blocks
 
 
+@dataclass(frozen=True)
 class Reuse:
-    """The last features, or what the blocks added to their input (TeaCache's choice).
+    """Reuse the last features, or the last addition of all blocks to their input (TeaCache's choice).
 
-    `of` "features" computes nothing at all on cheap steps; "residual" adds to the present input, and
-    so lets new tokens through paying for the first and last layers (docs/originals/methods.md, TeaCache). Rows that
-    are still masked, the only ones a step draws at, have the same input as before: where nothing else
-    enters the blocks, both give the same tokens, and `features` is cheaper.
+    `of` "features" computes nothing on cheap steps. "residual" adds to the present input, so that new tokens reach the
+    features, at the cost of the first and last layers (docs/originals/methods.md, TeaCache). A step draws only at rows
+    that are still masked, and these have the same input as before. If nothing else enters the blocks, both therefore
+    give the same tokens, and `features` is cheaper.
     """
 
-    def __init__(self, of: Literal["features", "residual"] = "features"):
-        self.of = of
+    of: Literal["features", "residual"] = "features"
 
     def start(self, base: Base, branch: Branch) -> "_Held | _Residual":
         return _Held() if self.of == "features" else _Residual(base, branch)  # type: ignore[arg-type]
@@ -50,7 +51,7 @@ class _Residual:
         return run
 
     def update(self, step: int, features: Tensor) -> None:
-        """The runner has seen what is kept."""
+        """Do nothing: the runner has kept the residual."""
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
         x, _ = self.base.prepare(tokens, self.branch, mask_ratio)

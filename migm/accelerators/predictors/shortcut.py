@@ -1,64 +1,75 @@
-"""The learned predictor: each cheap step advances the features by the shortcut network."""
+"""The learned predictor: a shortcut network advances the features at each cheap step."""
 
 import copy
+import functools
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
 from migm.bases.transformer import PackedAttention
+from migm.bases.weights import version
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Positive
 from migm.shortcuts.checkpoint import load_shortcut
 
 
+@dataclass(frozen=True)
 class Shortcut:
     """MIGM-Shortcut (arXiv 2602.23996, section 3).
 
-    `weights` is a file written by `migm.train`, refused unless it was trained for the base it is
-    used with, or a published checkpoint; in the latter nothing tells `num_heads`, `rope_theta` and
-    `prompt`, by default those of the published network. A module may be given instead (tests,
-    previews). `dropout` stays active while sampling, drawn from torch's global generator: the
-    paper's Table 1 was measured with 0.1, which is an oversight of its evaluation script
+    `weights` is a file written by `migm.train`, refused if it was trained for another base, or a published checkpoint.
+    A published checkpoint does not contain `num_heads`, `rope_theta` and `prompt`; their defaults are those of the
+    published network. A `module` may replace the file (tests, previews). `dropout` stays active while sampling, drawn
+    from torch's global generator: the paper's Table 1 was measured with 0.1, an oversight of its evaluation script
     (docs/originals/maskgit.md, Evaluation with dropout).
     """
 
-    def __init__(
-        self,
-        weights: str | Path | None = None,
-        module: nn.Module | None = None,
-        num_heads: Count | None = None,
-        rope_theta: Positive | None = None,
-        prompt: bool | None = None,
-        dropout: Dropout = 0.0,
-    ):
-        # A copy: the given network may still be in training, in another precision.
-        self.weights, self.module = weights, copy.deepcopy(module).eval() if module is not None else None
-        self.given, self.dropout = {"num_heads": num_heads, "rope_theta": rope_theta, "prompt": prompt}, dropout
-        self._fingerprint = ""
-        if self.module is not None and dropout:
-            keep_dropout(self.module, dropout)
+    weights: str | Path | None = field(default=None, compare=False)
+    module: nn.Module | None = field(default=None, compare=False, repr=False)
+    num_heads: Count | None = None
+    rope_theta: Positive | None = None
+    prompt: bool | None = None
+    dropout: Dropout = 0.0
+
+    def __post_init__(self) -> None:
+        if self.module is not None:  # copied, since the module may still be in training, in another precision
+            object.__setattr__(self, "module", keep_dropout(copy.deepcopy(self.module).eval(), self.dropout))
 
     def fingerprint(self, base: Base) -> str:
-        self._load(base)
-        return self._fingerprint
+        return self._network(base)[1]
 
     def start(self, base: Base, branch: Branch) -> "_Advance":
-        return _Advance(self._load(base), base, branch)
+        return _Advance(self._network(base)[0], base, branch)
 
-    def _load(self, base: Base) -> nn.Module:
-        if self.module is None:
-            key = "accelerator.predictor.weights"
-            module, self._fingerprint = load_shortcut(self.weights, base.fingerprint(), key, **self.given)
-            if module.config["channels"] != base.spec.channels:
-                raise UserError(
-                    f"{key}={self.weights} is for features of {module.config['channels']} channels, "
-                    f"this base has {base.spec.channels}"
-                )
-            if self.dropout:
-                keep_dropout(module, self.dropout)
-            self.module = module
-        return self.module
+    def _network(self, base: Base) -> tuple[nn.Module, str]:
+        """Return the network and its fingerprint; a file that several points use is read once."""
+        if self.module is not None:
+            return self.module, ""
+        options = (("num_heads", self.num_heads), ("rope_theta", self.rope_theta), ("prompt", self.prompt))
+        base_key = (base.fingerprint(), base.spec.channels, str(base.device))
+        return _load(self.weights, version(self.weights), *base_key, options, self.dropout)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(
+    weights: str | Path | None,
+    _version: object,
+    base_fingerprint: str,
+    channels: int,
+    _device: str,  # part of the cache's key: the network is moved to the features' device
+    options: tuple[tuple[str, Any], ...],
+    dropout: float,
+) -> tuple[nn.Module, str]:
+    key = "accelerator.predictor.weights"
+    module, fingerprint = load_shortcut(weights, base_fingerprint, key, **dict(options))
+    if module.config["channels"] != channels:
+        raise UserError(
+            f"{key}={weights} is for features of {module.config['channels']} channels, this base has {channels}"
+        )
+    return keep_dropout(module, dropout), fingerprint
 
 
 class _Advance:
@@ -80,8 +91,10 @@ class _Advance:
         return self.features
 
 
-def keep_dropout(module: nn.Module, dropout: float) -> None:
-    """Put all dropout of `module`, attention weights included, into its training behaviour."""
+def keep_dropout(module: nn.Module, dropout: float) -> nn.Module:
+    """Set the rate of the module's dropout, attention weights included, and keep it active, unless the rate is 0."""
+    if not dropout:
+        return module
     if not any(isinstance(part, nn.Dropout) for part in module.modules()):
         raise UserError(f"accelerator.predictor.dropout={dropout}, but a {type(module).__name__} has none")
     for part in module.modules():
@@ -91,3 +104,4 @@ def keep_dropout(module: nn.Module, dropout: float) -> None:
         elif isinstance(part, PackedAttention):
             part.dropout = dropout
             part.train()
+    return module

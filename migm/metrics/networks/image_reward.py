@@ -1,6 +1,6 @@
-"""ImageReward (Xu et al. 2023) on Hugging Face's BLIP classes, from the authors' own weight file.
+"""ImageReward (Xu et al. 2023) on Hugging Face's BLIP classes, from the authors' weight file.
 
-The `image-reward` package gives the same values but cannot be installed beside open_clip; it is the
+The `image-reward` package gives equal values but cannot be installed beside open_clip. It is the
 second backend, in an environment of its own (`migm.metrics.scorers`).
 """
 
@@ -20,10 +20,10 @@ from migm.runtime.extras import optional
 
 WEIGHTS_URL = "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt"
 VOCAB_URL = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of rewards on the authors' data
-TEXT_LENGTH = 35  # tokens that it reads of a prompt, start and end included
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the rewards on the authors' data
+TEXT_LENGTH = 35  # tokens read of a prompt, start and end included
 SIDE = 224
-# Modules of the authors' file by ours; a text encoder's are called alike.
+# Names in the authors' file -> names of our vision modules; the text encoder's names agree.
 VISION = (
     (r"cls_token$", "embeddings.class_embedding"),
     (r"pos_embed$", "embeddings.position_embedding"),
@@ -38,9 +38,9 @@ UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.
 
 
 class RewardModel(nn.Module):
-    """Vision transformer, text encoder that attends to it, and five linear layers on its first token.
+    """Vision transformer, text encoder that attends to the image, and five linear layers on its first token.
 
-    The defaults are the published sizes; smaller ones are for tests.
+    The defaults are the published sizes; smaller ones serve tests.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RewardModel(nn.Module):
         self.head = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Normalised images (b, 3, 224, 224), token ids and their mask (b, 35) -> rewards (b,)."""
+        """Map normalised images (b, 3, 224, 224), token ids and their mask (b, 35) to rewards (b,)."""
         seen = self.vision(images).last_hidden_state
         whole = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
         read = self.text(
@@ -85,7 +85,7 @@ class RewardModel(nn.Module):
 
     @staticmethod
     def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of `ImageReward.pt` by the names of this module; those that no reward depends on are left out."""
+        """Rename the tensors of `ImageReward.pt` to this module's names, without those that no reward depends on."""
         return {_ours(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
 
 
@@ -101,7 +101,7 @@ def _ours(name: str) -> str:
 
 
 class ImageRewardScorer:
-    """Rewards of images and prompts; `net` in eval mode."""
+    """Score images against prompts; `net` is put into eval mode."""
 
     def __init__(self, net: nn.Module, tokenizer: Any):
         self.net, self.tokenizer = net.eval().requires_grad_(False), tokenizer
@@ -111,7 +111,7 @@ class ImageRewardScorer:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """uint8 (b, 3, h, w) and b prompts -> float32 (b,); resized by PIL as in the authors' package."""
+        """Map uint8 (b, 3, h, w) and b prompts to float32 (b,), resized by PIL as in the authors' package."""
         pixels = torch.stack([self.transform(v2.functional.to_pil_image(image.cpu())) for image in images])
         read = self.tokenizer.encode_batch(list(prompts))
         tokens, mask = torch.tensor([t.ids for t in read]), torch.tensor([t.attention_mask for t in read])
@@ -120,7 +120,7 @@ class ImageRewardScorer:
 
 
 def reward_tokenizer(vocab: Path, key: str) -> Any:
-    """BERT's uncased word pieces with the two tokens that BLIP adds, cut and padded to 35."""
+    """Return BERT's uncased word-piece tokenizer with BLIP's two extra tokens, cut and padded to 35 tokens."""
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
     words = vocab.read_text(encoding="utf-8").split("\n")
@@ -135,12 +135,12 @@ def reward_tokenizer(vocab: Path, key: str) -> Any:
 
 
 def truncated(tokenizer: Any, prompts: Sequence[str]) -> int:
-    """How many prompts are longer than what is read of them."""
+    """Count the prompts that are longer than the tokenizer's limit."""
     return sum(bool(read.overflowing) for read in tokenizer.encode_batch(list(prompts)))
 
 
 def load_reward_model(path: Path, key: str) -> RewardModel:
-    """The network with the authors' weights, every tensor of which must have its place."""
+    """Load the network with the authors' weights; every tensor must have its place."""
     net = RewardModel()
     assign_strictly(net, RewardModel.from_published(read_tensors(path, key)[0]), f"{key}={path}")
     return net

@@ -1,7 +1,7 @@
-"""The Inception of FID and its relatives, and the protocols in which images are given to it.
+"""The Inception network of FID and related metrics, and the protocols that prepare its input.
 
-The network is torch-fidelity's, with TensorFlow's weights of 2015, which all published FIDs use. What
-differs between publications is done before and around it; each such habit has a name here.
+The network is torch-fidelity's, with TensorFlow's weights of 2015, which all published FIDs use.
+Publications differ in how they prepare images and in their reference: each such habit has a name here.
 """
 
 import functools
@@ -20,7 +20,7 @@ from migm.runtime.files import tensors_hash
 SIDE = 299  # pixels of the network's input
 Feature = Literal["64", "192", "768", "2048"]
 ProtocolName = Literal["adm", "val50k", "migm_paper", "clean"]
-# Features by torch-fidelity's names -> layers up to them.
+# torch-fidelity's name of a feature -> number of layers up to the feature.
 CHILDREN: dict[Feature, int] = {"64": 4, "192": 7, "768": 15, "2048": 18}
 ADM_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/512/VIRTUAL_imagenet512.npz"
@@ -31,18 +31,20 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images become the network's input, and what they are compared with."""
+    """Preparation of images for the network, and the real images to compare with."""
 
     name: str
     real: str  # the reference images
-    source: str  # an address, or what `python -m migm.metric_reference` is given
+    source: str  # an address, or arguments of `python -m migm.metric_reference`
     stretch: bool = False  # each image's own minimum and maximum become 0 and 255
-    clean: bool = False  # PIL's antialiased bicubic resize instead of TensorFlow 1's bilinear one without
-    foreign: bool = False  # statistics of others are read, which do not say how they were made
-    made: bool = True  # by `python -m migm.metric_reference`, from real images
+    clean: bool = (
+        False  # PIL's antialiased bicubic resize instead of TensorFlow 1's bilinear resize without antialiasing
+    )
+    foreign: bool = False  # reads statistics of third parties, which do not say how they were made
+    made: bool = True  # by `python -m migm.metric_reference`, from real images; else published
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (b, 3, h, w) -> float32 (b, 3, 299, 299) in [0, 255]."""
+        """Map uint8 (b, 3, h, w) to float32 (b, 3, 299, 299) in [0, 255]."""
         if self.stretch:
             images = stretched(images)
         if self.clean:
@@ -66,9 +68,9 @@ PROTOCOLS = {
 
 
 def stretched(images: Tensor) -> Tensor:
-    """uint8 (b, 3, h, w), each image's minimum to 0 and maximum to 255, rounded down; one of a single value is 0.
+    """Stretch each image of uint8 (b, 3, h, w) to the full range 0...255, rounded down; a constant image becomes 0.
 
-    The paper's code does so before it rounds to 8 bits, so that its values may be one level higher.
+    The paper's code stretches before rounding to 8 bits, so that its values may be one level higher.
     """
     x = images.float()
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
@@ -82,7 +84,7 @@ def _clean_resize(images: Tensor) -> Tensor:
 
 
 class Inception:
-    """torch-fidelity's network up to the layer `feature`, and what it makes of images."""
+    """torch-fidelity's network up to the layer `feature`."""
 
     def __init__(self, net: nn.Module, feature: Feature, random_weights: bool):
         self.net, self.feature, self.random_weights = net, feature, random_weights
@@ -93,14 +95,14 @@ class Inception:
 
     @torch.inference_mode()
     def features(self, images: Tensor, protocol: Protocol) -> Tensor:
-        """uint8 (b, 3, h, w) -> float32 (b, channels)."""
+        """Map uint8 (b, 3, h, w) to float32 (b, channels)."""
         x = (protocol.prepare(images) - 128) / 128
         x = self.layers.to(images.device)(x)
         return nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
-        """Features (b, 2048) -> logits (b, 1008) without bias, of which the Inception Score is made."""
+        """Map features (b, 2048) to logits (b, 1008) without bias, the input of the Inception Score."""
         return features @ self.classifier.to(features.device).T
 
 
@@ -112,7 +114,7 @@ def load_inception(
     random_weights: bool = False,
     feature: Feature = "2048",
 ) -> Inception:
-    """The network with the weights of a file whose SHA-256 begins with `sha256`, or of random ones for tests."""
+    """Load the network from a file whose SHA-256 begins with `sha256`, or with random weights for tests."""
     net = _empty()
     if random_weights:
         for conv in (module for module in net.modules() if isinstance(module, nn.Conv2d)):
@@ -125,14 +127,14 @@ def load_inception(
 
 
 def _empty() -> nn.Module:
-    """torch-fidelity's network before any weights, in eval mode."""
+    """Return torch-fidelity's network before any weights, in eval mode."""
     extractor = optional("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 
     class Empty(extractor):  # type: ignore[misc, valid-type]
         def load_state_dict(self, state_dict, strict=True, assign=False):
             return super().load_state_dict(state_dict, strict=bool(state_dict) and strict, assign=assign)
 
-    # Its constructor unpickles a file, and with it any code in there: it is given an empty one of ours.
+    # The constructor unpickles a file and would run any code in it, so it gets an empty file of ours.
     file = io.BytesIO()
     torch.save({}, file)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""A scorer in its own process and environment; a crash costs the item that caused it, not the measurement."""
+"""Run a scorer in its own process and environment; a crash costs one item, not the measurement."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ START_SECONDS = 1800.0  # a model of 16 GB from a slow disk
 
 
 class Crash(RuntimeError):
-    """The process ended, or was ended for taking too long."""
+    """The process ended, or was killed after a timeout."""
 
 
 class ScorerProcess:
-    """`scorer`, one of those in `worker.py`, run by the interpreter `python`; started with the first batch.
+    """`scorer`, a function of `worker.py`, run by the interpreter `python`; started with the first batch.
 
-    Called with uint8 images (b, 3, h, w) and b prompts it gives float64 scores (b,).
+    A call maps uint8 images (b, 3, h, w) and b prompts to float64 scores (b,).
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class ScorerProcess:
         return torch.tensor(self.score(items), dtype=torch.float64)
 
     def score(self, items: Sequence[Mapping[str, str]]) -> list[float]:
-        """A score per item, `{"image": path, "prompt": text}`; an item without one is a UserError by its place."""
+        """Return a score per item, `{"image": path, "prompt": text}`; items without a score raise UserError."""
         outcomes = self._outcomes(items)
-        failed = [(i, found["error"]) for i, found in enumerate(outcomes) if "error" in found]
+        failed = [(i, outcome["error"]) for i, outcome in enumerate(outcomes) if "error" in outcome]
         if failed:
             first, reason = failed[0]
             raise UserError(
                 f"{self.scorer} gave no score for {len(failed)} of {len(items)} images, "
                 f"first for number {first} of the batch: {reason}"
             )
-        return [float(found["score"]) for found in outcomes]
+        return [float(outcome["score"]) for outcome in outcomes]
 
     def close(self) -> None:
-        """End the process; the next batch would start another."""
+        """End the process; the next batch starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -118,7 +118,7 @@ class ScorerProcess:
         finally:
             late = not timer.is_alive()
             timer.cancel()
-        if answer.endswith("\n"):  # else it was cut off by the end of the process
+        if answer.endswith("\n"):  # else the process ended while writing
             return json.loads(answer)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)  # its own exit code, rather than that of being killed

@@ -1,6 +1,6 @@
-"""Runs inside the scorers' environment: JSON lines in, scores out. Imports nothing of migm.
+"""Score images inside the scorers' environment: JSON lines in, scores out. Imports nothing of migm.
 
-The first line is the settings, `{"scorer": "image_reward", ...}`, answered by `{"ready": true, ...}`. Then
+The first line holds the settings, `{"scorer": "image_reward", ...}`, answered by `{"ready": true, ...}`. Then
 each line is a batch, `{"items": [{"image": path, "prompt": text}, ...]}`, answered by
 `{"scores": [{"score": 0.5} or {"error": "..."}, ...]}` in the same order.
 """
@@ -38,7 +38,7 @@ MED_CONFIG = {
 
 
 def image_reward(settings: dict[str, Any]) -> tuple[Score, str]:
-    """The published package; its tokenizer is looked for in a folder below the working directory."""
+    """Load ImageReward by the published package, which reads its tokenizer below the working directory."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder = Path("bert-base-uncased")
     folder.mkdir(exist_ok=True)
@@ -58,20 +58,20 @@ def image_reward(settings: dict[str, Any]) -> tuple[Score, str]:
 
 
 def unipercept(settings: dict[str, Any]) -> tuple[Score, str]:
-    """UniPercept's quality score (IQA), 0 to 100; the package's None for whatever went wrong is an error here."""
+    """Load UniPercept's quality scorer (IQA), 0 to 100; the package's answer None becomes an error."""
     from unipercept_reward import UniPerceptRewardInferencer  # pyright: ignore[reportMissingImports]
 
     model = UniPerceptRewardInferencer(model_path=settings["weights"], device=settings["device"])
 
     def score(item: dict[str, str]) -> float | None:
-        (found,) = model.reward(image_paths=[item["image"]])
-        return None if found is None else found["iqa"]
+        (scores,) = model.reward(image_paths=[item["image"]])
+        return None if scores is None else scores["iqa"]
 
     return score, f"unipercept-reward {version('unipercept-reward')}"
 
 
 def echo(_settings: dict[str, Any]) -> tuple[Score, str]:
-    """For tests of the pipe: the prompt says what happens."""
+    """Return a scorer for tests of the pipe: each prompt says what to do."""
 
     def score(item: dict[str, str]) -> Any:
         if item["prompt"] == "crash":
@@ -90,14 +90,14 @@ SCORERS = {"image_reward": image_reward, "unipercept": unipercept, "echo": echo}
 
 
 def outcome(score: Score, item: dict[str, str]) -> dict[str, Any]:
-    """The score of one item, or what went wrong with it."""
+    """Return the score of one item, or its error."""
     try:
-        found = score(item)
-    except Exception as error:  # one item's failure is its own: it is sent back and refused there
+        value = score(item)
+    except Exception as error:  # the failure of an item must not stop the others: the caller refuses it
         return {"error": f"{type(error).__name__}: {error}"}
-    if found is None:
+    if value is None:
         return {"error": "the scorer gave no score"}
-    return {"score": found} if math.isfinite(found) else {"error": f"the score {found} is not finite"}
+    return {"score": value} if math.isfinite(value) else {"error": f"the score {value} is not finite"}
 
 
 def main() -> None:

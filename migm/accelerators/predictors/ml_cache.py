@@ -1,4 +1,6 @@
-"""ML-Cache: cheap steps compute the rows that the base is least sure of, against stored keys and values."""
+"""ML-Cache: cheap steps compute the rows of lowest confidence, with stored keys and values for the others."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,19 +12,21 @@ from migm.bases.layers import LayerBase, Runner
 from migm.runtime.kinds import Share
 
 
+@dataclass(frozen=True)
 class Subset:
     """Lumina-DiMOO's max-logit cache (docs/originals/dimoo.md, Max-logit cache).
 
-    Of all rows of a sequence (prompt and markers too) a cheap step computes those whose largest
-    image logit was lowest at the step before, all but a share `cache_ratio`; new tokens are seen by
-    the others only as far as they are among them. The rest of the features stays as it was.
+    The share `cache_ratio` of a sequence's rows, prompt and markers included, is left out at a cheap step. The rows
+    with the lowest values of their largest image logit, as last computed, are computed. Other rows see a new token only
+    if its row is among the computed ones. The features of the other rows stay unchanged.
 
-    Two options are not the original's: `image_rows_only` chooses among the image tokens alone, and
-    `force_new` computes the tokens revealed by the step before besides.
+    Two options are not in the original: `image_rows_only` chooses among the image tokens alone, and `force_new` also
+    computes the tokens that the step before revealed.
     """
 
-    def __init__(self, cache_ratio: Share, force_new: bool = False, image_rows_only: bool = False):
-        self.cache_ratio, self.force_new, self.image_rows_only = cache_ratio, force_new, image_rows_only
+    cache_ratio: Share
+    force_new: bool = False
+    image_rows_only: bool = False
 
     def start(self, base: LayerBase, branch: Branch) -> "_Partial":
         return _Partial(base, branch, self)
@@ -30,13 +34,13 @@ class Subset:
 
 class _Partial:
     features: Tensor
-    confidence: Tensor | None  # (copies * b, t), None until it is asked for
-    allowed: Tensor | None = None  # (copies * b, t) rows to choose among; None: all
+    confidence: Tensor | None  # (copies * b, t), None until first used
+    allowed: Tensor | None = None  # (copies * b, t), True at rows that may be chosen; None: all
 
     def __init__(self, base: LayerBase, branch: Branch, settings: Subset):
         self.base, self.branch, self.settings = base, branch, settings
         self.store = KeyValues()
-        self.lengths: list[int] = []  # how many rows there are to choose among, in each sequence or in all
+        self.lengths: list[int] = []  # number of rows that may be chosen: one for each sequence, or one for all
 
     def runner(self, step: int) -> Runner:
         return self.store.run
@@ -52,13 +56,13 @@ class _Partial:
         rows, keep = self._rows(self.confidence, new_positions)
         x, ctx = self.base.prepare(tokens, self.branch, mask_ratio, rows)
         new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, keep))
-        self.features = self.features.clone()  # observers may hold the last ones
+        self.features = self.features.clone()  # copied, since observers may hold the last features
         put(self.features, rows, new, keep)
         put(self.confidence, rows, self._confidence(new, rows), keep)
         return self.features
 
     def _survey(self, features: Tensor) -> None:
-        """Which rows there are to choose among, from the first full step on."""
+        """Count the rows that may be chosen, at the first full step."""
         branch = self.branch
         if self.settings.image_rows_only:
             self.allowed = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
@@ -68,34 +72,36 @@ class _Partial:
             self.allowed = branch.mask
             self.lengths = [features.shape[1]] if branch.mask is None else branch.mask.sum(1).tolist()
         chosen = [num_rows(length, self.settings.cache_ratio) for length in self.lengths]
-        self.own = torch.tensor([chosen, self.lengths], device=features.device)
+        self.limits = torch.tensor([chosen, self.lengths], device=features.device)
         self.most = list(zip(chosen, self.lengths, strict=True))
 
     def _confidence(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The largest image logit of the rows (b, n), or of all."""
+        """Return the largest image logit of the rows (b, n), by default of all rows."""
         return self.base.head(features, rows=rows).amax(-1)
 
     def _rows(self, confidence: Tensor, new_positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows (b, n) of the lowest confidence (b, t), n being that of the longest sequence.
+        """Return the rows (b, n) of the lowest confidence (b, t), and a mask (b, n), or None.
 
-        And (b, n) False beyond a shorter sequence's own number of them, None where all have as many.
+        n is the number for the longest sequence. The mask is False beyond the number of a shorter sequence; it is None
+        if all sequences have equally many rows to choose from.
         """
         forced = new_positions.shape[1] if self.settings.force_new else 0
-        known = confidence if self.allowed is None else confidence.masked_fill(~self.allowed, float("inf"))
+        scores = confidence if self.allowed is None else confidence.masked_fill(~self.allowed, float("inf"))
         if forced:
             new_rows = self.branch.rows.gather(1, new_positions.repeat(self.branch.copies, 1))
-            known = known.scatter(1, new_rows, -float("inf"))
+            scores = scores.scatter(1, new_rows, -float("inf"))
         n = max(min(count + forced, length) for count, length in self.most)
-        rows = known.sort(dim=1, stable=True).indices[:, :n]
+        rows = scores.sort(dim=1, stable=True).indices[:, :n]
         if len(self.lengths) == 1:
             return rows, None
-        counts, lengths = self.own
+        counts, lengths = self.limits
         return rows, torch.arange(n, device=rows.device) < torch.minimum(counts + forced, lengths)[:, None]
 
 
 def num_rows(length: int, cache_ratio: float) -> int:
-    """How many of `length` rows a cheap step computes: those up to the quantile 1 - c, floor((t - 1)(1 - c)) + 1.
+    """Return how many of t = `length` rows a cheap step computes, with c = `cache_ratio`: floor((t - 1)(1 - c)) + 1.
 
-    The rank is rounded to float32, as in the quantile of the original: in float64, 1 - 0.9 is below 0.1.
+    These are the rows up to the quantile 1 - c. The rank is rounded to float32, as in the original's quantile: in
+    float64, 1 - 0.9 is below 0.1.
     """
     return int(np.float32(1 - cache_ratio) * np.float32(length - 1)) + 1

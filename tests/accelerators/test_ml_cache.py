@@ -10,7 +10,7 @@ from tiny_parts import composed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.predictors.subset import Subset, num_rows
+from migm.accelerators.predictors.ml_cache import Subset, num_rows
 from migm.accelerators.refresh import Always, WarmupInterval
 from migm.accelerators.runners import KeyValues, take
 from migm.bases.dimoo import LuminaDiMOO
@@ -19,12 +19,12 @@ from migm.bases.tokenizer import ConvVQ
 from migm.config.building import load
 from migm.config.points import points
 from migm.config.roots import EvaluateConfig
-from migm.evaluation.cost import Point, flops
+from migm.evaluation.cost import flops
 from migm.runtime.errors import UserError
 from migm.sampling.draw import InverseCDF
 from migm.sampling.guidance import Constant
-from migm.sampling.loop import Sampling, generate
-from migm.sampling.noise import KeyedNoise
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import CosineFloor
 from migm.sampling.select import Confidence
 
@@ -71,10 +71,9 @@ def sample(dimoo, sampling):
     """Generate images of `prompts`, numbered as there -> tokens and the record of every step."""
 
     def run(accelerator, prompts=PROMPTS, base=dimoo):
-        records = []
-        noise = KeyedNoise(0, torch.tensor([PROMPTS.index(prompt) for prompt in prompts]))
-        watch = SimpleNamespace(on_step=records.append)
-        return generate(base, prompts, sampling, accelerator, noise, [watch]), records
+        records, sampler = [], Sampler(base, sampling, accelerator)
+        noise = sampler.noise(0, torch.tensor([PROMPTS.index(prompt) for prompt in prompts]))
+        return sampler.tokens(prompts, noise, [SimpleNamespace(on_step=records.append)]), records
 
     return run
 
@@ -184,7 +183,7 @@ def test_a_cheap_step_changes_the_rows_least_confident_at_the_step_before_and_no
     changed = 0
     for last, now in pairwise(records):
         for before, after in zip(sequences(last), sequences(now), strict=True):
-            lowest = base.head(before).amax(-1).argsort()[: num_rows(len(before), 0.75)]
+            lowest = base.head(before[None])[0].amax(-1).argsort()[: num_rows(len(before), 0.75)]
             others = torch.ones(len(before), dtype=torch.bool).index_fill(0, lowest, False)
             assert torch.equal(after[others], before[others]) is not now.is_full
             changed += not now.is_full and not torch.allclose(after[lowest], before[lowest], atol=1e-4)
@@ -244,15 +243,15 @@ def test_a_cheap_step_never_waits_for_the_device(make_dimoo, images, one_pass):
 
     base = make_dimoo(one_pass=one_pass)
     for branch in base.encode(PROMPTS, guided=True):
-        forecast = Subset(0.75).start(base, branch)
-        forecast.update(0, base.features(images[0], branch, torch.ones(3), runner=forecast.runner(0)))
+        state = Subset(0.75).start(base, branch)
+        state.update(0, base.features(images[0], branch, torch.ones(3), runner=state.runner(0)))
         with Waits():
-            forecast.predict(1, images[1], torch.tensor([[2, 7]] * 3), torch.ones(3))
+            state.predict(1, images[1], torch.tensor([[2, 7]] * 3), torch.ones(3))
 
 
 def test_operations_are_those_of_the_computed_rows(dimoo, sampling):
     def count(accelerator):
-        return flops(dimoo, Point(sampling, accelerator), lambda images: [PROMPTS[i] for i in images])
+        return flops(Sampler(dimoo, sampling, accelerator), lambda images: [PROMPTS[i] for i in images])
 
     c, hidden, depth, left = 32, 64, 2, 0
     for branch in dimoo.encode(PROMPTS[:1], guided=True):
@@ -290,9 +289,10 @@ def test_a_base_without_layers_is_refused_by_name(run, tiny_base):
         run(ml_cache(), base=Shut(tiny_base))
 
 
-def test_a_point_needs_n_alone_and_has_its_policys_own_number_of_full_steps():
+def test_a_point_needs_n_alone_and_has_its_policys_own_number_of_full_steps(tiny_base):
     known = {"ml_cache": 28, "ml_cache_w01": 18, "ml_cache_w0": 13}
     cfg = composed("evaluate", *(f"+points.{name}=[64]" for name in known))
-    for point, (name, full) in zip(points(cfg, load(cfg, EvaluateConfig)), known.items(), strict=True):
-        assert (point.full_steps, point.label) == (full, f"{name} 64,{full}")
-        assert point.accelerator.predictor.cache_ratio == 0.9
+    for chosen, (name, full) in zip(points(cfg, load(cfg, EvaluateConfig)), known.items(), strict=True):
+        sampler = Sampler(tiny_base, *chosen)
+        assert (sampler.num_full_steps, sampler.label) == (full, f"{name} 64,{full}")
+        assert sampler.accelerator.predictor.cache_ratio == 0.9

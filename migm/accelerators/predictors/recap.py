@@ -1,4 +1,7 @@
-"""ReCAP: cheap steps compute the rows about to be revealed, against the keys and values of a full step."""
+"""ReCAP: cheap steps compute the rows that will be revealed soon, with the keys and values of a full step."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,19 +12,19 @@ from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import other_rows
 
 
+@dataclass(frozen=True)
 class Target:
     """Grouped decoding with context reuse (arXiv 2505.18597; docs/originals/methods.md, ReCAP).
 
-    A full step ranks what will be revealed until the next one by its own scores; the local steps
-    compute these rows, revealed or not, while all others keep the full step's keys and values, and draw
-    at the next positions in rank. `recompute_condition` computes the rows beside the image anew as
-    well: the class row, as the published code for MaskGIT does, or the prompt.
+    The scores of a full step rank the positions that are revealed until the next full step. The local steps between
+    compute the rows of these positions, revealed or not, and draw at the next positions in rank; all other rows keep
+    the full step's keys and values. `recompute_condition` also computes the rows outside the image: the class row, as
+    the published code for MaskGIT does, or the prompt.
     """
 
-    ranks_ahead = True
+    recompute_condition: bool = False
 
-    def __init__(self, recompute_condition: bool = False):
-        self.recompute_condition = recompute_condition
+    ranks_ahead: ClassVar[bool] = True
 
     def start(self, base: LayerBase, branch: Branch) -> "_Local":
         return _Local(base, branch, self.recompute_condition)
@@ -29,12 +32,12 @@ class Target:
 
 class _Local:
     features: Tensor
-    rows: Tensor  # (copies * b, m) of the targets
+    rows: Tensor  # (copies * b, m), to be revealed until the next full step
 
     def __init__(self, base: LayerBase, branch: Branch, recompute_condition: bool):
         self.base, self.branch, self.recompute_condition = base, branch, recompute_condition
         self.store = KeyValues()
-        self.others: Tensor | None = None  # (copies * b, p) rows beside the image, if they are computed anew
+        self.others: Tensor | None = None  # (copies * b, p), rows outside the image that are computed too
 
     def runner(self, step: int) -> Runner:
         return self.store.run
@@ -50,9 +53,9 @@ class _Local:
             self.rows = torch.cat([self.rows, self.others], 1)
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
-        # The targets' own keys and values are written over in every local step before they are read.
+        # Every local step writes new keys and values for the target rows before reading them.
         x, ctx = self.base.prepare(tokens, self.branch, mask_ratio, self.rows)
         new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, self.rows))
-        self.features = self.features.clone()  # observers may hold the last ones
+        self.features = self.features.clone()  # copied, since observers may hold the last features
         put(self.features, self.rows, new)
         return self.features

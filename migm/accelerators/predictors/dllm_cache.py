@@ -1,4 +1,6 @@
-"""dLLM-Cache: cheap steps compute the rows whose values changed most, in every layer anew."""
+"""dLLM-Cache: cheap steps compute the rows whose values changed most, chosen anew in every layer."""
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -9,24 +11,25 @@ from migm.bases.segments import image_span, other_rows
 from migm.runtime.kinds import Count, Share
 
 
+@dataclass(frozen=True)
 class PromptResponse:
-    """dLLM-Cache (arXiv 2506.06295; docs/originals/methods.md, dLLM-Cache); its response is the image's rows.
+    """dLLM-Cache (arXiv 2506.06295; docs/originals/methods.md, dLLM-Cache); the response is the rows of the image.
 
-    The prompt, which is all beside the image, is computed at steps divisible by `prompt_interval`
-    (Kp), whatever the policy says; the response at the policy's full steps (Kr is its interval), and on
-    the others the share `transfer_ratio` (rho) of its rows whose values are least similar to the stored
-    ones. Keys, values and both additions of every layer are kept for all rows.
+    The prompt is all rows outside the image; it is computed at steps divisible by `prompt_interval` (Kp), whatever the
+    policy decides. The response is computed at the policy's full steps (Kr is their interval). On the other steps the
+    share `transfer_ratio` (rho) of its rows is computed, those whose values are least similar to the stored ones. Keys,
+    values and both additions of every layer are kept for all rows.
     """
 
-    def __init__(self, prompt_interval: Count, transfer_ratio: Share = 0.25):
-        self.prompt_interval, self.transfer_ratio = prompt_interval, transfer_ratio
+    prompt_interval: Count
+    transfer_ratio: Share = 0.25
 
     def start(self, base: LayerBase, branch: Branch) -> "_Segments":
         return _Segments(base, branch, self.prompt_interval, self.transfer_ratio)
 
 
 class _Segments:
-    prompt: Tensor  # (copies * b, p) rows
+    prompt: Tensor  # (copies * b, p)
 
     def __init__(self, base: LayerBase, branch: Branch, prompt_interval: int, transfer_ratio: float):
         self.base, self.branch, self.prompt_interval = base, branch, prompt_interval

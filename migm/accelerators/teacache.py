@@ -1,6 +1,7 @@
-"""TeaCache: the base runs once its output should have changed enough (docs/originals/methods.md, TeaCache)."""
+"""TeaCache: run the base once its output should have changed enough (docs/originals/methods.md, TeaCache)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,43 +16,36 @@ from migm.runtime.kinds import NotNegative
 Indicator = Literal["input", "first_block"]
 
 
+@dataclass(frozen=True)
 class Accumulate:
-    """Adds up expected changes of the output; where they reach `delta` the base runs and the sum starts again.
+    """Add up expected changes of the output; when the sum reaches `delta`, run the base and start again from 0.
 
-    What is expected of a step is a polynomial in how much an `indicator` changed since the step
-    before, mean |difference| over mean |before|, of both guidance halves together: `input` is what
-    enters the blocks, `first_block` what the first of them makes of it, which costs that block at
-    every step. `coefficients` of the polynomial come highest first; `fit` is a file of `migm.calibrate` to
-    read them from, and without both the change is taken as it is. The first and the last step are
-    always full. Every image has a sum of its own, and the decision waits for the device.
+    The expected change of a step is a polynomial in the relative change of an `indicator` since the step before. That
+    is mean |difference| over mean |before|, of both guidance halves together. The indicator `input` is the input of the
+    blocks; `first_block` is the output of the first block, which then runs at every step.
+
+    The polynomial's `coefficients` come highest first, or are read from a `calibration` file of `migm.calibrate`;
+    without both, the relative change itself is added up. The first and the last step are always full. Every image has
+    its own sum, and the decision waits for the device.
     """
 
-    def __init__(
-        self,
-        delta: NotNegative,
-        indicator: Indicator = "input",
-        coefficients: Sequence[float] | None = None,
-        fit: str | Path | None = None,
-    ):
-        self.delta, self.fit = delta, fit
-        self.indicator: Indicator = indicator
-        self.coefficients = [1.0, 0.0] if coefficients is None else list(coefficients)
-        self.known: Calibration | None = None
+    delta: NotNegative
+    indicator: Indicator = "input"
+    coefficients: Sequence[float] | None = None
+    calibration: str | Path | None = field(default=None, compare=False)
 
     def fingerprint(self, base: Base) -> str:
-        known = self._load(base)
-        return known.fingerprint() if known else ""
+        return self._load(base).fingerprint() if self.calibration is not None else ""
 
-    def _load(self, base: Base, num_steps: int | None = None) -> Calibration | None:
-        if self.fit is not None and (self.known is None or num_steps not in (None, len(self.known.gram))):
-            self.known = Calibration.load(self.fit, base, num_steps, "accelerator.policy.fit")
-        return self.known
+    def _load(self, base: Base, num_steps: int | None = None) -> Calibration:
+        return Calibration.load(self.calibration, base, num_steps, "accelerator.policy.calibration")
 
     def start(self, base: Base, branches: Sequence[Branch], num_steps: int) -> "_Sum":
-        own = layered(base, f"accelerator.policy.indicator={self.indicator}")
-        known = self._load(base, num_steps)
-        coefficients = known.polynomials[self.indicator] if known else self.coefficients
-        return _Sum(own, branches, num_steps, self.delta, self.indicator, coefficients)
+        layers = layered(base, f"accelerator.policy.indicator={self.indicator}")
+        coefficients = self.coefficients or (1.0, 0.0)
+        if self.calibration is not None:
+            coefficients = self._load(base, num_steps).polynomials[self.indicator]
+        return _Sum(layers, branches, num_steps, self.delta, self.indicator, coefficients)
 
 
 class _Sum:
@@ -93,7 +87,7 @@ class _Sum:
 
 
 class _Done:
-    """A block whose output for all rows is known."""
+    """A block whose output for all rows has been computed."""
 
     def __init__(self, block: Block, out: Tensor):
         self.block, self.out = block, out
@@ -106,13 +100,13 @@ class _Done:
 
 
 def signal(base: LayerBase, branch: Branch, tokens: Tensor, mask_ratio: Tensor, indicator: Indicator) -> Tensor:
-    """What `indicator` looks at: (copies * b, t, c)."""
+    """Return the tensor that `indicator` compares: (copies * b, t, c)."""
     x, ctx = base.prepare(tokens, branch, mask_ratio)
     return x if indicator == "input" else base.blocks[0](x, ctx)
 
 
 def relative_change(before: Sequence[Tensor], now: Sequence[Tensor], branches: Sequence[Branch]) -> Tensor:
-    """mean |now - before| / mean |before| of every image (b,), over all branches, padding left out; float64."""
+    """Return mean |now - before| / mean |before| of every image (b,), over all branches, without padding; float64."""
     difference: Tensor | float = 0.0
     size: Tensor | float = 0.0
     for old, new, branch in zip(before, now, branches, strict=True):

@@ -1,0 +1,55 @@
+"""Define predictors, which replace the base on cheap steps."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from migm.bases.base import Base, Branch
+from migm.bases.layers import Runner
+from migm.runtime.shapes import Positions, Ratio, Tokens
+
+
+class PredictorState(Protocol):
+    """The state of a predictor for one branch of one generation."""
+
+    def update(self, step: int, features: Float[Tensor, "cb t c"]) -> None:
+        """Receive the features of a full step."""
+        ...
+
+    def predict(
+        self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio
+    ) -> Float[Tensor, "cb t c"]:
+        """Return the features of a cheap step; `new_positions` were revealed by the step before."""
+        ...
+
+
+@runtime_checkable
+class LayerState(PredictorState, Protocol):
+    """A state that uses the layers of the base: its runner replaces a full step's pass and may keep their values."""
+
+    def runner(self, step: int) -> Runner:
+        """Return a runner of all rows through all blocks, equal to the base's; `update` with the features follows."""
+        ...
+
+
+@runtime_checkable
+class TargetedState(LayerState, Protocol):
+    """A layer state whose cheap steps reveal positions that the last full step has ranked."""
+
+    def target(self, positions: Positions) -> None: ...
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A policy or predictor with learned or calibrated weights."""
+
+    def fingerprint(self, base: Base) -> str:
+        """Return a hash of the weights, empty without any."""
+        ...
+
+
+class Predictor(Protocol):
+    """A rule that replaces the base on cheap steps; a frozen dataclass."""
+
+    def start(self, base: Base, branch: Branch) -> PredictorState: ...

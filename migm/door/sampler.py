@@ -1,0 +1,98 @@
+"""Sample from Python: base, steps and accelerator by name or object -> PIL images."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.refresh import Uniform
+from migm.bases.base import Base
+from migm.config.roots import EvaluateConfig
+from migm.door.configs import built, config_of
+from migm.door.images import Images
+from migm.door.loading import NAME
+from migm.runtime.console import Plain
+from migm.runtime.errors import UserError
+from migm.runtime.pictures import as_picture
+from migm.runtime.progress import progress
+from migm.runtime.provenance import environment
+from migm.sampling import sampler as core
+from migm.sampling.generation import Generator
+from migm.sampling.loop import Sampling
+
+
+class Sampler(core.Sampler):
+    """Make images of a base in `num_steps` steps, of which `num_full_steps` run the base.
+
+    `accelerator` is a name of conf/accelerator, an Accelerator, or a predictor (`migm.load_shortcut`), which then runs
+    between evenly spread full steps; without it the base runs at every step. `sampling` is a name of conf/sampling or a
+    Sampling, by default the base's own. `overrides` change keys of both, such as {"sampling.guidance.guidance_scale":
+    3, "accelerator.policy.interval": 4}. Any object of tier 1 (`migm.bases.base.Base`) is a base. Raises UserError for
+    values that do not fit together.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        num_steps: int | None = None,
+        num_full_steps: int | None = None,
+        accelerator: Any = None,
+        sampling: str | Sampling | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        variant: str = "",
+    ):
+        steps = {"sampling.num_steps": num_steps, "sampling.num_full_steps": num_full_steps}
+        changes = {**{key: value for key, value in steps.items() if value is not None}, **(overrides or {})}
+        named = accelerator if isinstance(accelerator, str) else "vanilla"
+        chosen = sampling if isinstance(sampling, str) else None
+        if not hasattr(base, NAME) and sampling is None:
+            chosen = "plain"
+        config = config_of(EvaluateConfig, getattr(base, NAME, "cifar10"), changes, accelerator=named, sampling=chosen)
+        rules = sampling if isinstance(sampling, Sampling) else built(config.sampling)
+        if accelerator is None or isinstance(accelerator, str):
+            accelerator = built(config.accelerator)
+        elif not isinstance(accelerator, Accelerator):
+            accelerator = Accelerator(Uniform(rules.num_full_steps), accelerator, type(accelerator).__name__.lower())
+        accelerator.plan(rules.num_steps)  # raises an error if N does not fit
+        super().__init__(base, rules, accelerator, variant)
+
+    def __call__(
+        self,
+        labels: Sequence[int] | None = None,
+        prompts: Sequence[str] | None = None,
+        seeds: Sequence[int] = range(1),
+        run_seed: int = 0,
+        batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Images:
+        """Return images of every label or prompt with every seed, in this order, the same as `migm.generate` makes.
+
+        A seed is the number of an image in the run of `run_seed`. A batch holds `batch_size` seeds of one input.
+        """
+        if (labels is None) == (prompts is None):
+            raise UserError(f"labels={labels}, prompts={prompts}: give one of labels and prompts")
+        inputs = list(labels if labels is not None else prompts or ())
+        if not inputs or not len(seeds):
+            raise UserError(f"labels={labels}, prompts={prompts}, seeds={list(seeds)}: nothing to draw")
+        base_inputs: Any = torch.tensor(inputs) if labels is not None else inputs
+        self.base.review(base_inputs)
+        size, images, start = batch_size or len(seeds), [], time.perf_counter()
+        with progress(Plain(quiet=not show_progress), "steps") as bar:
+            parts = [list(seeds)[i : i + size] for i in range(0, len(seeds), size)]
+            task = bar.add_task("generate", total=len(inputs) * len(parts) * self.num_steps)
+            generator = Generator(self, run_seed, None, lambda: bar.advance(task))
+            for shown in inputs:
+                for part in parts:
+                    images += map(as_picture, generator.make(shown, part)[0])
+        record = {
+            **self.identity,
+            "decoder": self.base.decoder_fingerprint(),
+            "labels" if labels is not None else "prompts": inputs,
+            "seeds": list(seeds),
+            "run_seed": run_seed,
+            "seconds": time.perf_counter() - start,
+            **environment(self.base.device),
+        }
+        return Images(images, record, len(seeds))

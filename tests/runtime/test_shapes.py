@@ -1,0 +1,75 @@
+"""Annotated shapes and dtypes are checked in the tests (shape_checks.py), and only there."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from lightning.fabric.utilities import move_data_to_device
+from tiny_parts import ROOT
+
+from migm.bases.base import Branch, Control, image_rows
+from migm.trajectories.dataset import Pairs
+
+
+def ids(*shape):
+    return torch.zeros(shape, dtype=torch.long)
+
+
+BRANCH = Branch(ids(4, 1), ids(4, 3), copies=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 6), torch.float32), ((4, 6, 8), torch.long)], ids=["an axis too few", "no floats"]
+)
+def test_a_function_refuses_another_shape_and_another_dtype(shape, dtype):
+    assert image_rows(torch.zeros(4, 6, 8), BRANCH).shape == (4, 3, 8)
+    with pytest.raises(TypeCheckError, match="features"):
+        image_rows(torch.zeros(shape, dtype=dtype), BRANCH)
+
+
+def test_an_axis_has_one_size_in_all_arguments(tiny_base):
+    c = tiny_base.spec.channels
+    features = torch.zeros(2, 3, c, dtype=torch.float64)
+    assert tiny_base.head(features, ids(2, 3)).shape == (2, 3, tiny_base.spec.vocab_size)
+    with pytest.raises(TypeCheckError, match="positions"):
+        tiny_base.head(features, ids(2, 1))
+
+
+def test_a_result_is_held_against_the_arguments(tiny_base):
+    (branch,) = tiny_base.encode(torch.tensor([1, 2]), guided=True)
+    with pytest.raises(TypeCheckError, match="return value"):
+        tiny_base.features(ids(2, 16), branch, torch.ones(2), runner=lambda blocks, x, _: x[:3])
+
+
+def test_fields_of_dataclasses_and_named_tuples_are_checked():
+    with pytest.raises(TypeCheckError, match="rows"):
+        Branch(ids(4, 1), ids(3, 3))
+    with pytest.raises(TypeCheckError, match="rows"):
+        Control(torch.zeros(4, 3, 8), ids(4, 2))
+
+
+def test_checked_objects_are_copied_pickled_and_moved():
+    pairs = Pairs(torch.zeros(2, 5, 8), torch.zeros(2, 5, 8), ids(2, 4), *[ids(2, 4).bool()] * 2, *made(), width=1)
+    control = Control(torch.zeros(4, 3, 8), ids(4, 3))
+    moved = [move_data_to_device(whole, "cpu") for whole in (pairs, control)]  # Lightning refuses a frozen dataclass
+    for whole, *more in zip((pairs, control, BRANCH), [*moved, BRANCH], strict=True):
+        for again in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole)), *more):
+            assert type(again) is type(whole)
+            assert repr(again) == repr(whole)
+
+
+def made():
+    """Steps, conditions, halves and images of two pairs."""
+    return ids(2), ids(2, 1), ids(2), ids(2)
+
+
+def test_a_command_checks_nothing_and_loads_no_checker():
+    code = (
+        "import sys, migm.generate, migm.train, migm.evaluate; assert not [m for m in sys.modules if 'beartype' in m]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
