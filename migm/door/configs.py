@@ -59,11 +59,10 @@ def refuse_unknown(group: str, name: str) -> None:
 
 
 def _experiment(base: str) -> str | None:
-    """Return the first experiment with this base, which chooses its data, shortcut and evaluation set, or None."""
-    for path in sorted((Path(conf_path()) / "experiment").glob("*.yaml")):
-        if f"override /base: {base}\n" in path.read_text(encoding="utf-8"):
-            return path.stem
-    return None
+    """Return the experiment that trains a shortcut for a base: it chooses the data and evaluation set that fit it."""
+    files = (Path(conf_path()) / "experiment").glob("*.yaml")
+    about = [path.stem for path in files if f"override /base: {base}\n" in path.read_text(encoding="utf-8")]
+    return min(about, key=lambda name: (not name.endswith("_shortcut"), name), default=None)  # before studies
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from tiny_parts import ROOT, naming, smaller_block
 
 import migm
 from migm.config.building import conf_path
+from migm.config.roots import TrainConfig
+from migm.door.configs import config_of
 from migm.runtime.errors import UserError
 from migm.sampling.loop import Sampling
 
@@ -56,6 +58,13 @@ def test_a_base_by_name_is_that_of_the_commands(base, tiny):
     assert tiny.fingerprint() == build(load(cfg, EvaluateConfig).base).fingerprint()
     assert base.spec.num_tokens == 64
     assert migm.load_base("tiny", transformer__depth=1).spec.num_layers == 1
+
+
+def test_a_base_comes_with_what_its_shortcut_experiment_chooses():
+    config = config_of(TrainConfig, "cifar10")
+    assert (config.name, config.trainer["max_steps"], config.evalset["num_images"]) == ("cifar10_shortcut", 4000, 1000)
+    assert config_of(TrainConfig, "dimoo_tiny").evalset["inputs"]["_target_"].endswith("Prompts")
+    assert config_of(TrainConfig, "maskgit_256").base["transformer"]["num_tokens"] == 256
 
 
 def test_images_are_those_of_the_command(base, tmp_path, call_main):
