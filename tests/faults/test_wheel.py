@@ -204,6 +204,7 @@ def test_a_wheel_generates_trains_evaluates_and_reports_outside_any_repository(i
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"tiny_shortcut", "trajectories"}
     refused(run("migm", "pretrain"), "paths.assets", "installed package")
     (tmp_path / "block.py").write_text(smaller_block())
+    env["MIGM_ASSETS"] = str(ROOT / "migm" / "assets")  # the wheel of this test was built without them
     code, out, err = run("python", "block.py")
     assert code == 0, err
     assert "| vanilla | 16 | 16 |" in out
