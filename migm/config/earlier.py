@@ -1,9 +1,10 @@
 """Read configs and hashes that earlier versions wrote, and translate them to today's names."""
 
 import json
+from dataclasses import is_dataclass
+from importlib import import_module
 from typing import Any
 
-from migm.config.building import build
 from migm.runtime.files import content_hash
 
 # Modules that were moved: today's import path -> the path until version 0.1.
@@ -46,8 +47,27 @@ def describes_run(text: str) -> bool:
 
 
 def sampling_identity(node: dict[str, Any]) -> str:
-    """Return the identity of a sampling from its config in a store of an earlier version."""
-    return build(_now({**node, "num_steps": 1, "num_full_steps": 1})).identity
+    """Return the identity of a sampling from its config in a store of an earlier version.
+
+    The store may come from anybody: only parts of `migm.sampling` are made, and anything else is its own text, which
+    equals no identity.
+    """
+    try:
+        return _part({**node, "num_steps": 1, "num_full_steps": 1}).identity
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError):
+        return json.dumps(node, sort_keys=True)
+
+
+def _part(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    module, _, name = str(node["_target_"]).rpartition(".")
+    if not module.startswith("migm.sampling."):
+        raise ValueError(f"{module} holds no parts of samplers")
+    part: Any = getattr(import_module(module), name)
+    if not (isinstance(part, type) and is_dataclass(part)):
+        raise TypeError(f"{name} is no part of a sampler")
+    return part(**{key: _part(value) for key, value in node.items() if key != "_target_"})
 
 
 def former_settings(accelerator: dict[str, Any]) -> str:
@@ -70,13 +90,4 @@ def _former(node: Any) -> Any:
     for now, before in MOVED.items():
         if isinstance(node, str) and node.startswith(now):
             return before + node.removeprefix(now)
-    return node
-
-
-def _now(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _now(value) for key, value in node.items()}
-    for now, before in MOVED.items():
-        if isinstance(node, str) and node.startswith(before):
-            return now + node.removeprefix(before)
     return node

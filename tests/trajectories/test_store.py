@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_parts import contents, naming, synthetic
 
+from migm.config.earlier import sampling_identity
 from migm.runtime.errors import UserError
 from migm.trajectories.estimate import TrainingWork
 from migm.trajectories.store import Store
@@ -145,3 +146,24 @@ def test_every_tensor_is_what_safetensors_reads(tmp_path, dtype):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (found[name].dtype, found[name].tolist()) == (tensor.dtype, tensor.tolist()), name
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"a": [1]},
+        {"_target_": "os.system", "command": "touch ran"},
+        {"_target_": "migm.sampling.loop.start"},
+        {
+            "_target_": "migm.sampling.loop.Sampling",
+            "schedule": {"_target_": "subprocess.run", "args": ["touch", "ran"]},
+        },
+        {"_target_": "migm.sampling.nowhere.Sampling"},
+        {"_target_": ["x"]},
+    ],
+)
+def test_nothing_that_a_manifest_names_is_run(sampling, tmp_path, monkeypatch):
+    """Stores of an earlier version hold a config, which a stranger may have written."""
+    monkeypatch.chdir(tmp_path)
+    assert sampling_identity(sampling) == json.dumps(sampling, sort_keys=True)
+    assert list(tmp_path.iterdir()) == []
