@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> tuple[float, float] | None:
     join(base.device)
     logged = tracker(config.logger, asdict(config)) if rank() == 0 else None
     chosen = points(cfg, config)
-    measured = study(chosen, config, base, former_identities(cfg, config, chosen))
+    measured = study(chosen, config, base, lambda: former_identities(cfg, config, chosen))
     measured.run(cost=config.cost)
     if logged:
         logged.log_points(measured.measured(), measured.preview)

@@ -47,7 +47,7 @@ def run(config: TrainConfig, cfg: DictConfig, recorder: TrialRecorder) -> float:
     sampler, training = Sampler(base, build(config.sampling)), Training(config, base)
     training.refuse_without_room()
     chosen = points(cfg, config) if config.evaluate else []
-    measured = study(chosen, config, base, former_identities(cfg, config, chosen)) if chosen else None
+    measured = study(chosen, config, base, lambda: former_identities(cfg, config, chosen)) if chosen else None
     if rank_zero_only.rank == 0:
         write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(with_own_points(cfg), resolve=True))
     with closing(training):

@@ -66,12 +66,11 @@ def point(config: Common) -> Chosen:
 def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
     """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B."""
     for name, listed in (config.points or {}).items():
-        node = _accelerator(cfg, name)
+        node, copy = _accelerator(cfg, name), OmegaConf.create(cfg)
+        OmegaConf.set_struct(copy, False)
         for value in listed:
             setting = f"points.{name}={value}"
             n, b, changes = _parsed(name, value)
-            copy = OmegaConf.create(cfg)
-            OmegaConf.set_struct(copy, False)
             copy.accelerator = node
             copy.sampling.num_steps, copy.sampling.num_full_steps = n, n if b is None else b
             for key, changed in changes.items():

@@ -9,6 +9,7 @@ from typing import Any
 from migm.runtime.errors import UserError
 from migm.runtime.files import write_atomic
 from migm.runtime.jsonl import append_lines, read_lines
+from migm.runtime.writing import writing
 
 # Two records that agree in these keys are the same measurement; other keys describe how it was made.
 IDENTITY = (
@@ -30,7 +31,7 @@ IDENTITY = (
 # Keys that every record must hold.
 REQUIRED = {"metric", "value", "accelerator", "num_steps", "num_full_steps", "base", "sampling"}
 
-HASH = re.compile("[0-9a-f]{12}")  # form of `settings` and `sampling` until version 0.1
+HASHED, HASH = ("settings", "sampling"), re.compile("[0-9a-f]{12}")  # until version 0.1, now identities
 
 TEXTS = {"metric", "accelerator", "variant", "base", "sampling", "time", "unit", "counter"}
 NUMBERS = {"value", "num_steps", "num_full_steps", "n", "seed_set", "mean_full_steps", "seconds"}
@@ -61,23 +62,25 @@ class Results:
     def translate(self, former: Mapping[str, str]) -> tuple[int, int]:
         """Replace the hashes in records of an earlier version by the identities to which `former` maps them.
 
-        The file is replaced atomically; the old file is kept beside it as `<name>.former`. Returns the number of
-        translated records, and the number of records left unchanged since `former` lacks their hashes.
+        The file is replaced atomically; the file as the earlier version left it is kept as `<name>.former`. Returns
+        the number of translated records, and the number of records whose settings `former` lacks.
         """
-        old = [record for record in self.records if HASH.fullmatch(str(record.get("settings", "")))]
-        unknown = [record for record in old if record["settings"] not in former or record["sampling"] not in former]
-        if len(old) == len(unknown):
-            return 0, len(unknown)
-        records = [
-            {**record, **{key: former.get(str(record.get(key)), record.get(key)) for key in ("settings", "sampling")}}
-            if "settings" in record
-            else record
-            for record in self.records
-        ]
-        write_atomic(self.path.with_name(f"{self.path.name}.former"), self.path.read_bytes())
-        write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        with writing(self.path, str(self.path), waiting=lambda _: None):  # other commands may append meanwhile
+            before = read(self.path)
+            records = [{**r, **{key: former.get(r[key], r[key]) for key in HASHED if key in r}} for r in before]
+            if records != before:
+                backup = self.path.with_name(f"{self.path.name}.former")
+                if not backup.exists():  # a later start may translate further points
+                    write_atomic(backup, self.path.read_bytes())
+                write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self.records, self._identities = records, {identity(record) for record in records}
-        return len(old) - len(unknown), len(unknown)
+        unknown = sum(map(is_former, records))
+        return sum(map(is_former, before)) - unknown, unknown
+
+
+def is_former(record: Mapping[str, Any]) -> bool:
+    """Return whether an earlier version wrote a record, which holds hashes instead of identities."""
+    return any(HASH.fullmatch(str(record.get(key, ""))) for key in HASHED)
 
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from migm.config.roots import Common
 from migm.evaluation.cost import LatencyProtocol, costs, latency, peaks
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.memory import COUNTERS
-from migm.evaluation.results import Results, file_name, identity
+from migm.evaluation.results import Results, file_name, identity, is_former
 from migm.evaluation.unfinished import Part, Unfinished
 from migm.metrics.metric import Batch, ImageMetric, result_name
 from migm.runtime.console import Plain
@@ -216,18 +216,20 @@ class Study:
         }
 
 
-def study(points: Sequence[Chosen], config: Common, base: Base, former: Mapping[str, str] | None = None) -> Study:
+def study(
+    points: Sequence[Chosen], config: Common, base: Base, former: Callable[[], Mapping[str, str]] = dict
+) -> Study:
     """Return the study of a config at its `points`, which writes to `<output_dir>/<name>/results.jsonl`.
 
-    `former` maps hashes that an earlier version wrote into results to the identities they stand for.
+    `former` maps hashes that an earlier version wrote to the identities they stand for; called only for such a file.
     """
     results = Results(Path(config.paths["output_dir"]) / config.name / "results.jsonl")
     metrics = [build(metric) for metric in config.metric.values()]
     evalset, protocols = build(config.evalset), config.latency
     review(base, evalset.inputs(torch.arange(evalset.num_images)), "evalset.inputs")
     samplers = [Sampler(base, *chosen) for chosen in points]
-    if former and rank() == 0:
-        _translate(results, former)
+    if rank() == 0 and any(map(is_former, results.records)):
+        _translate(results, former())
     return Study(samplers, evalset, metrics, results, protocols=protocols)
 
 

@@ -68,3 +68,6 @@ def test_records_with_hashes_are_translated_once_and_the_old_file_is_kept(study,
     assert path.with_name("results.jsonl.former").read_bytes() == before
     assert all(map(results.has, records))
     assert Results(path).translate(former) == (0, 1)
+    assert Results(path).translate({"0123456789ab": "Later()"}) == (1, 0)  # a later start that has its point
+    assert read(path)[-1]["settings"] == "Later()"
+    assert path.with_name("results.jsonl.former").read_bytes() == before
