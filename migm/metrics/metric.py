@@ -16,6 +16,7 @@ from migm.cifar10.classes import CLASSES
 from migm.cifar10.net import CifarNet
 from migm.metrics.files import Need
 from migm.runtime.errors import UserError
+from migm.runtime.files import tensors_hash
 from migm.runtime.shapes import Images
 
 Extracted = TypeVar("Extracted")
@@ -136,3 +137,21 @@ class CifarNetMetric(QualityMetric):
 
         self.weights = str(weights)
         self.net = [load_cifarnet(weights)]  # a list hides the net from the metric's state
+
+
+class AgreementMetric(CifarNetMetric):
+    """Base class of shares in [0, 1] by the bundled net: `right` of `count` judgements."""
+
+    unit = ""
+    higher_is_better = True
+    right: Tensor
+    count: Tensor
+
+    def __init__(self, weights: str, *more: str):
+        super().__init__(weights)
+        self.reference_hash = "-".join([tensors_hash(self.net[0].state_dict()), *more])
+        for name in ("right", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        return self.right / self.count
