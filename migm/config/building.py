@@ -1,7 +1,6 @@
 """Turn YAML into objects: load and check a composed config, instantiate its components."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -61,7 +60,7 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     Raises UserError with the key and what is allowed.
     """
     config = checked(with_own_points(cfg), root)
-    refuse_split_sweep(asdict(config), training=root is TrainConfig)
+    refuse_split_sweep(config.trainer, training=root is TrainConfig)
     torch.manual_seed(config.seed)  # for random bases and new shortcuts
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

@@ -137,7 +137,7 @@ def sweeps_grid(hydra: Any) -> bool:
     return hydra.sweeper._target_ == "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
-def refuse_split_sweep(plain: dict[str, Any], training: bool) -> None:
+def refuse_split_sweep(trainer: dict[str, Any], training: bool) -> None:
     """Refuse a sweep over trainings with several processes that no launcher started, as their parameters could differ.
 
     Lightning would start the whole sweep again in every rank. Under torchrun every rank runs its own sweep, and these
@@ -146,7 +146,7 @@ def refuse_split_sweep(plain: dict[str, Any], training: bool) -> None:
     if not in_sweep():
         return
     hydra, processes = HydraConfig.get(), launched()[1]
-    devices, nodes = plain["trainer"]["devices"], plain["trainer"]["num_nodes"]
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
     # "auto" and -1 may mean several devices
     single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     if training and (nodes > 1 or not single) and processes == 1:

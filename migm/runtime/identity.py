@@ -9,21 +9,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from migm.runtime.errors import UserError
+
 
 def identity(part: Any, *leave_out: str) -> str:
     """Return `Name(parameter=value, ...)` of a part and of the parts inside it, without the parameters `leave_out`.
 
-    Fields with `compare=False` do not count: files, whose content has its own fingerprint. Raises TypeError for an
+    Fields with `compare=False` do not count: files, whose content has its own fingerprint. Raises UserError for an
     object that is not a dataclass.
     """
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        raise TypeError(f"{type(part).__name__} must be a dataclass: its name and fields are its identity in results")
+        raise UserError(f"{type(part).__name__} must be a dataclass: its name and fields are its identity in results")
     fields = [field for field in dataclasses.fields(part) if field.compare and field.name not in leave_out]
-    shown = [
-        f"{field.name}={_text(value)}"
-        for field in fields
-        if (value := getattr(part, field.name)) != (default := _default(field)) and _text(value) != _text(default)
-    ]
+    texts = {field.name: _text(getattr(part, field.name)) for field in fields}
+    shown = [f"{field.name}={texts[field.name]}" for field in fields if texts[field.name] != _text(_default(field))]
     return f"{type(part).__name__}({', '.join(shown)})"
 
 

@@ -11,6 +11,7 @@ from tiny_parts import composed
 from migm.config.building import conf_path, load
 from migm.config.points import Chosen, point
 from migm.config.roots import EvaluateConfig
+from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
 
 
@@ -57,7 +58,7 @@ def test_files_and_what_is_left_out_do_not_count():
 
 @pytest.mark.parametrize("part", [object(), 3, "Inner()", None, Inner])
 def test_what_is_no_dataclass_is_refused(part):
-    with pytest.raises(TypeError, match="must be a dataclass"):
+    with pytest.raises(UserError, match="must be a dataclass"):
         identity(part)
 
 
