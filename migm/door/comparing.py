@@ -7,7 +7,6 @@ from typing import Any
 
 from migm.config.roots import EvaluateConfig
 from migm.door.configs import built, config_of
-from migm.door.loading import NAME
 from migm.evaluation.results import Results
 from migm.evaluation.study import Study
 from migm.reporting.summary import Summary, summarise, table
@@ -58,8 +57,7 @@ def compare(
     if any(sampler.base.fingerprint() != base.fingerprint() for sampler in samplers):
         raise UserError("samplers: they have several bases, whose figures do not compare")
     changes = {"evalset.num_images": num_images, "evalset.seed_sets": list(seed_sets), **(overrides or {})}
-    name = getattr(base, NAME, "cifar10")
-    config = config_of(EvaluateConfig, name, changes, metric=list(metrics), evalset=evalset)
+    config = config_of(EvaluateConfig, base, changes, metric=list(metrics), evalset=evalset)
     with TemporaryDirectory() as temporary:
         place = Path(folder or temporary)
         with writing(place, f"folder={place}", folder=True):

@@ -11,32 +11,41 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from migm.bases.base import Base
 from migm.config.building import build, checked, conf_path
+from migm.config.groups import names
 from migm.config.roots import Common, EvaluateConfig, TrainConfig
 from migm.runtime.errors import UserError, nearest
 
 Root = TypeVar("Root", bound=Common)
+NAME = "config_name"  # attribute of bases from conf/base
+OWN = "cifar10"  # whose data and evaluation set a base of one's own gets, to be changed by overrides
 COMMANDS: dict[type[Common], str] = {EvaluateConfig: "evaluate", TrainConfig: "train"}
 
 
 def config_of(
-    root: type[Root], base: str, changes: Mapping[str, Any] | None = None, **groups: str | list[str] | None
+    root: type[Root], base: str | Base, changes: Mapping[str, Any] | None = None, **groups: str | list[str] | None
 ) -> Root:
-    """Return the config of a command for a base of conf/base, with its experiment, `groups` and `changes`.
+    """Return the config of a command for a base, with what its experiment chooses, `groups` and `changes`.
 
+    The base is a name of conf/base or an object. For an object of one's own the sampling is conf/sampling/plain.
     `changes` maps keys of the config, such as `sampling.guidance.guidance_scale`, to values. Raises UserError with the
     line that the command would print.
     """
-    refuse_unknown("base", base)
-    overrides = [f"+experiment={experiment}"] if (experiment := _experiment(base)) else [f"base={base}"]
-    for group, choice in groups.items():
-        if choice is None:
-            continue
-        for name in [choice] if isinstance(choice, str) else choice:
-            refuse_unknown(group, name)
-        overrides.append(f"{group}={choice}" if isinstance(choice, str) else f"{group}=[{','.join(choice)}]")
-    with _hydra():
-        cfg = compose(COMMANDS[root], overrides)
+    name = base if isinstance(base, str) else getattr(base, NAME, None)
+    if name is None:
+        name, groups = OWN, {**groups, "sampling": groups.get("sampling") or "plain"}
+    chosen = {group: choice for group, choice in {"base": name, **groups}.items() if choice is not None}
+    with hydra_on_our_tree():
+        for group, choice in chosen.items():
+            for option in [choice] if isinstance(choice, str) else choice:
+                if option not in (options := names(group)):
+                    raise UserError(f"{group}={option} is unknown{nearest(option, options)}")
+        if experiment := _experiment(name):  # it chooses the base too
+            del chosen["base"]
+        texts = {group: c if isinstance(c, str) else f"[{','.join(c)}]" for group, c in chosen.items()}
+        overrides = [f"{group}={text}" for group, text in texts.items()]
+        cfg = compose(COMMANDS[root], [*([f"+experiment={experiment}"] if experiment else []), *overrides])
     OmegaConf.set_struct(cfg, False)
     cfg.points = {}
     for key, value in (changes or {}).items():
@@ -44,18 +53,18 @@ def config_of(
     return checked(cfg, root)
 
 
+@contextmanager
+def random_state() -> Iterator[None]:
+    """Leave torch's random state, also that of every GPU, as it was before the block."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
 def built(node: Any, seed: int = 0) -> Any:
     """Build a component as a command of this seed would, leaving torch's random state unchanged."""
-    with torch.random.fork_rng():
+    with random_state():
         torch.manual_seed(seed)
         return build(node)
-
-
-def refuse_unknown(group: str, name: str) -> None:
-    """Raise a UserError, with all names, if a group of the config tree does not have this name."""
-    names = [path.stem for path in (Path(conf_path()) / group).glob("*.yaml")]
-    if name not in names:
-        raise UserError(f"{group}={name} is unknown{nearest(name, names)}")
 
 
 def _experiment(base: str) -> str | None:
@@ -66,7 +75,7 @@ def _experiment(base: str) -> str | None:
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
+def hydra_on_our_tree() -> Iterator[None]:
     """Open Hydra on our config tree for the block, also inside another program that uses Hydra."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -6,9 +6,7 @@ from typing import Any
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.bases.base import Base
 from migm.config.roots import EvaluateConfig
-from migm.door.configs import built, config_of
-
-NAME = "config_name"  # attribute of bases from conf/base
+from migm.door.configs import NAME, built, config_of
 
 
 def load_base(name: str = "cifar10", **overrides: Any) -> Base:

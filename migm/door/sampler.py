@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from migm.bases.base import Base
 from migm.config.roots import EvaluateConfig
 from migm.door.configs import built, config_of
 from migm.door.images import Images
-from migm.door.loading import NAME
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.pictures import as_picture
@@ -43,14 +43,20 @@ class Sampler(core.Sampler):
         overrides: Mapping[str, Any] | None = None,
         variant: str = "",
     ):
-        steps = {"sampling.num_steps": num_steps, "sampling.num_full_steps": num_full_steps}
-        changes = {**{key: value for key, value in steps.items() if value is not None}, **(overrides or {})}
-        named = accelerator if isinstance(accelerator, str) else "vanilla"
-        chosen = sampling if isinstance(sampling, str) else None
-        if not hasattr(base, NAME) and sampling is None:
-            chosen = "plain"
-        config = config_of(EvaluateConfig, getattr(base, NAME, "cifar10"), changes, accelerator=named, sampling=chosen)
-        rules = sampling if isinstance(sampling, Sampling) else built(config.sampling)
+        for group, part in {"sampling": sampling, "accelerator": accelerator}.items():
+            unused = [key for key in overrides or () if key.partition(".")[0] == group]
+            if unused and part is not None and not isinstance(part, str):
+                raise UserError(f"overrides={unused}: {group} is an object here; change it itself, or give its name")
+        steps = {"num_steps": num_steps, "num_full_steps": num_full_steps}
+        if isinstance(sampling, Sampling):
+            steps = {key: getattr(sampling, key) if value is None else value for key, value in steps.items()}
+        changes = {f"sampling.{key}": value for key, value in steps.items() if value is not None}
+        named = {
+            "accelerator": accelerator if isinstance(accelerator, str) else "vanilla",
+            "sampling": sampling if isinstance(sampling, str) else None,
+        }
+        config = config_of(EvaluateConfig, base, {**changes, **(overrides or {})}, **named)
+        rules = replace(sampling, **steps) if isinstance(sampling, Sampling) else built(config.sampling)
         if accelerator is None or isinstance(accelerator, str):
             accelerator = built(config.accelerator)
         elif not isinstance(accelerator, Accelerator):

@@ -1,16 +1,15 @@
 """Train a shortcut in Python: the training of `migm.train`, without its evaluation and report."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.bases.base import Base
 from migm.config.roots import TrainConfig
-from migm.door.configs import built, config_of
-from migm.door.loading import NAME, load_shortcut
+from migm.door.configs import NAME, built, config_of, hydra_on_our_tree, random_state
+from migm.door.loading import load_shortcut
 from migm.runtime.errors import quiet_lightning
 from migm.runtime.writing import writing
 from migm.sampling.sampler import Sampler
@@ -41,11 +40,13 @@ def train_shortcut(
     changes |= {"trainer.max_steps": max_steps} if max_steps is not None else {}
     if not hasattr(base, NAME):
         changes |= {"shortcut.channels": base.spec.channels, "shortcut.num_positions": base.spec.num_tokens}
-    config = config_of(TrainConfig, getattr(base, NAME, "cifar10"), {**changes, **(overrides or {})})
-    with torch.random.fork_rng(), quiet_lightning(), writing(folder, f"folder={folder}", folder=True):
+    config = config_of(TrainConfig, base, {**changes, **(overrides or {})})
+    with ExitStack() as stack:
+        for context in (random_state(), quiet_lightning(), hydra_on_our_tree()):
+            stack.enter_context(context)
+        stack.enter_context(writing(folder, f"folder={folder}", folder=True))
         data, sampler = built(config.data), Sampler(base, built(config.sampling))
-        training = Training(config, base)
+        training = stack.enter_context(closing(Training(config, base)))
         training.refuse_without_room()
         collect_and_train(config, training, sampler, data)
-        training.close()
     return load_shortcut(training.weights, base)

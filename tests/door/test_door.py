@@ -1,7 +1,10 @@
 """The Python door: `import migm` does what the commands do, and leaves nothing behind."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +85,7 @@ def test_images_are_those_of_the_command(base, tmp_path, call_main):
     assert (np.array(Image.open(tmp_path / "same.png")) == np.array(Image.open(tmp_path / "grid.png"))).all()
     assert images.record["labels"] == [3, 7]
     assert images.record["seeds"] == [0, 5]
-    with Image.open(__import__("io").BytesIO(images._repr_png_())) as shown:
+    with Image.open(BytesIO(images._repr_png_())) as shown:
         assert shown.size == Image.open(tmp_path / "grid.png").size
 
 
@@ -166,11 +169,33 @@ def test_a_base_of_ones_own_samples_and_trains(tiny, tmp_path):
     assert len(vanilla(labels=[1, 2])) == 2
     small = {**LITTLE, "shortcut.num_heads": 2, "sampling.num_steps": 4, "sampling.num_full_steps": 2}
     shortcut = migm.train_shortcut(mine, 24, 4, tmp_path / "run", small)  # type: ignore[arg-type]
+    header = json.loads((tmp_path / "run" / "trajectories" / "manifest.jsonl").read_text().splitlines()[0])
+    assert header["sampling"] == vanilla.sampling.identity  # what it samples by is what it was trained on
     fast = migm.Sampler(mine, 4, 2, shortcut)  # type: ignore[arg-type]
     assert fast.label == "shortcut 4,2"
     assert fast(labels=[1]).record["base"] == "mine"
     with pytest.raises(UserError, match="trained for base mine"):
         migm.load_shortcut(tmp_path / "run" / "shortcut.safetensors", tiny)
+
+
+def test_steps_and_overrides_of_objects_count_or_are_refused(tiny):
+    rules = migm.Sampler(tiny).sampling
+    assert migm.Sampler(tiny, 4, 2, "reuse", rules).label == "reuse 4,2"
+    assert migm.Sampler(tiny, sampling=replace(rules, num_steps=5)).num_steps == 5
+    for unused, parts in {
+        "sampling.guidance": {"sampling": rules},
+        "accelerator.policy": {"accelerator": migm.Sampler(tiny, 4, 2, "reuse").accelerator},
+    }.items():
+        with pytest.raises(UserError, match=naming(unused, "is an object here")):
+            migm.Sampler(tiny, overrides={f"{unused}.x": 1}, **parts)
+
+
+def test_a_training_inside_another_hydra_application(tiny, tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    with initialize_config_dir(str(tmp_path / "theirs"), version_base="1.3"):
+        migm.train_shortcut(tiny, 24, 2, tmp_path / "run", LITTLE)
+    assert (tmp_path / "run" / "shortcut.safetensors").exists()
+    assert "features_int8" in capsys.readouterr().out  # the table of our storages, not of the other application's
 
 
 def test_a_training_goes_on_and_a_picture_of_others_stays(tiny, tmp_path):
