@@ -1,4 +1,4 @@
-"""`python -m migm.collect`: run the vanilla base and store its trajectories, or carry those of the released code."""
+"""`python -m migm.collect`: collect trajectories of the vanilla base, or import, export or publish trajectories."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from migm.trajectories.tars import export_tars, import_tars
 @hydra.main(config_path=conf_path(), config_name="collect", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Load the config, build, collect."""
+    """Load the config, build its parts, then import or collect, export and publish."""
     config = load(cfg, CollectConfig)
     data = build(config.data)
     refuse_unwritable_store(data)
@@ -32,12 +32,12 @@ def main(cfg: DictConfig) -> None:
     base = sampler.base
     join(base.device)
     if config.export_to:
-        refuse_filled(Path(config.export_to), "export_to")  # before hours of collecting
+        refuse_filled(Path(config.export_to), "export_to")  # checked before hours of collecting
     if config.import_from:
         with writing(data.folder, f"data.folder={data.folder}", folder=True):
             store = data.store(header(sampler, data, config.seed))
-            how = (data.shard_images, stored(data).kept, data.tars)
-            follow("import", import_tars(config.import_from, store, base, *how))
+            options = (data.shard_images, stored(data).kept, data.tars)
+            follow("import", import_tars(config.import_from, store, base, *options))
         Plain().print(f"{len(store)} trajectories in {data.folder}")
     else:
         store = data.storage.prepare(sampler, data, config.seed, config.trainer["max_steps"])
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         follow("export", export_tars(store, config.export_to, base, data.tars), total=len(store))
         Plain().print(f"{len(store)} trajectories in {config.export_to}")
     if config.publish_to:
-        from migm.trajectories.remote import publish  # see trajectories/source.py
+        from migm.trajectories.remote import publish  # imported here as in trajectories/source.py
 
         follow("publish", publish(store, config.publish_to), total=len(store))
         Plain().print(f"{len(store)} trajectories in {config.publish_to}")

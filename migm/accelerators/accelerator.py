@@ -39,7 +39,7 @@ class Accelerator:
         return ", ".join(identity(part) for part in (self.policy, self.predictor) if part is not None)
 
     def fingerprint(self, base: Base) -> str:
-        """Return a hash of what was learned or calibrated, empty if nothing was."""
+        """Return the hashes of learned or calibrated weights, joined by "+"; empty if there are none."""
         learned = [part for part in (self.policy, self.predictor) if isinstance(part, Learned)]
         return "+".join(filter(None, (part.fingerprint(base) for part in learned)))
 

@@ -12,7 +12,7 @@ from migm.runtime.shapes import Ratio, Tokens
 
 
 class LayerContext(Protocol):
-    """What blocks need besides their rows."""
+    """The data that blocks need besides their rows."""
 
     def at(self, rows: Int[Tensor, "cb r"] | None) -> "LayerContext":
         """Return the context of these rows, or of all rows without `rows`."""

@@ -1,8 +1,8 @@
-"""A trained shortcut as one self-describing safetensors file.
+"""Save and load a trained shortcut as one safetensors file that describes itself.
 
-A file tells the class of its network by the import path. That is looked up among the `ShortcutNetwork`s that are
+A file names the class of its network by the import path. The class is looked up among the `ShortcutNetwork`s that are
 loaded: those of `migm.shortcuts`, and those of modules that the config names or the program has imported. Nothing is
-imported because a file says so, and nothing but a network is called.
+imported because a file names it, and only a network class is called.
 """
 
 import json
@@ -20,11 +20,11 @@ from migm.runtime.files import check_seal, tensors_hash, write_sealed
 from migm.shortcuts.network import ShortcutNetwork, address, networks
 
 FORMAT = "migm-shortcut/1"
-FIRST = "MaskGITShortcut"  # the only network there was when files did not tell
+FIRST = "MaskGITShortcut"  # the only network when files did not name their class
 
 
 def save_shortcut(shortcut: ShortcutNetwork, base_fingerprint: str, path: Path) -> None:
-    """Write weights, class, constructor arguments and the base they were trained for, replacing `path` at once."""
+    """Replace `path` at once by a file with weights, class, constructor arguments and the hash of the base."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shortcut.state_dict().items()}
     config, kind = json.dumps(shortcut.config), address(type(shortcut))
     about = {"format": FORMAT, "kind": kind, "config": config, "base": base_fingerprint}
@@ -34,11 +34,11 @@ def save_shortcut(shortcut: ShortcutNetwork, base_fingerprint: str, path: Path) 
 def load_shortcut(
     path: str | Path | None, base_fingerprint: str, key: str, **arguments: Any
 ) -> tuple[ShortcutNetwork, str]:
-    """The shortcut in eval mode and its fingerprint; a file of another kind or another base is refused.
+    """Return the shortcut in eval mode and its fingerprint; a file of another format or another base is refused.
 
-    A published checkpoint is a bare state dict: class and sizes are read from it, and nothing in it
-    tells its base. `arguments` of the constructor are those that it does not tell either, None for the
-    network's default; a file that says otherwise is refused.
+    A published checkpoint is a bare state dict: class and sizes follow from its tensors, and its base is unknown.
+    `arguments` are constructor arguments that the tensors do not determine; None takes the network's default. A
+    shortcut that has another value, or does not take such an argument, is refused. Refusals begin with `key`.
     """
     tensors, metadata = read_tensors(path, key)
     origin = f"{key}={path}"
@@ -64,7 +64,10 @@ def load_shortcut(
 def described(
     metadata: Mapping[str, str], base_fingerprint: str, origin: str
 ) -> tuple[type[ShortcutNetwork], dict[str, Any]]:
-    """Class and constructor arguments that a file of ours tells."""
+    """Return class and constructor arguments from the metadata of a file that `save_shortcut` wrote.
+
+    Refuses another format, another base, an unknown class, and arguments that the class does not take.
+    """
     if metadata.get("format") != FORMAT:
         raise UserError(f"{origin} is no {FORMAT} file but {metadata.get('format', 'of unknown format')}")
     if metadata["base"] != base_fingerprint:
@@ -79,7 +82,7 @@ def described(
 
 
 def network_of(kind: str, origin: str) -> type[ShortcutNetwork]:
-    """The class of this import path; files of earlier versions have the name alone of one of this package's."""
+    """Return the class with this import path; a class of this package is also found by name, as in earlier files."""
     loaded = {address(network): network for network in networks()}
     package = __name__.rpartition(".")[0]
     loaded |= {path.rpartition(".")[2]: network for path, network in loaded.items() if path.startswith(f"{package}.")}
@@ -93,7 +96,7 @@ def network_of(kind: str, origin: str) -> type[ShortcutNetwork]:
 
 
 def published(tensors: Mapping[str, Tensor], origin: str) -> tuple[type[ShortcutNetwork], dict[str, Any]]:
-    """Class and constructor arguments that a published state dict tells: those of the first class that knows it."""
+    """Return the first class that recognises a published state dict, and its constructor arguments."""
     classes = networks()
     for network in classes:
         if config := network.published(tensors):

@@ -1,4 +1,4 @@
-"""DiMOO-Shortcut (arXiv 2602.23996): the light network that predicts Lumina-DiMOO's next hidden state."""
+"""Define DiMOO-Shortcut (arXiv 2602.23996), the light network that predicts Lumina-DiMOO's next hidden state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from migm.runtime.shapes import Ratio
 from migm.shortcuts.network import ShortcutNetwork
 from migm.shortcuts.parts import TimeEmbedder, inner_width, published_sizes
 
-New = tuple[Float[Tensor, "b k c"], Context]  # new tokens, and the rotations of their rows and which of them count
+New = tuple[Float[Tensor, "b k c"], Context]  # new tokens, with the rotations of their rows and their mask
 
 
 class DiMOOBlock(nn.Module):
-    """Two blocks of the base's kind: the first attends to the new tokens, the second to the sequence."""
+    """Two blocks like those of the base: the first attends to the new tokens, the second to the sequence."""
 
     def __init__(self, channels: int, num_heads: int, mlp_channels: int, eps: float):
         super().__init__()
@@ -28,7 +28,7 @@ class DiMOOBlock(nn.Module):
         init_block(self.self_attn)
 
     def forward(self, x: Float[Tensor, "b t c"], ctx: Context, new: New | None) -> Float[Tensor, "b t c"]:
-        """Without new tokens both blocks attend to the sequence."""
+        """Apply both blocks; without new tokens, both attend to the sequence."""
         x = self.cross_attn(x, ctx) if new is None else self._cross(x, ctx, *new)
         return self.self_attn(x, ctx)
 
@@ -43,10 +43,10 @@ class DiMOOBlock(nn.Module):
 class DiMOOShortcut(ShortcutNetwork):
     """features + S(features, new tokens, mask ratio), with published keys (docs/originals/dimoo.md, Shortcut network).
 
-    `bottleneck_ratio` R divides the width, not the heads' number nor `mlp_channels`; no projections at
-    R = 1. `depth` D counts cross+self attention pairs. Ablations: `cross_attention` off makes the first
-    attention a second self attention, `time` off leaves the mask ratio out, `prompt` off keeps the
-    prompt's tokens from being attended to as if they were new. `rope_theta` and `eps` are the base's.
+    `bottleneck_ratio` R divides the width, but neither `num_heads` nor `mlp_channels`; there are no projections at
+    R = 1. `depth` D is the number of pairs of cross and self attention. `rope_theta` and `eps` have the base's values.
+    There are three ablations: without `cross_attention` the first attention is a second self attention, without `time`
+    the mask ratio is left out, and without `prompt` the tokens of the prompt are not among the new tokens.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class DiMOOShortcut(ShortcutNetwork):
         return sizes if sizes is None or mlp is None else {**sizes, "mlp_channels": len(mlp)}
 
     def calibrate(self, embeddings: Float[Tensor, "... c"]) -> None:
-        """Nothing to do, whatever the table's scale: new tokens are normalised before they become keys and values."""
+        """Do nothing at any scale of the embeddings: new tokens are normalised before they become keys and values."""
 
     def forward(self, features: Float[Tensor, "b t c"], new: Control, mask_ratio: Ratio) -> Float[Tensor, "b t c"]:
-        """Features of the next step.
+        """Return the features of the next step.
 
-        `features` are those of the last step, `new` the tokens it revealed, and of the prompt, as the
-        base embeds them, `mask_ratio` what is still masked now. Padded entries of `new` need
-        a row of the sequence too, any; padded rows of the result mean nothing.
+        `features` are those of the last step. `new` are the tokens that the last step revealed and those of the prompt,
+        as the base embeds them. `mask_ratio` is the share that is still masked now. Padded entries of `new` need a
+        valid row of the sequence too, no matter which. Padded rows of the result mean nothing.
         """
         x = self.proj_in(features)
         ctx = rotations(x.shape[1], self.head_channels, self.config["rope_theta"], x.device)
@@ -112,7 +112,7 @@ class DiMOOShortcut(ShortcutNetwork):
         return features + self.proj_out(x)
 
     def _source(self, new: Control, ctx: Context) -> New:
-        """What is attended to."""
+        """Return the new tokens that the first attention reads, with the context of their rows."""
         first = 0 if self.config["prompt"] else new.prompt
         mask = None if new.mask is None else new.mask[:, None, None, first:]
         return self.new_token_proj_in(new.embeddings[:, first:]), ctx.at(new.rows[:, first:])._replace(mask=mask)

@@ -1,4 +1,4 @@
-"""Losses of a predicted feature against the true one."""
+"""Compute losses between predicted and true features, or between their logits."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Direction = Literal["teacher_student", "student_teacher"]
 def masked_mse(
     predicted: Float[Tensor, "b r c"], target: Float[Tensor, "b r c"], masked: Bool[Tensor, "b r"]
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the still masked rows and all channels.
+    """Return the mean squared error over the rows that are still masked and all channels.
 
     Revealed and class rows are never supervised (docs/originals/maskgit.md, Training loss).
     """
@@ -25,7 +25,7 @@ def masked_mse(
 def masked_cosine(
     predicted: Float[Tensor, "b r c"], target: Float[Tensor, "b r c"], masked: Bool[Tensor, "b r"]
 ) -> Float[Tensor, ""]:
-    """Mean cosine similarity over the still masked rows."""
+    """Return the mean cosine similarity over the rows that are still masked."""
     similarity = cosine_similarity(predicted.float(), target.float(), dim=-1)
     return (similarity * masked).sum() / masked.sum().clamp(min=1)
 
@@ -36,9 +36,9 @@ def masked_kl(
     masked: Bool[Tensor, "b r"],
     direction: Direction = "teacher_student",
 ) -> Float[Tensor, ""]:
-    """Mean KL divergence of logits over the still masked rows.
+    """Return the mean KL divergence of logits over the rows that are still masked.
 
-    `teacher_student` is KL(teacher || student), `student_teacher` the other way round.
+    `teacher_student` is KL(teacher || student), `student_teacher` is KL(student || teacher).
     """
     ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
     first, second = (theirs, ours) if direction == "teacher_student" else (ours, theirs)

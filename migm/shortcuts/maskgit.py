@@ -1,4 +1,4 @@
-"""MaskGIT-Shortcut (arXiv 2602.23996): the light network that predicts the next hidden state."""
+"""Define MaskGIT-Shortcut (arXiv 2602.23996), the light network that predicts MaskGIT's next hidden state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,8 @@ from migm.shortcuts.parts import TimeEmbedder, inner_width, published_sizes
 class MaskGITBlock(nn.Module):
     """Cross attention to the new tokens, then self attention, each followed by a feed-forward.
 
-    Only queries are normalised; keys and values are not (the released code, not the usual pre-norm).
+    In both attentions only the queries are normalised, as in the released code; usual pre-norm also normalises keys and
+    values.
     """
 
     def __init__(self, channels: int, num_heads: int, dropout: float):
@@ -32,7 +33,7 @@ class MaskGITBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c"], new: Float[Tensor, "b k c"] | None, mask: Bool[Tensor, "b 1 1 k"] | None
     ) -> Float[Tensor, "b t c"]:
-        """Without new tokens the first attention is a second self attention."""
+        """Apply the block; without new tokens, the first attention is a second self attention."""
         x = x + self.cross_attn.fn.mha(self.cross_attn.norm(x), x if new is None else new, mask)
         x = x + self.cross_attn_ff.fn(self.cross_attn_ff.norm(x))
         x = x + self.self_attn.fn.mha(self.self_attn.norm(x), x)
@@ -42,10 +43,10 @@ class MaskGITBlock(nn.Module):
 class MaskGITShortcut(ShortcutNetwork):
     """features + S(features, new tokens, mask ratio), with the keys of the published checkpoints.
 
-    `bottleneck_ratio` R divides the width (inner width c / R, no projections at R = 1), `depth` D
-    counts cross+self attention pairs; `cross_attention` off makes the cross attention a second
-    self attention (the paper's ablation), `time` off leaves the mask ratio out. The mask ratio
-    enters once, after the blocks, as in the released code.
+    `bottleneck_ratio` R divides the width: the inner width is c / R, and there are no projections at R = 1. `depth` D
+    is the number of pairs of cross and self attention. Without `cross_attention` the first attention is a second self
+    attention (the paper's ablation), without `time` the mask ratio is left out. The mask ratio enters once, after the
+    blocks, as in the released code.
     """
 
     def __init__(
@@ -83,20 +84,20 @@ class MaskGITShortcut(ShortcutNetwork):
 
     @torch.no_grad()
     def calibrate(self, embeddings: Float[Tensor, "... c"]) -> None:
-        """Scale the fresh projection of new tokens to input embeddings of unit variance.
+        """Divide the fresh projection of new tokens by the standard deviation of the base's input embeddings.
 
-        The published bases' tables are N(0, 1); one trained from small values would leave keys
-        and values so small that training first spends hundreds of steps on growing them.
+        The published bases' tables are N(0, 1). A table that was trained from small values would make keys and values
+        so small that training would first spend hundreds of steps on their growth.
         """
         if self.config["cross_attention"] and isinstance(self.new_token_proj_in, nn.Linear):
             weight = self.new_token_proj_in.weight
             weight /= embeddings.float().std().to(weight.device)
 
     def forward(self, features: Float[Tensor, "b t c"], new: Control, mask_ratio: Ratio) -> Float[Tensor, "b t c"]:
-        """Features of the next step.
+        """Return the features of the next step.
 
-        `features` are those of the last step, `new` the tokens it revealed as the base embeds
-        them, position included, `mask_ratio` what is still masked now.
+        `features` are those of the last step. `new` are the tokens that the last step revealed, as the base embeds
+        them, positions included. `mask_ratio` is the share that is still masked now.
         """
         x = self.proj_in(features)
         if self.config["num_positions"]:
@@ -112,7 +113,7 @@ class MaskGITShortcut(ShortcutNetwork):
         return features + self.proj_out(x)
 
     def _positions(self, rows: int) -> Float[Tensor, "{rows} c"]:
-        """The position embedding of all `rows`, zero beyond the first `num_positions`."""
+        """Return the position embedding of all `rows`; it is zero beyond the first `num_positions`."""
         if rows < len(self.pos_emb):
             raise UserError(f"shortcut.num_positions={len(self.pos_emb)} is more than the {rows} rows of the features")
         return nn.functional.pad(self.pos_emb, (0, 0, 0, rows - len(self.pos_emb)))

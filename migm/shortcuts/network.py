@@ -1,4 +1,4 @@
-"""The class that every shortcut network derives from, by which its files are recognised."""
+"""Define the base class of all shortcut networks, and list its subclasses."""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -12,36 +12,36 @@ from migm.bases.base import Control
 
 
 class ShortcutNetwork(nn.Module):
-    """Predicts the features of the next step; a subclass and a YAML that names it are a new network.
+    """A network that predicts the features of the next step; a new one is a subclass and a YAML that names it.
 
-    `config` holds the arguments of the constructor, `channels` (those of the features) among them; a file of trained
-    weights keeps it, and the network is built from it again.
+    `config` holds the constructor arguments, among them `channels`, the number of channels of the features. A file of
+    trained weights includes the config, and the network is built again from it.
     """
 
     config: dict[str, Any]
 
     def calibrate(self, embeddings: Tensor) -> None:
-        """Fit fresh weights to the scale of the base's input embeddings (1, v, c), where that matters."""
+        """Fit fresh weights to the scale of the base's input embeddings (1, v, c); by default, do nothing."""
 
     def forward(self, features: Tensor, new: Control, mask_ratio: Tensor) -> Tensor:
-        """Features (b, t, c) of the next step.
+        """Return the features (b, t, c) of the next step.
 
-        `features` (b, t, c) are those of the last step, `new` the tokens that it revealed, as the base embeds them,
-        `mask_ratio` (b,) the share still masked now.
+        `features` (b, t, c) are those of the last step. `new` are the tokens that the last step revealed, as the base
+        embeds them. `mask_ratio` (b,) is the share that is still masked now.
         """
         raise NotImplementedError
 
     @classmethod
     def published(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Constructor arguments that a published bare state dict tells; None where it is not of this class."""
+        """Return the constructor arguments for a published bare state dict; None if it is not of this class."""
         return None
 
 
 def networks() -> list[type[ShortcutNetwork]]:
-    """All network classes of this package, and those of other modules that are imported.
+    """Return all network classes of this package, and those of other imported modules.
 
-    The modules of a config's components are imported when it is checked, so that a network of one's own is among them
-    where the config names it.
+    The modules of a config's components are imported when the config is checked, so that a network of the user's own
+    is included if the config names it.
     """
     for module in iter_modules([str(Path(__file__).parent)]):
         import_module(f"{__package__}.{module.name}")
@@ -55,5 +55,5 @@ def _derived(parent: type[ShortcutNetwork]) -> Iterator[type[ShortcutNetwork]]:
 
 
 def address(network: type[ShortcutNetwork]) -> str:
-    """The import path of a class, as files and configs name it."""
+    """Return the import path of a class, as files and configs name it."""
     return f"{network.__module__}.{network.__qualname__}"

@@ -1,4 +1,4 @@
-"""What the shortcut networks share."""
+"""Define the parts that the shortcut networks share."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from migm.runtime.shapes import Ratio
 
 
 class TimeEmbedder(nn.Module):
-    """Sinusoid of 1000 * mask ratio (128 cosines, then 128 sines), then a two-layer MLP."""
+    """The sinusoid of 1000 * mask ratio (128 cosines, then 128 sines), then a two-layer MLP."""
 
     frequencies = 128
 
@@ -32,7 +32,7 @@ class TimeEmbedder(nn.Module):
 
 
 def inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
-    """channels / R, which R and then the heads have to divide."""
+    """Return channels / R; UserError if R does not divide the channels, or `num_heads` the result."""
     if channels % bottleneck_ratio:
         raise UserError(
             f"shortcut.bottleneck_ratio={bottleneck_ratio} must divide the base's {channels} channels without rest"
@@ -47,10 +47,11 @@ def inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
 
 
 def published_sizes(tensors: Mapping[str, Tensor], mark: str) -> dict[str, Any] | None:
-    """Constructor arguments that a published state dict with a tensor `mark`, as long as the inner width, tells.
+    """Return the constructor arguments that follow from the tensors of a published state dict.
 
-    None where `mark` or the blocks are not there (docs/originals/maskgit.md, Shortcut keys). With R = 1 it looks the
-    same with and without cross attention, and is taken to be with.
+    The length of the tensor `mark` is the inner width. Returns None if `mark` or the blocks are missing
+    (docs/originals/maskgit.md, Shortcut keys). At R = 1 a state dict looks the same with and without cross attention;
+    the result is then with cross attention.
     """
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     if not depth or mark not in tensors:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def header(sampler: Sampler, data: "TrajectoryData", seed: int) -> dict[str, Any]:
-    """The facts that the first manifest line states, and that a store has to match to be used."""
+    """Return the facts that the first line of a manifest states; an old store has to match them."""
     guided = sampler.sampling.guidance is not None
     branches = sampler.base.encode(data.inputs(torch.zeros(1, dtype=torch.long)), guided)
     return {
@@ -37,12 +37,12 @@ def header(sampler: Sampler, data: "TrajectoryData", seed: int) -> dict[str, Any
         "num_steps": sampler.num_steps,
         "inputs": data.inputs.fingerprint(),
         "seed": seed,
-        "sampling": sampler.sampling.identity,  # all but B, since the vanilla base makes it
+        "sampling": sampler.sampling.identity,  # without B, since the vanilla base collects
     }
 
 
 def stored(data: "TrajectoryData") -> "Stored":
-    """The storage of `data`; UserError where it is one without a store."""
+    """Return the storage of `data`; UserError if it has no store."""
     if not data.storage.stores:
         raise UserError(
             f"data/storage={data.storage.name} has no store; for import_from, export_to and publish_to choose features "
@@ -52,41 +52,43 @@ def stored(data: "TrajectoryData") -> "Stored":
 
 
 def collect(sampler: Sampler, data: "TrajectoryData", seed: int, train_steps: int = 0) -> Store:
-    """Fill the store of `data` up to its `num_images`; inputs and noise depend on (seed, image) alone.
+    """Fill the store of `data` up to its `num_images` and return it.
 
-    The processes of a run share the shards; what is stored is the same whatever their number. What other storage
-    would take is said for a training of `train_steps`.
+    The inputs of an image depend on its number alone, its noise on (seed, number). The processes of a run share the
+    work by shards; the stored data is the same for any number of processes. The printed comparison with other storages
+    is for a training of `train_steps`; at 0 steps there is no comparison.
     """
     review(sampler.base, data.inputs(torch.arange(data.num_images)), "data.inputs")
-    described, console = header(sampler, data, seed), first_console()
-    store = data.store(described)
+    expected, console = header(sampler, data, seed), first_console()
+    store = data.store(expected)
     if data.source.read_only:
         return complete(store, data, console)
     with filling(store, data, console):
-        _fill(sampler, data, seed, described, train_steps, console)
-    return Store(data.folder, described)
+        _fill(sampler, data, seed, expected, train_steps, console)
+    return Store(data.folder, expected)
 
 
 def filling(store: Store, data: "TrajectoryData", console: Plain) -> AbstractContextManager[bool | None]:
-    """Of commands that want one store the first fills it, the others wait; a whole one may be read only."""
-    if len(store) >= data.num_images and not (store.folder / LOCK).exists():  # a kill leaves one
+    """Return a context in which only this command fills the store; other commands wait until it ends.
+
+    A complete store without a lock file is not locked, so that it may lie in a read-only folder.
+    """
+    if len(store) >= data.num_images and not (store.folder / LOCK).exists():  # a kill leaves the lock file
         return nullcontext()
     return writing(store.folder, f"data.folder={data.folder}", folder=True, waiting=console.print)
 
 
 def refuse_unwritable_store(data: "TrajectoryData") -> None:
-    """UserError where the store of `data` is to be made and cannot."""
+    """Raise a UserError if the store of `data` has yet to be made and cannot be written."""
     if data.storage.stores and not data.source.read_only and not (Path(data.folder) / MANIFEST).exists():
         refuse_unwritable(data.folder, f"data.folder={data.folder}", folder=True)
 
 
-def _fill(
-    sampler: Sampler, data: "TrajectoryData", seed: int, described: Any, train_steps: int, console: Plain
-) -> None:
-    store = data.store(described)  # as it is now that nobody else writes
-    store.verify(contents=False)  # nothing is added to what cannot be used
+def _fill(sampler: Sampler, data: "TrajectoryData", seed: int, expected: Any, train_steps: int, console: Plain) -> None:
+    store = data.store(expected)  # read again, now that no other command writes
+    store.verify(contents=False)  # nothing is added to a damaged store
     unlisted = Unlisted(store, data.num_images, data.shard_images)
-    # Only rank 0 looks, so that all processes go by the same plan.
+    # Only rank 0 looks for missing shards, so that all processes follow the same plan.
     missing = from_first(unlisted.missing() if rank() == 0 else [])
     if not missing:
         console.print(f"{len(store)} trajectories in {data.folder}: nothing to collect")
@@ -104,7 +106,7 @@ def _fill(
 
 
 def complete(store: Store, data: "TrajectoryData", console: Plain) -> Store:
-    """A store at a URL, which has to hold everything: nothing is collected there."""
+    """Return a store at a URL; UserError unless it is complete, since nothing is collected there."""
     if len(store) < data.num_images:
         raise UserError(
             f"data.folder={data.folder} holds {len(store)} of data.num_images={data.num_images} trajectories and is "
@@ -115,7 +117,10 @@ def complete(store: Store, data: "TrajectoryData", console: Plain) -> Store:
 
 
 def announce(work: TrainingWork, data: "TrajectoryData", images: int, console: Plain) -> None:
-    """Say what so many trajectories will take, and other storage, and refuse it where the disk is too small."""
+    """Print the disk space and time for `images` trajectories; UserError if the disk or the memory is too small.
+
+    If the work has pairs, a table of the costs of all storages comes first.
+    """
     size = data.storage.costs(work._replace(images=images)).disk
     about = duration(images * work.seconds_an_image / processes())
     shared = f" in {processes()} processes" if processes() > 1 else ""
@@ -135,21 +140,24 @@ def make(
     seed: int,
     console: Plain,
 ) -> None:
-    """Write and note the shards of this process; rank 0 lists those of all meanwhile."""
+    """Write and note the shards of this process; rank 0 also lists the noted shards of all processes."""
     with progress(console, "images") as bar:
         task = bar.add_task("collect", total=unlisted.lacking)
         for shard in shards:
             images = torch.arange(shard.first, shard.last)
-            how = (data.inputs, data.collect_batch_size, stored(data).kept)
-            made = record(sampler, images, seed, *how)
-            unlisted.note(shard, unlisted.store.write(shard.number, made))
+            options = (data.inputs, data.collect_batch_size, stored(data).kept)
+            trajectories = record(sampler, images, seed, *options)
+            unlisted.note(shard, unlisted.store.write(shard.number, trajectories))
             if rank() == 0:
                 unlisted.list_noted()
                 bar.update(task, completed=unlisted.written())
 
 
 def announce_online(sampler: Sampler, data: "TrajectoryData", train_steps: int) -> None:
-    """Say what a training takes whose storage has nothing to collect, and generates a shard at a time instead."""
+    """Print the costs of a training that collects nothing but generates a shard at a time.
+
+    Raises UserError if the memory is too small.
+    """
     review(sampler.base, data.inputs(torch.arange(data.num_images)), "data.inputs")
     work, console = measure_work(sampler, data, train_steps * data.batch_size * processes()), first_console()
     size, seconds = data.storage.costs(work).memory, data.shard_images * work.seconds_an_image
@@ -162,7 +170,10 @@ def announce_online(sampler: Sampler, data: "TrajectoryData", train_steps: int) 
 
 
 def refuse_full_shard(data: "TrajectoryData", image: int) -> None:
-    """Stop before anything is generated when memory cannot hold a shard, twice while its batches are joined."""
+    """Raise a UserError before anything is generated if memory cannot hold a shard of `image` bytes an image.
+
+    A shard is in memory twice while its batches are joined.
+    """
     what = f"data.shard_images={data.shard_images}: a shard of features"
     refuse_full_memory(
         2 * min(data.shard_images, data.num_images) * image, what, "lower it, or choose data/storage=tokens"
@@ -170,7 +181,7 @@ def refuse_full_shard(data: "TrajectoryData", image: int) -> None:
 
 
 def follow(what: str, counts: Iterator[int], total: int | None = None) -> None:
-    """Run an import or export to its end, showing the images done."""
+    """Run an import, export or upload to its end and show how many images are done."""
     with progress(Plain(), "images") as bar:
         task = bar.add_task(what, total=total)
         for count in counts:

@@ -1,4 +1,4 @@
-"""LightningDataModule over trajectories, however they are kept (`storage`) and wherever they are (`source`)."""
+"""Define the LightningDataModule of trajectories; `storage` is the form they are kept in, `source` their place."""
 
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,12 @@ from migm.trajectories.tars import MakeLayout
 
 
 class TrajectoryData(L.LightningDataModule):
-    """Pairs for training from `num_images` images but the last `num_val_images`, which validate.
+    """Pairs for training, from `num_images` images; the last `num_val_images` of these are for validation.
 
-    The `storage` says whether they are read from the store that `source` finds in `folder` (`migm.collect` fills it
-    with images of what `inputs` asks for, `shard_images` a shard), and in what form, or generated while training.
-    `verify` reads every shard once, in one process of a machine, and compares its SHA-256. The class `tars` is the
-    layout of the released code's tars, for `migm.collect import_from=` and `export_to=`.
+    By `storage`, pairs are generated while training, or read from the store that `source` opens at `folder`.
+    `migm.collect` fills that store with images of `inputs`, `shard_images` a shard. `verify` reads every shard once, in
+    one process of a machine, and compares its SHA-256. `tars` is the class of the layout of the released code's tars,
+    for `migm.collect import_from=` and `export_to=`.
     """
 
     def __init__(
@@ -62,26 +62,29 @@ class TrajectoryData(L.LightningDataModule):
         self.batch_size, self.shard_images, self.collect_batch_size = batch_size, shard_images, collect_batch_size
         self.num_workers, self.seed, self.verify = num_workers, seed, verify
         self.first_val = num_images - num_val_images
-        self.train: Any = None  # a PairDataset of a store
+        self.train: Any = None  # a PairDataset if the storage has a store, else None
         self.val: PairDataset | None = None
 
     def store(self, header: dict[str, Any] | None = None) -> Store:
-        """The store in `folder`, which has to match `header`."""
+        """Return the store at `folder`; it has to match `header`."""
         return self.source.store(self.folder, header)
 
     def attach(self, sampler: Sampler, seed: int) -> None:
-        """Take the vanilla sampler that generates images while training; `seed` is that of their noise."""
+        """Set the vanilla sampler that generates images while training, with the `seed` of their noise."""
         chosen = {"seed": seed, "inputs": self._inputs, "batch_size": self.collect_batch_size}
         self.record = partial(record, sampler, **chosen)
         self.pairs_an_image = (1 if sampler.sampling.guidance is None else 2) * (sampler.num_steps - 1)
 
     def _inputs(self, images: Tensor) -> Inputs:
-        """Images behind those of a store show what the training images show, in turn."""
+        """Return the inputs of images; from number `num_images` on, they are those of the training images in turn."""
         beyond = (images - self.num_images) % self.first_val
         return self.inputs(beyond.where(images >= self.num_images, images))
 
     def prepare_data(self) -> None:
-        """Lightning calls this in one process of a machine, while the others wait, and again to validate."""
+        """Verify the stored data once.
+
+        Lightning calls this in one process of a machine, while the others wait, and again to validate.
+        """
         if self.verify:
             self.storage.verify(self)
             self.verify = False
@@ -93,7 +96,7 @@ class TrajectoryData(L.LightningDataModule):
         return self.storage.train_loader(self, *self._rank())
 
     def val_dataloader(self) -> DataLoader:
-        """Always the same pairs in the same order, so that errors compare across runs and resumes."""
+        """Return a loader of the same pairs in the same order, so that errors compare across runs and resumes."""
         rank, world_size = self._rank()
         share = range(rank, len(self.val or ()), world_size)
         return DataLoader(self.val, self.batch_size, sampler=share, collate_fn=as_is)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Training pairs out of stored trajectories: features before a step, what it revealed, features after."""
+"""Read training pairs from trajectories: features of a step, the tokens that it revealed, features of the next."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -13,31 +13,31 @@ from migm.trajectories.record import Trajectories, unpacked
 
 
 class Pairs(NamedTuple):
-    """A batch of consecutive steps (s, s+1) of one guidance half each."""
+    """A batch of pairs; each holds consecutive steps (s, s + 1) of one guidance half of one image."""
 
-    features: Float[Tensor, "b t c"]  # of step s; t = c = 0: `replay.with_features` computes them
+    features: Float[Tensor, "b t c"]  # of step s; if t = c = 0, `replay.with_features` computes them
     target: Float[Tensor, "b t c"]  # of step s + 1
-    tokens: Tokens  # final ones
-    new: Bool[Tensor, "b l"]  # True at what step s revealed
-    masked: Bool[Tensor, "b l"]  # True where still masked before step s + 1
+    tokens: Tokens  # at the end of the generation
+    new: Bool[Tensor, "b l"]  # True at tokens that step s revealed
+    masked: Bool[Tensor, "b l"]  # True at tokens that are still masked before step s + 1
     steps: Int[Tensor, " b"]  # s
-    conditions: Int[Tensor, "b q"]  # of that half
+    conditions: Int[Tensor, "b q"]  # of the half, -1 at padding
     halves: Int[Tensor, " b"]  # 0 conditional, 1 unconditional
-    images: Int[Tensor, " b"]  # number in the run
+    images: Int[Tensor, " b"]  # numbers in the run
     width: int  # the most tokens that step s revealed in any row
 
 
 class Shards(Protocol):
-    """What pairs are read from: a `Store`, or trajectories `InMemory`."""
+    """A source of pairs: a `Store`, or trajectories `InMemory`."""
 
-    header: dict[str, Any]  # `copies` and `num_steps` at least
-    shards: list[dict[str, Any]]  # `count` at least
+    header: dict[str, Any]  # holds at least `copies` and `num_steps`
+    shards: list[dict[str, Any]]  # each holds at least `count`
 
     def open(self, index: int) -> dict[str, Tensor]: ...
 
 
 class InMemory:
-    """Trajectories read as a store of one shard."""
+    """Trajectories in memory that are read like a store of one shard."""
 
     def __init__(self, trajectories: Trajectories):
         self.tensors = trajectories.tensors()
@@ -50,13 +50,14 @@ class InMemory:
 
 
 class PairDataset:
-    """All pairs of the images `first`...`last` of a store, read in batches.
+    """All pairs of the images from `first` to before `last` of a store, read in batches.
 
-    Pair index = ((image * copies) + half) * (n - 1) + s. Shuffling goes shard by shard within
-    windows, so that a batch reads from few files, and a window's shards stay open between batches.
+    Pair index = ((image * copies) + half) * (n - 1) + s, where images count from `first`. Pairs are shuffled within
+    windows of random shards, so that a batch reads from few files. At most `window` shards stay open
+    between batches.
     """
 
-    window = 16  # shards shuffled together
+    window = 16  # number of shards that are shuffled together
 
     def __init__(self, store: Shards, first: int = 0, last: int | None = None):
         self.store = store
@@ -69,7 +70,7 @@ class PairDataset:
         return len(self.where) * self.copies * (self.num_steps - 1)
 
     def order(self, generator: torch.Generator) -> Int[Tensor, " pairs"]:
-        """A shuffled order of all pairs that moves through the shards window by window."""
+        """Return a shuffled order of all pairs that goes through the shards window by window."""
         per_image = self.copies * (self.num_steps - 1)
         shard = self.where[:, 0]
         shards = shard.unique()
@@ -88,14 +89,14 @@ class PairDataset:
         shard, row = self.where[image].unbind(1)
         shards = {number: self._shard(number) for number in shard.unique().tolist()}
         both = _two_steps(shards, shard, (row * self.copies + half) * self.num_steps + s)
-        some = next(iter(shards.values()))
-        tokens, order = (some[name].new_empty(len(index), some[name].shape[1]) for name in ("tokens", "order"))
+        like = next(iter(shards.values()))
+        tokens, order = (like[name].new_empty(len(index), like[name].shape[1]) for name in ("tokens", "order"))
         conditions = torch.full((len(index), max(data["conditions"].shape[-1] for data in shards.values())), -1)
         images = torch.empty_like(s)
         for number, data in shards.items():
             place = (shard == number).nonzero()[:, 0]
-            known = data["conditions"][row[place], half[place]]
-            conditions[place, : known.shape[1]] = known.long()
+            ids = data["conditions"][row[place], half[place]]
+            conditions[place, : ids.shape[1]] = ids.long()
             for name, into in {"tokens": tokens, "order": order, "images": images}.items():
                 into[place] = data[name][row[place]]
         now, after = both.unbind(1)
@@ -107,7 +108,7 @@ class PairDataset:
         shard = self._open.pop(number, None)
         if shard is None:
             if len(self._open) >= self.window:
-                del self._open[next(iter(self._open))]  # the one whose last use is the longest ago
+                del self._open[next(iter(self._open))]  # the least recently used shard
             shard = self.store.open(number)
         self._open[number] = shard
         return shard
@@ -116,18 +117,21 @@ class PairDataset:
 def _two_steps(
     shards: Mapping[int, dict[str, Tensor]], shard: Int[Tensor, " b"], first: Int[Tensor, " b"]
 ) -> Float[Tensor, "b 2 t c"]:
-    """Features of step `first`, counted through all of the row's `shard`, and of the one after it."""
+    """Return the features of step `first` and of the step after it.
+
+    `first` counts the steps of all images and halves of the row's `shard`.
+    """
     lengths = {data["features"].shape[-2] for data in shards.values()}
-    some = next(iter(shards.values()))["features"]
-    # Zeros only where a shard's sequences are shorter: they cost as much as the copy.
+    like = next(iter(shards.values()))["features"]
+    # Zeros are written only if sequences differ in length, since writing them takes as long as the copy.
     blank = torch.empty if len(lengths) == 1 else torch.zeros
-    both = blank(len(first), 2, max(lengths), some.shape[-1], dtype=some.dtype)
+    both = blank(len(first), 2, max(lengths), like.shape[-1], dtype=like.dtype)
     if not both.numel():
         return both
     for number, data in shards.items():
         place = (shard == number).nonzero()[:, 0]
         t, c = data["features"].shape[-2:]
-        # Steps s and s + 1 lie side by side. All rows are asked for before the first is waited for.
+        # Steps s and s + 1 are adjacent in the tensor. All rows are requested before the first is waited for.
         flat, starts = data["features"].flatten(), (first[place] * t * c).tolist()
         for start in starts:
             will_need(flat, start, 2 * t * c)
@@ -139,7 +143,7 @@ def _two_steps(
 def padded_positions(
     new: Bool[Tensor, "b l"], width: int
 ) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:
-    """The positions of up to `width` true entries, ascending, 0 at padding; and False at padding."""
+    """Return the positions of up to `width` true entries, ascending, 0 at padding; and a mask, False at padding."""
     # A stable descending sort puts the new positions first, in ascending order.
     positions = new.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
     mask = torch.arange(width, device=new.device) < new.sum(1, keepdim=True)

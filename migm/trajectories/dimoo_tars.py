@@ -1,6 +1,7 @@
-"""Records of the released DiMOO-Shortcut code: `{index:06d}_{cond|uncond}` (docs/originals/dimoo.md, Tars).
+"""Read and write records of the released DiMOO-Shortcut code (docs/originals/dimoo.md, Tars).
 
-Ids are those of the vocabulary, -100 at the unconditional prompt; the order is -1 outside image codes.
+A record is named `{index:06d}_{cond|uncond}`. Its ids are those of the vocabulary, but -100 at the unconditional
+prompt; its order is -1 outside image codes.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ NO_PROMPT = -100
 
 
 class DiMOOTars:
-    """A `tars.TarLayout` of one image a tar, at any size of the image."""
+    """A `tars.TarLayout` with one image a tar, of any size."""
 
     file, images_a_tar, dtype = "0_{:06d}.tar", 1, torch.bfloat16
 
@@ -51,7 +52,7 @@ class DiMOOTars:
             yield f"{int(image['images']):06d}_{kind}", torch.cat([prompt, block]), torch.cat([before, order])
 
     def _sequence(self, prompt: Tensor, tokens: Tensor) -> Tensor:
-        """Ids (t,) of a prompt (q,) and tokens (l,)."""
+        """Return the ids (t,) of the sequence of a prompt (q,) and image tokens (l,)."""
         layout, device = self.base.layout, self.base.device
         image = layout.image_ids(tokens[None].to(device), self.base.spec.vocab_size)
         length = torch.tensor([len(prompt)], device=device)

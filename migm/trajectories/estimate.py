@@ -1,4 +1,4 @@
-"""What every way to keep trajectories takes on this machine, before anything is made, and which one suits it."""
+"""Estimate the costs of every storage on this machine before anything is collected, and recommend one."""
 
 import time
 from collections.abc import Mapping
@@ -15,49 +15,49 @@ if TYPE_CHECKING:
     from migm.trajectories.datamodule import TrajectoryData
     from migm.trajectories.storage import Storage
 
-SHARE = 0.9  # of free disk or memory that a recommendation may fill
+SHARE = 0.9  # of the free disk or memory that a recommended storage may fill
 
 
 class TrainingWork(NamedTuple):
-    """One training: what it is made of, and what a full step costs."""
+    """The sizes of a training, and the time of a full step."""
 
     images: int
     num_steps: int
     copies: int  # guidance halves
-    rows: int  # of a sequence, prompt included
+    rows: int  # of the longest sequence, prompt included
     channels: int
     num_tokens: int
-    condition: int  # ids
+    condition: int  # most ids of one half
     shard_images: int
-    pairs: int  # that training draws: its steps by its batch size
+    pairs: int  # that training reads: its steps times the pairs of a step
     seconds: float  # of a full step of one image, all halves
 
     @property
     def seconds_an_image(self) -> float:
-        """Seconds of the base for the trajectory of one image."""
+        """The seconds that the base takes for the trajectory of one image."""
         return self.num_steps * self.seconds
 
     def feature_bytes(self, images: int, dtype: torch.dtype) -> int:
-        """Bytes that the features of `images` trajectories take, a row of int8 with its scale."""
+        """Return the bytes of the features of `images` trajectories; a row of int8 includes its scale."""
         scale = torch.float32.itemsize if dtype == torch.int8 else 0
         return images * self.copies * self.num_steps * self.rows * (self.channels * dtype.itemsize + scale)
 
     def token_bytes(self) -> int:
-        """Bytes that tokens, order, number and conditions of all images take."""
+        """Return the bytes of the tokens, orders, numbers and conditions of all images."""
         return self.images * (self.num_tokens * (4 + 2) + self.copies * self.condition * 4 + 8)
 
 
 class Costs(NamedTuple):
-    """What one way to keep trajectories takes."""
+    """The costs of a training with one storage."""
 
     disk: int = 0  # bytes
-    memory: int = 0  # bytes that are held, beyond the base
+    memory: int = 0  # bytes, without the base
     before: float = 0.0  # seconds of the base before training
     during: float = 0.0  # seconds of the base while training
 
 
 def measure_work(sampler: Sampler, data: "TrajectoryData", pairs: int) -> TrainingWork:
-    """The work of a training of so many pairs; a full step is the second of two of a batch."""
+    """Return the work of a training with `pairs` pairs; the time is that of the second of two full steps of a batch."""
     base, guided = sampler.base, sampler.sampling.guidance is not None
     inputs = data.inputs(torch.arange(min(data.collect_batch_size, data.num_images)))
     branches, batch_size = base.encode(inputs, guided), len(inputs)
@@ -83,13 +83,13 @@ def measure_work(sampler: Sampler, data: "TrajectoryData", pairs: int) -> Traini
 
 
 def recommended(costs: Mapping[str, Costs], disk: int, memory: int) -> str | None:
-    """The name of the quickest that fits into so many free bytes; of equally quick ones the first."""
+    """Return the name of the quickest storage that fits into the free bytes, the first of equals; None if none fits."""
     fitting = {name: c for name, c in costs.items() if c.disk <= SHARE * disk and c.memory <= SHARE * memory}
     return min(fitting, key=lambda name: fitting[name].before + fitting[name].during, default=None)
 
 
 def comparison(work: TrainingWork, folder: Path, storages: Mapping[str, "Storage"]) -> Table:
-    """All `storages` side by side, by the names that `data/storage=` takes, the recommended one marked."""
+    """Return a table of the costs of all `storages`, named as in `data/storage=`; it marks the recommended one."""
     disk, memory = free_disk(folder), available_memory()
     costs = {name: storage.costs(work) for name, storage in storages.items()}
     best = recommended(costs, disk, max(c.memory for c in costs.values()) * 2 if memory is None else memory)
@@ -106,5 +106,5 @@ def comparison(work: TrainingWork, folder: Path, storages: Mapping[str, "Storage
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes, seconds."""
+    """Return a duration as hours:minutes:seconds."""
     return f"{round(seconds) // 3600}:{round(seconds) // 60 % 60:02}:{round(seconds) % 60:02}"

@@ -1,4 +1,4 @@
-"""A data loader whose order is a pure function of (seed, epoch) and which resumes mid-epoch exactly."""
+"""Load batches in an order that depends on (seed, epoch) alone, and resume exactly within an epoch."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +17,11 @@ class BatchDataset(Protocol):
 
 
 class BatchOrder(Sampler[list[int]]):
-    """The batches of one rank: every rank sees the same number, no sample twice in an epoch.
+    """The batches of one rank; all ranks have equally many, and no sample comes twice in an epoch.
 
-    The `len % (batch_size * world_size)` samples left over at the end of an epoch's order are
-    skipped in that epoch; another epoch skips others. A dataset may offer `order(generator)`
-    to shuffle with locality (shards); otherwise a plain permutation is used.
+    The last `len % (batch_size * world_size)` samples of an epoch's order are skipped in that epoch; another epoch
+    skips others. A dataset may offer `order(generator)` to shuffle within groups of shards; otherwise the order is a
+    plain permutation.
     """
 
     def __init__(self, dataset: BatchDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -47,10 +47,10 @@ class BatchOrder(Sampler[list[int]]):
 
 
 class StatefulLoader(DataLoader):
-    """DataLoader with `state_dict`/`load_state_dict` that Lightning saves in and restores from checkpoints.
+    """A DataLoader whose state Lightning saves in checkpoints and restores from them.
 
-    The state is (epoch, batches consumed), so a resumed run sees exactly the batches it had not
-    seen, with any number of workers; without workers a thread reads one batch ahead.
+    The state is (epoch, batches consumed). A resumed run gets exactly the batches that were left, with any number of
+    workers. Without workers, a thread reads one batch ahead.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StatefulLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         order = self.batch_order
-        # Not after the loop: Lightning knows the length and never asks for more than the last batch.
+        # Not at the end of the loop below: Lightning knows the length and asks for nothing after the last batch.
         if self._consumed >= len(self):
             order.epoch, order.start, self._consumed = order.epoch + 1, 0, 0
         batches = super().__iter__() if self.num_workers else ahead(super().__iter__())
@@ -95,9 +95,9 @@ class StatefulLoader(DataLoader):
 
 
 def ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each fetched by a thread while the one before it is in use."""
+    """Yield the items; a thread fetches the next item while one is in use."""
     end = object()
-    # One thread of its own for torch's operators: a second team beside the training's made a step half as slow again.
+    # torch gets one thread here: a second team of threads beside that of the training made a step half as slow again.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
         coming = thread.submit(next, items, end)
         while (item := coming.result()) is not end:
@@ -106,5 +106,5 @@ def ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def as_is(batch: Any) -> Any:
-    """The collate function of datasets that build whole batches."""
+    """Return the batch unchanged; the collate function of datasets that build whole batches."""
     return batch

@@ -1,6 +1,7 @@
-"""Records of the released MaskGIT-Shortcut code, `{batch:05d}_{index:03d}_{label}_{cond|uncond}`.
+"""Read and write records of the released MaskGIT-Shortcut code (docs/originals/maskgit.md, Tars).
 
-Behind the l tokens, ids hold the raw label or the id of "no class", and the order -1 (docs/originals/maskgit.md, Tars).
+A record is named `{batch:05d}_{index:03d}_{label}_{cond|uncond}`. After the l tokens, its ids end with the raw label or
+the id of "no class", and its order ends with -1.
 """
 
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from migm.bases.maskgit import MaskGIT
 from migm.runtime.errors import UserError
 from migm.trajectories.tars import KINDS, Image, Record, refuse_other_base
 
-BATCH = 10  # images the released code generates at once
+BATCH = 10  # number of images that the released code generates at once
 
 
 class MaskGITTars:
-    """A `tars.TarLayout` of 20 images a tar."""
+    """A `tars.TarLayout` with 20 images a tar."""
 
     file, images_a_tar, dtype = "{:06d}.tar", 20, torch.float32
 

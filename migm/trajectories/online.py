@@ -1,4 +1,4 @@
-"""Pairs of trajectories that the vanilla base makes while a shortcut trains."""
+"""Generate pairs with the vanilla base while a shortcut trains."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class OnlineLoader:
-    """Batches of one shard of new images after the other, none of which is stored.
+    """Batches from one shard of new images after the other; no shard is stored.
 
-    `make` gives the pairs of this process's shard of a number, always the same ones, `pairs` of them.
-    They are used `reuse` times, each time in another order, that of (seed, use); an epoch is
-    `num_shards` shards. The state is how many batches were consumed: a loader that goes on from
-    it makes the shard at hand again and yields exactly what is left.
+    `make` returns the pairs of the shard of this process with a given number: the same `pairs` pairs at every call. A
+    shard is used `reuse` times, each time in another order, which depends on (seed, use). An epoch has `num_shards`
+    shards. The state is the number of batches consumed: a loader that resumes from it makes the current shard again
+    and yields exactly the batches that were left.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OnlineLoader:
 
     def _pairs(self, shard: int) -> PairDataset:
         if self._shard is None or self._shard[0] != shard:
-            self._shard = None  # two of them may not fit in memory
+            self._shard = None  # two shards may not fit in memory
             self._shard = (shard, self.make(shard))
         return self._shard[1]
 
@@ -67,10 +67,11 @@ class OnlineLoader:
 
 @dataclass(frozen=True)
 class Online:
-    """Nothing is stored: the base generates `data.shard_images` new images at a time, each used `reuse` times.
+    """Storage without a store: the base generates `data.shard_images` new images at a time, each used `reuse` times.
 
-    Their features are in memory in `dtype`. An epoch takes as many images as in the other storages, of the training
-    images' inputs; the validating images are the same ones as there, kept as tokens.
+    Their features are in memory in `dtype`. An epoch has as many images as with the other storages, in whole shards,
+    at least one a process; they have the inputs of the training images. The images for validation are the same as with
+    the other storages; only their tokens are kept.
     """
 
     dtype: DTypeName = "bfloat16"
@@ -89,15 +90,21 @@ class Online:
         announce_online(sampler, data, train_steps)
 
     def verify(self, data: "TrajectoryData") -> None:
-        """Nothing to read."""
+        """Do nothing, since nothing is stored."""
 
     def split(self, data: "TrajectoryData") -> tuple[None, PairDataset]:
-        """Lightning sets up for training and for validating; the validating pairs are generated once."""
+        """Return the pairs for validation, generated once; there are none for training.
+
+        Lightning calls this both before training and before validation.
+        """
         images = torch.arange(data.first_val, data.num_images)
         return None, data.val or PairDataset(InMemory(data.record(images=images, dtype=None)))
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> OnlineLoader:
-        """Shards of this process hold images of numbers of their own, behind those of a store."""
+        """Return a loader of new images, numbered from `data.num_images` on.
+
+        No two shards or processes share an image number.
+        """
         size = data.shard_images
 
         def shard(number: int) -> PairDataset:

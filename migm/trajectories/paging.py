@@ -1,7 +1,7 @@
-"""What the kernel is told about memory-mapped tensors, so that a cold read takes what is asked for and no more.
+"""Advise the kernel about memory-mapped tensors, so that a cold read loads only the pages it needs.
 
-By default a page that is missing brings the device's whole read-ahead with it, 8 MB on some disks, for each of
-the few places in a shard that a pair comes from.
+By default, the kernel loads the device's whole read-ahead with a missing page, 8 MB on some disks. A pair lies in a
+few places of a shard, and each of them would cost that much.
 """
 
 import ctypes
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-# Hints only: nothing is told where there is no such call.
+# Advice is optional: a system without this call gets none.
 _madvise = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_WILLNEED") else None
 
 
 def read_start(path: Path, size: int = 4096) -> None:
-    """Bring the start of a file, where its header is, into memory without what follows."""
+    """Load the first bytes of a file, where its header is, without read-ahead."""
     with path.open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -24,12 +24,12 @@ def read_start(path: Path, size: int = 4096) -> None:
 
 
 def read_singly(tensor: Tensor) -> None:
-    """Read a missing page of this tensor alone."""
+    """Turn read-ahead off for this tensor: a missing page is loaded alone."""
     _advise(tensor.data_ptr(), tensor.nbytes, "MADV_RANDOM")
 
 
 def will_need(tensor: Tensor, first: int, count: int) -> None:
-    """Begin to read `count` values of a flat tensor from number `first` on, without waiting for them."""
+    """Start loading `count` values of a flat tensor from index `first` on, without waiting for them."""
     _advise(tensor.data_ptr() + first * tensor.itemsize, count * tensor.itemsize, "MADV_WILLNEED")
 
 

@@ -1,4 +1,4 @@
-"""One generation as a trajectory: features of every step, order, final tokens."""
+"""Record a generation as a trajectory: features of every step, order and final tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from migm.sampling.sampler import Sampler
 class Trajectories:
     """A batch of recorded generations.
 
-    `features` (b, copies, n, t, c) as `packed` keeps them, t = c = 0 where they were not kept;
-    `tokens` (b, l) final ids; `order` (b, l) the step that revealed each token; `conditions`
-    (b, copies, q) as the base encodes the inputs, -1 at padding; `images` (b,), their indices
-    in the run. Rows beyond the end of a shorter sequence mean nothing.
+    `features` (b, copies, n, t, c) are in the form of `packed`; t = c = 0 if they were not kept. `tokens` (b, l) are
+    final ids, and `order` (b, l) is the step that revealed each token. `conditions` (b, copies, q) are the inputs as
+    the base encodes them, -1 at padding. `images` (b,) are the numbers of the images in the run. Rows beyond the end
+    of a shorter sequence mean nothing.
     """
 
     features: Tensor
@@ -33,7 +33,7 @@ class Trajectories:
 
     @classmethod
     def join(cls, parts: Sequence["Trajectories"]) -> "Trajectories":
-        """All images of `parts`, padded to the longest sequence."""
+        """Return all images of `parts`, padded to the longest sequence."""
         columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
         columns["features"] = padded(columns["features"], -2, 0)
         columns["conditions"] = padded(columns["conditions"], -1, -1)
@@ -41,13 +41,16 @@ class Trajectories:
 
 
 def padded(tensors: Sequence[Tensor], dim: int, value: int) -> list[Tensor]:
-    """The tensors, filled up with `value` to the same size along `dim`, counted from the end."""
+    """Return the tensors, padded at the end with `value` to one size along `dim`, a negative index."""
     size, after = max(tensor.shape[dim] for tensor in tensors), [0, 0] * (-1 - dim)
     return [pad(tensor, [*after, 0, size - tensor.shape[dim]], value=value) for tensor in tensors]
 
 
 def packed(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """Features (..., c) as they are kept: in `dtype`; int8 is (..., c + 4), a row's scale being its last four bytes."""
+    """Convert features (..., c) to the stored form in `dtype`.
+
+    For int8 the stored form is (..., c + 4): the last four bytes of a row are its scale in float32.
+    """
     if dtype != torch.int8:
         return features.to(dtype)
     scale = features.float().abs().amax(-1, keepdim=True) / 127
@@ -56,14 +59,14 @@ def packed(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unpacked(features: Tensor) -> Tensor:
-    """What was kept -> features (..., c), those of int8 in bfloat16."""
+    """Convert the stored form back to features (..., c); those of int8 become bfloat16."""
     if features.dtype != torch.int8:
         return features
     return (features[..., :-4] * features[..., -4:].contiguous().view(torch.float32)).bfloat16()
 
 
 class Recorder:
-    """Keeps what a shortcut trains on: features in `dtype`, None for none."""
+    """An observer that records a generation for training, with features in `dtype`, or without features if None."""
 
     def __init__(self, dtype: torch.dtype | None = torch.bfloat16):
         self.dtype = dtype
@@ -88,7 +91,7 @@ class Recorder:
         self.tokens, self.num_steps = record.tokens, record.num_steps
 
     def trajectories(self, images: Tensor) -> Trajectories:
-        """What was recorded of one whole generation."""
+        """Return the record of one whole generation, of the images numbered `images`; UserError if it ended early."""
         if self.order is None or self.tokens is None:
             raise RuntimeError("nothing was recorded: pass the recorder to sampler.tokens(..., observers=[recorder])")
         if len(self.features) < self.num_steps:
@@ -97,7 +100,7 @@ class Recorder:
                 "steps and a trajectory needs all: ties do that by cutoff, choose sampling.select.rule=count"
             )
         if self.tokens.is_cuda:
-            torch.cuda.synchronize(self.tokens.device)  # the copies of the last steps may still be under way
+            torch.cuda.synchronize(self.tokens.device)  # copies to the CPU may still be running
         features = torch.stack(self.features, 2).transpose(0, 1).contiguous()
         ids = [x.to("cpu", torch.int32).contiguous() for x in (self.tokens, self.conditions)]
         return Trajectories(features, ids[0], self.order.cpu(), ids[1], images.cpu().long())
@@ -111,7 +114,7 @@ def record(
     batch_size: int,
     dtype: torch.dtype | None,
 ) -> Trajectories:
-    """Trajectories of the images numbered `images`, generated in batches; features are kept in `dtype`, if any."""
+    """Generate the images numbered `images` in batches and return trajectories, with features in `dtype`, if any."""
     parts = []
     for batch in images.split(batch_size):
         recorder = Recorder(dtype)

@@ -1,6 +1,6 @@
-"""Stores elsewhere: any file system that fsspec knows (s3://, hf://, file://, ...), behind a bounded folder of shards.
+"""Read and publish stores on any file system of fsspec (s3://, hf://, file://, ...), through a cache of bounded size.
 
-Credentials and endpoints come from the environment, as the file system reads it (AWS_ENDPOINT_URL, HF_TOKEN, ...).
+The file system takes credentials and endpoints from the environment (AWS_ENDPOINT_URL, HF_TOKEN, ...).
 """
 
 import fcntl
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 Shard = dict[str, Any]  # a line of the manifest
 Tensors = dict[str, Tensor]
 DIGEST = "[0-9a-f]{64}"
-NAMES = rf"lock|{DIGEST}\.(safetensors|tmp|safetensors\.tmp)"  # of all that lies in a cache
-CACHE = ("shards", "data.cache")  # what a cache holds, and its key
+NAMES = rf"lock|{DIGEST}\.(safetensors|tmp|safetensors\.tmp)"  # of all files in a cache
+CACHE = ("shards", "data.cache")  # the content of a cache, and its key
 
 
 class Place:
-    """The files of a folder at `url`; what goes wrong is said in one line with `key`."""
+    """The folder at `url`; any error becomes a UserError that names `key`."""
 
     def __init__(self, url: str, key: str):
         self.url, self.key = url.rstrip("/"), key
-        self._reach()  # an unknown protocol and a missing package end the run here
+        self._reach()  # raises at once if the protocol is unknown or a package is missing
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a JSON-lines file as it is now; none where there is no such file."""
+        """Return the objects of a JSON-lines file; an empty list if there is no such file."""
         system, root = self._reach()
         with self._errors():
             try:
@@ -53,12 +53,12 @@ class Place:
         return parse_lines(data, f"{self.url}/{name}")
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file."""
+        """Return the size of every file in bytes, by name."""
         system, root = self._reach()
         with self._errors():
             system.invalidate_cache()
-            found = cast(dict[str, Any], system.find(root, detail=True))
-        return {name.rpartition("/")[2]: entry["size"] for name, entry in found.items()}
+            entries = cast(dict[str, Any], system.find(root, detail=True))
+        return {name.rpartition("/")[2]: entry["size"] for name, entry in entries.items()}
 
     def get(self, name: str, local: Path) -> None:
         system, root = self._reach()
@@ -70,7 +70,7 @@ class Place:
         system, root = self._reach()
         with self._errors():
             if isinstance(system, LocalFileSystem):
-                system.makedirs(root, exist_ok=True)  # elsewhere it would make a bucket of a wrong name
+                system.makedirs(root, exist_ok=True)  # elsewhere this would create a bucket if the name is wrong
             system.put_file(str(local), f"{root}/{local.name}")
 
     def write(self, name: str, text: str) -> None:
@@ -79,7 +79,11 @@ class Place:
             system.pipe_file(f"{root}/{name}", text.encode())
 
     def _reach(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        """File system and path; asked for anew each time, since a forked process needs its own (fsspec keeps it)."""
+        """Return the file system and the path in it.
+
+        Both are looked up at every call, since a forked process needs a file system of its own; fsspec keeps the file
+        systems of a process.
+        """
         try:
             return fsspec.url_to_fs(self.url)
         except ImportError as error:
@@ -89,7 +93,7 @@ class Place:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """One line of whatever a file system raises; each has exceptions of its own."""
+        """Raise a UserError for any exception in the block, since every file system has exceptions of its own."""
         try:
             yield
         except Exception as error:
@@ -97,13 +101,13 @@ class Place:
 
 
 class Remote:
-    """Shards of the store at `url`, kept below `cache` in at most `limit` bytes.
+    """The shards of the store at `url`, with local copies in the folder `cache`, at most `limit` bytes.
 
-    The cache may be shared by any number of processes of a machine and by several stores: a shard's name
-    there is its hash. One process downloads at a time, under a temporary name, and what arrives is compared
-    with the manifest. Room is made by the shards whose last opening is the longest ago. One that a process
-    has open is locked and stays, even if the cache is then beyond its limit until it is closed. A folder that held
-    other files is refused, and nothing but shards is ever removed.
+    Any number of processes of a machine and several stores may share the cache: a shard's name there is its hash. One
+    process downloads at a time, under a temporary name, and the download is compared with the manifest. To make room,
+    the least recently opened shards are removed. A shard that a process has open is locked and stays, even if the cache
+    exceeds its limit until the shard is closed. A folder that held other files is refused. Only shards and their
+    temporary files are ever removed.
     """
 
     def __init__(self, url: str, cache: str | Path, limit: int):
@@ -111,9 +115,9 @@ class Remote:
         refuse_foreign(self.cache, *CACHE, only(self.cache, NAMES))
 
     def verify(self, shards: Sequence[Shard], contents: bool) -> None:
-        """Refuse shards of another size than listed; of those in the cache, drop what is damaged.
+        """Refuse shards whose size differs from the manifest; with `contents`, drop damaged copies from the cache.
 
-        The rest is compared with its hash when it arrives.
+        All other shards are compared with their hashes when they are downloaded.
         """
         sizes = self.place.sizes()
         for shard in shards:
@@ -136,8 +140,8 @@ class Remote:
             )
 
     def open(self, shard: Shard, read: Callable[[Path], Tensors]) -> Tensors:
-        """What `read` makes of the local copy, which stays in the cache as long as the features are in use."""
-        path, lock = self._held(shard)
+        """Return `read` of the local copy, which stays in the cache as long as the tensor `features` is in use."""
+        path, lock = self._locked(shard)
         try:
             tensors = read(path)
         except BaseException:
@@ -146,8 +150,8 @@ class Remote:
         weakref.finalize(tensors["features"], os.close, lock)
         return tensors
 
-    def _held(self, shard: Shard) -> tuple[Path, int]:
-        """A shard's local copy and the open lock that keeps it."""
+    def _locked(self, shard: Shard) -> tuple[Path, int]:
+        """Return the path of a shard's local copy and the open lock that keeps it in the cache."""
         path = self._path(shard)
         while True:
             try:
@@ -158,7 +162,7 @@ class Remote:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if os.fstat(lock).st_size != shard["bytes"]:
                 self._drop(path)
-            elif path.exists():  # not evicted between opening and locking
+            elif path.exists():  # not removed between opening and locking
                 os.utime(path)
                 return path, lock
             os.close(lock)
@@ -169,8 +173,8 @@ class Remote:
         with self._alone():
             if path.exists():
                 return  # another process was faster
-            for left in self._cached(r"(safetensors\.)?tmp"):  # by a kill: this process alone downloads now
-                shutil.rmtree(left) if left.is_dir() else left.unlink()  # a file was left by an earlier version
+            for rest in self._cached(r"(safetensors\.)?tmp"):  # left by a kill, since only this process downloads now
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()  # earlier versions left a file
             self._make_room(shard["bytes"])
             with replacing(path) as temporary:
                 self.place.get(shard["file"], temporary)
@@ -180,7 +184,7 @@ class Remote:
                     raise UserError(f"data.folder: shard {name} arrived damaged ({wrong}); publish the store again")
 
     def _make_room(self, size: int) -> None:
-        """Remove shards that nobody has open, the longest unopened first, until `size` bytes fit."""
+        """Remove shards that no process has open, the least recently opened first, until `size` bytes fit."""
         files = sorted(((path.stat(), path) for path in self._cached("safetensors")), key=lambda x: x[0].st_mtime_ns)
         used = sum(stat.st_size for stat, _ in files)
         for stat, path in files:
@@ -192,7 +196,7 @@ class Remote:
                 path.unlink()
                 used -= stat.st_size
             except BlockingIOError:
-                pass  # open somewhere
+                pass  # a process has it open
             finally:
                 os.close(lock)
 
@@ -214,10 +218,10 @@ class Remote:
 
 
 def publish(store: "Store", url: str) -> Iterator[int]:
-    """Copy a local store to `url`, which is read only there; yields how many images a shard brought.
+    """Copy a local store to `url`, where it is read-only; yield the number of images of each shard.
 
-    The manifest follows every shard it lists, so that what is there is a store at any moment. Started again,
-    shards that it lists and that have their size are not sent again; a store of other trajectories is refused.
+    The manifest is written after every new shard, so that there is a valid store at any moment. If started again,
+    shards that are listed there and have the right size are not sent again. A store of other trajectories is refused.
     """
     if (count := launched()[1]) > 1:
         raise UserError(f"publish_to: {count} processes were started; use one")
@@ -226,11 +230,11 @@ def publish(store: "Store", url: str) -> Iterator[int]:
             f"publish_to={url}: data.folder={store.name} goes from a folder to a URL such as s3://bucket/prefix"
         )
     place, manifest, wanted = Place(url, "publish_to"), store.manifest.name, [store.header, *store.shards]
-    there, sizes = place.lines(manifest), place.sizes()
-    if there != wanted[: len(there)]:
+    published, sizes = place.lines(manifest), place.sizes()
+    if published != wanted[: len(published)]:
         raise UserError(f"publish_to={url} holds other trajectories; choose another")
     for number, shard in enumerate(store.shards, 1):
-        listed = number < len(there)
+        listed = number < len(published)
         if not listed or sizes.get(shard["file"]) != shard["bytes"]:
             store.check(shard)
             place.put(store.folder / shard["file"])

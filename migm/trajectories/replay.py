@@ -1,4 +1,4 @@
-"""Features that were not kept, computed again from tokens and order (docs/originals/dimoo.md, Trajectories)."""
+"""Compute features that a store lacks, from its tokens and order (docs/originals/dimoo.md, Trajectories)."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from migm.trajectories.record import unpacked
 
 
 def with_features(batch: Pairs, base: Base) -> Pairs:
-    """The pairs with the features that the base has at both steps, in its dtype; those that come with some stay."""
+    """Return the pairs with the base's features of both steps, in its dtype; pairs that have features are unchanged."""
     if batch.features.numel():
         return batch
     conditions = batch.conditions[:, : int((batch.conditions >= 0).sum(1).max())]
@@ -21,14 +21,14 @@ def with_features(batch: Pairs, base: Base) -> Pairs:
 
 @torch.no_grad()
 def replay(base: Base, branch: Branch, tokens: Tensor, masked: Tensor) -> Tensor:
-    """Features (b, t, c) of final tokens (b, l) while those of `masked` (b, l) were not yet revealed."""
+    """Return features (b, t, c) of final tokens (b, l) with the mask at all True entries of `masked` (b, l)."""
     now = tokens.where(~masked, base.spec.vocab_size)
-    with torch.autocast(base.device.type, enabled=False):  # a training's precision is that of its shortcut
+    with torch.autocast(base.device.type, enabled=False):  # a training's autocast is for the shortcut alone
         return base.features(now, branch, masked.sum(1) / base.spec.num_tokens)
 
 
 def stored_features(image: dict[str, Tensor], base: Base) -> Tensor:
-    """Features (copies, n, t, c) of one image of a store, step by step where they were not kept."""
+    """Return features (copies, n, t, c) of one image of a store; if they were not kept, compute them step by step."""
     if image["features"].numel():
         return unpacked(image["features"])
     copies, num_steps = image["features"].shape[:2]

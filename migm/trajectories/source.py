@@ -1,4 +1,4 @@
-"""Where a store of trajectories is read: a class for each file of conf/data/source, chosen by `data/source=`."""
+"""Define the places of a store: a class for each file of conf/data/source, chosen by `data/source=`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,18 @@ from migm.trajectories.store import Store
 
 
 class Source(Protocol):
-    """What `TrajectoryData` asks of its `source`."""
+    """The kind of place from which `TrajectoryData` reads its store."""
 
-    read_only: bool  # whether a store there has to be whole, since nothing is collected into it
+    read_only: bool  # whether nothing is collected there, so that a store has to be complete
 
     def store(self, folder: str | Path, header: dict[str, Any] | None = None) -> Store:
-        """The store at `data.folder`; refused where it does not match `header`, what a new one is for."""
+        """Return the store at `data.folder`; an old store has to match `header`, a new one gets it."""
         ...
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of a file system of this machine."""
+    """A folder on this machine."""
 
     read_only = False
 
@@ -35,9 +35,9 @@ class Folder:
 
 @dataclass(frozen=True)
 class Url:
-    """A URL of any file system that fsspec knows, read through the folder `cache`.
+    """A URL of any file system of fsspec, read through the folder `cache`.
 
-    The cache holds at most `cache_bytes` of shards; a store whose shards that are read together take more is refused.
+    The cache holds at most `cache_bytes` of shards. A store is refused if the shards that are read together take more.
     """
 
     cache: str | Path
@@ -47,10 +47,10 @@ class Url:
     def store(self, folder: str | Path, header: dict[str, Any] | None = None) -> Store:
         if not is_url(folder):
             raise UserError(f"data.folder={folder} is no URL such as s3://bucket/prefix; leave out data/source=url")
-        from migm.trajectories.remote import Remote  # its locks are not to be had on every system
+        from migm.trajectories.remote import Remote  # imported here, since its locks do not exist on every system
 
         remote = Remote(str(folder), self.cache, self.cache_bytes)
         store = Store(folder, header, remote)
-        # A batch may lie across two windows, and a validating one across two shards.
+        # A training batch may read from two windows, and a validation batch from two shards.
         remote.need(store.shards, 2 * PairDataset.window + 2)
         return store

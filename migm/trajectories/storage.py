@@ -1,4 +1,4 @@
-"""How trajectories are kept for training: a class for each file of conf/data/storage, chosen by `data/storage=`."""
+"""Define the storages of trajectories: a class for each file of conf/data/storage, chosen by `data/storage=`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,44 +22,45 @@ DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.f
 
 
 class Storage(Protocol):
-    """What `TrajectoryData` asks of its `storage`."""
+    """The way in which `TrajectoryData` provides trajectories for training."""
 
     @property
     def name(self) -> str:
-        """Its name in folders and in headers of stores."""
+        """The storage's name in folders and in headers of stores."""
         ...
 
     stores: bool  # whether `data.folder` holds a store
-    in_process: bool  # whether the base runs where batches are made, so that no worker process can make them
+    in_process: bool  # whether the base makes batches in this process, so that workers cannot
 
     def costs(self, work: TrainingWork) -> Costs:
-        """Disk, memory and time of the base that a training takes by this storage."""
+        """Return the disk space, memory and time of the base that a training takes with this storage."""
         ...
 
     def prepare(
         self, sampler: Sampler, data: "TrajectoryData", seed: int, train_steps: int, filling: bool = True
     ) -> Store | None:
-        """Before training: fill the store, or without `filling` refuse one that does not fit; None where there is none.
+        """Fill the store before training and return it; None for a storage without a store.
 
-        What it takes, also for a training of `train_steps`, is said first, and refused where there is no room.
+        Without `filling`, a store is not filled, only refused if it does not match. The costs, also those of a training
+        of `train_steps`, are printed first; without enough room they are refused.
         """
         ...
 
     def verify(self, data: "TrajectoryData") -> None:
-        """Read what is stored once and refuse damage; called in one process of a machine."""
+        """Read the stored data once and refuse damaged data; called in one process of a machine."""
         ...
 
     def split(self, data: "TrajectoryData") -> tuple[PairDataset | None, PairDataset]:
-        """Pairs to train on, None where `train_loader` makes them, and pairs to validate with."""
+        """Return pairs for training, or None if `train_loader` makes them, and pairs for validation."""
         ...
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> "StatefulLoader | OnlineLoader": ...
 
 
 class Stored:
-    """The part that storages with a store in `data.folder` share.
+    """The common part of storages with a store at `data.folder`.
 
-    A subclass says the `name`, in which dtype features are `kept` (None: they are not), and the `costs`.
+    A subclass defines `name`, `costs`, and in `kept` the dtype of the stored features, None if there are none.
     """
 
     name: str
@@ -70,14 +71,14 @@ class Stored:
         return None
 
     def header(self) -> dict[str, Any]:
-        """The keys of a store's header that say how trajectories are kept."""
+        """Return the entries of a store's header that describe the storage."""
         dtype = {} if self.kept is None else {"dtype": str(self.kept).removeprefix("torch.")}
         return {"storage": self.name, **dtype}
 
     def prepare(
         self, sampler: Sampler, data: "TrajectoryData", seed: int, train_steps: int, filling: bool = True
     ) -> Store:
-        """Collect what the store lacks."""
+        """Return the store, with `filling` after collecting the missing trajectories."""
         return collect(sampler, data, seed, train_steps) if filling else data.store(header(sampler, data, seed))
 
     def verify(self, data: "TrajectoryData") -> None:
@@ -91,7 +92,7 @@ class Stored:
                 f"data.num_images={data.num_images}, but {data.folder} holds {len(store)}; run migm.collect"
             )
         val = PairDataset(store, data.first_val, data.num_images)
-        val.window = 1  # read in order
+        val.window = 1  # shards are read in order
         return PairDataset(store, 0, data.first_val), val
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> StatefulLoader:
@@ -100,7 +101,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Features(Stored):
-    """Features of every step in `dtype`; int8 has a scale for each row."""
+    """Storage of the features of every step in `dtype`; int8 has a scale for each row."""
 
     dtype: DTypeName = "bfloat16"
     name: str = "features"
@@ -115,7 +116,7 @@ class Features(Stored):
 
 @dataclass(frozen=True)
 class Tokens(Stored):
-    """No features: tokens and their order, of which the base computes features in training, two passes for a pair."""
+    """Storage of tokens and their order alone; the base computes features while training, two passes for a pair."""
 
     name: str = "tokens"
 

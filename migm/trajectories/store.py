@@ -1,8 +1,8 @@
-"""Trajectories on disk: `migm-traj/1`, safetensors shards and a manifest that describes them.
+"""Store trajectories on disk in the format `migm-traj/1`: safetensors shards and a manifest that lists them.
 
-A shard is written under a temporary name, synced, renamed, and listed last, so a kill at any
-moment loses at most the shard being written. The first manifest line says what all shards
-share: schema, base fingerprint, storage mode, sampling, seed, dtype, shapes.
+A shard is written under a temporary name, synced, renamed, and listed last, so that a kill at any moment loses at most
+the shard being written. The first line of the manifest states the facts that all shards share: the schema, and the
+entries of `migm.trajectories.collect.header`, such as base fingerprint, storage mode, sampling, seed and dtype.
 """
 
 import json
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 SCHEMA = "migm-traj/1"
 MANIFEST = "manifest.jsonl"
-NAMES = r"(manifest\.jsonl|\d{6,}\.(safetensors|json))(\.tmp)?"  # of all that lies in a store, which a manifest marks
+NAMES = r"(manifest\.jsonl|\d{6,}\.(safetensors|json))(\.tmp)?"  # of all files in a store; a manifest marks a store
 DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
     "F64": torch.float64,
     "I8": torch.int8,
-}  # of safetensors
+}  # by their names in safetensors
 DTYPES |= {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 
 
 class Store:
-    """A folder of shards. `header` is what a new store is for, or what an old one has to match.
+    """A folder of shards. A new store gets `header`; an old one is refused unless it matches `header`.
 
-    With `remote` the folder is that of its URL, and read only.
+    With `remote`, the folder is the one at the URL of `remote`, and the store is read-only.
     """
 
     def __init__(self, folder: str | Path, header: dict[str, Any] | None = None, remote: "Remote | None" = None):
         self.folder, self.name, self.remote = Path(folder), str(folder), remote
         self.manifest = self.folder / MANIFEST
-        here = read_lines(self.manifest) if not remote and self.manifest.exists() else []
-        lines = remote.place.lines(MANIFEST) if remote else here
+        local_lines = read_lines(self.manifest) if not remote and self.manifest.exists() else []
+        lines = remote.place.lines(MANIFEST) if remote else local_lines
         if lines:
             self.header, self.shards = self._checked(lines, header)
         elif header is None:
@@ -60,7 +60,7 @@ class Store:
             self.header, self.shards = {"schema": SCHEMA, **header}, []
 
     def __len__(self) -> int:
-        """Images stored."""
+        """Return the number of images stored."""
         return sum(shard["count"] for shard in self.shards)
 
     def append(self, trajectories: Trajectories) -> None:
@@ -69,31 +69,35 @@ class Store:
         self.add(self.write(len(self.shards), trajectories))
 
     def begin(self) -> None:
-        """Write the manifest's first line, where there is none yet."""
+        """Write the manifest's first line if it is missing; UserError if the store is read-only."""
         if self.remote:
             raise UserError(f"data.folder={self.name} is read only; collect into a folder and publish it (publish_to)")
         if not self.shards and not (self.manifest.exists() and read_lines(self.manifest)):
             append_line(self.manifest, self.header)
 
     def write(self, number: int, trajectories: Trajectories) -> dict[str, Any]:
-        """Write shard `number` whole, under its final name -> its line of the manifest, where it is not listed yet."""
+        """Write the complete shard `number` and return its manifest entry, which is not listed yet."""
         path = self.folder / f"{number:06d}.safetensors"
         write_tensors(trajectories.tensors(), path, {"schema": SCHEMA, "base": str(self.header["base"])})
         count, size = len(trajectories.images), path.stat().st_size
         return {"file": path.name, "count": count, "bytes": size, "sha256": file_hash(path)}
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Make a written shard, the next in order, part of the store."""
+        """List a written shard, the next in order, in the manifest."""
         append_line(self.manifest, entry)
         self.shards.append(entry)
 
     def open(self, index: int) -> dict[str, Tensor]:
-        """Tensors of one shard, memory-mapped: only the rows that are read come from disk."""
+        """Return the tensors of one shard, memory-mapped: only rows that are used are read from disk."""
         shard = self.shards[index]
         return self.remote.open(shard, _read) if self.remote else _read(self.folder / shard["file"])
 
     def verify(self, contents: bool = True) -> None:
-        """Refuse missing, truncated, otherwise counted or (with `contents`) changed shards, naming the file."""
+        """Check all shards; UserError that names the file of a missing or damaged one.
+
+        A shard has to have the listed size and, in a folder, the listed number of images; with `contents`, the listed
+        SHA-256 as well. For a remote store, see `Remote.verify`.
+        """
         if self.remote:
             self.remote.verify(self.shards, contents)
             return
@@ -101,7 +105,7 @@ class Store:
             self.check(shard, contents)
 
     def check(self, shard: dict[str, Any], contents: bool = True) -> None:
-        """The same of one shard of a folder."""
+        """Check one shard of a folder in the same way as `verify`."""
         path = self.folder / shard["file"]
         size = path.stat().st_size if path.exists() else 0
         if size != shard["bytes"]:
@@ -111,14 +115,14 @@ class Store:
             raise UserError(
                 f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
             )
-        if (held := self._images(path)) != shard["count"]:
+        if (count := self._images(path)) != shard["count"]:
             raise UserError(
-                f"data.folder: shard {path} holds {held} images, {self.manifest} says {shard['count']}; "
+                f"data.folder: shard {path} holds {count} images, {self.manifest} says {shard['count']}; "
                 f"delete {self.folder} and collect again"
             )
 
     def _images(self, path: Path) -> int:
-        """How many images a shard holds, by its header alone."""
+        """Return the number of images in a shard, from its header alone."""
         try:
             with safe_open(path, "pt") as file:
                 return file.get_slice("images").get_shape()[0]
@@ -138,7 +142,7 @@ class Store:
                 raise UserError(f"{self.name}/{MANIFEST}, line {number + 2} describes no shard of {SCHEMA}")
         for key, value in (wanted or {}).items():
             stored = header.get(key)
-            if key == "sampling" and isinstance(stored, dict):  # of a version that kept the config
+            if key == "sampling" and isinstance(stored, dict):  # earlier versions stored the config
                 stored = sampling_identity(stored)
             if stored != json.loads(json.dumps(value)):
                 raise UserError(
@@ -156,18 +160,18 @@ def _read(path: Path) -> dict[str, Tensor]:
             kinds = {name: (DTYPES[part.get_dtype()], part.get_shape()) for name, part in slices.items()}
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"data.folder: shard {path} cannot be read ({error}); delete it and collect again") from error
-    # get_tensor would touch every tensor and bring the disk's read-ahead, megabytes on some, with each.
+    # get_tensor would touch every tensor and each time load the disk's read-ahead, megabytes on some disks.
     data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
     read_singly(data)
     sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
-    parts = data[-sum(sizes) :].split(sizes)  # they fill the file behind its header
+    parts = data[-sum(sizes) :].split(sizes)  # the tensors fill the file after its header
     return {
         name: part.view(dtype).view(shape) for part, (name, (dtype, shape)) in zip(parts, kinds.items(), strict=True)
     }
 
 
 def _describes_shard(line: dict[str, Any], number: int) -> bool:
-    """Whether a line of the manifest is that of shard `number`, with values of the right kind."""
+    """Return whether a line of the manifest describes shard `number`, with values of the right types."""
     counts = [line.get("count"), line.get("bytes")]
     whole = all(type(count) is int and count > 0 for count in counts)
     return whole and line.get("file") == f"{number:06d}.safetensors" and isinstance(line.get("sha256"), str)

@@ -1,8 +1,8 @@
-"""Trajectories in the layouts of the released code: WebDataset tars of two records an image, one a guidance half.
+"""Import and export trajectories in the released code's layouts: WebDataset tars with two records an image.
 
-A record `{image}_{cond|uncond}` has `feat.pth` (n, t, c), `teacher_vq_ids.pth` (t) and
-`generation_order.pth` (t). Names, ids and order differ from base to base: `data.tars` is
-the class of the `TarLayout` that knows them, null where a base has no released code.
+There is one record for each guidance half. A record `{image}_{cond|uncond}` has the files `feat.pth` (n, t, c),
+`teacher_vq_ids.pth` (t,) and `generation_order.pth` (t,). Names, ids and order differ between bases: `data.tars` is the
+class of the base's `TarLayout`, or null for a base without released code.
 """
 
 import io
@@ -33,35 +33,41 @@ Record = dict[str, Tensor]
 
 
 class Image(NamedTuple):
-    """What both records of an image say besides features."""
+    """The content that both records of an image share; features are apart."""
 
     number: int  # in the run
     tokens: Tensor  # (l,)
     order: Tensor  # (l,)
-    conditions: list[Tensor]  # (q,) of each half, as the base encodes them
+    conditions: list[Tensor]  # (q,) for each half, as the base encodes inputs
 
 
 class TarLayout(Protocol):
-    """One base's records, for a base given to its constructor."""
+    """The layout of a base's records; the constructor takes the base."""
 
-    file: str  # name of a tar, to be formatted with its number
+    file: str  # format of a tar's name, filled with its number
     images_a_tar: int
     dtype: torch.dtype  # of features
 
     def read(self, origin: str, name: str, count: int, halves: list[Record]) -> Image:
-        """The image of this name, the `count`-th one; a UserError that begins with `origin` if not the base's."""
+        """Return the image `name` from the records of its halves; `count` is its number in the tars, from 0 on.
+
+        Raises a UserError that begins with `origin` if the records do not suit the base.
+        """
         ...
 
     def write(self, image: Record) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, ids (t,) and order (t,) of both records of a stored image."""
+        """Yield the name, ids (t,) and order (t,) of both records of a stored image."""
         ...
 
 
-MakeLayout = Callable[[Any], TarLayout]  # a class of layouts, called with the base
+MakeLayout = Callable[[Any], TarLayout]  # a layout class, called with the base
 
 
 def layout_of(make: MakeLayout | None, base: Base, store: Store, key: str) -> TarLayout:
-    """The layout of the base's released code; refused where there is none, or none of such a store."""
+    """Return the layout for `base`; refusals name `key`.
+
+    Refused are a base without a layout, a store without both guidance halves, and several processes.
+    """
     if make is None:
         raise UserError(f"{key}: data.tars=null, so there is no layout that {type(base).__name__} could share")
     if store.header["copies"] != len(KINDS):
@@ -72,7 +78,7 @@ def layout_of(make: MakeLayout | None, base: Base, store: Store, key: str) -> Ta
 
 
 def refuse_other_base(base: object, wanted: type) -> None:
-    """UserError where a layout of tars is for bases of another class."""
+    """Raise a UserError if `base` is not of the class that a layout is for."""
     if not isinstance(base, wanted):
         raise UserError(
             f"data.tars lays out the tars of a {wanted.__name__}, this base is a {type(base).__name__}; choose the "
@@ -81,7 +87,10 @@ def refuse_other_base(base: object, wanted: type) -> None:
 
 
 def read_images(folder: Path, first: int = 0) -> Iterator[tuple[str, str, list[Record]]]:
-    """Tar, name and both halves, conditional first, of the images from number `first` on; no others are read."""
+    """Yield the tar, name and both halves of the images from number `first` on; the conditional half comes first.
+
+    The fields of other images are not read.
+    """
     tars, number = files_of(folder, ".tar"), -1
     if not tars:
         raise UserError(f"import_from={folder}: no *.tar here")
@@ -97,7 +106,7 @@ def read_images(folder: Path, first: int = 0) -> Iterator[tuple[str, str, list[R
 
 
 def _contents(file: tarfile.TarFile, tar: Path) -> dict[str, dict[str, dict[str, tarfile.TarInfo]]]:
-    """Image -> half -> field -> where it lies; only headers are read."""
+    """Return the tar's members by image, half and field; only headers are read."""
     images: dict[str, dict[str, dict[str, tarfile.TarInfo]]] = {}
     for member in file.getmembers():
         key, _, field = member.name.partition(".")
@@ -129,11 +138,11 @@ def import_tars(
     dtype: torch.dtype | None,
     make_layout: MakeLayout | None,
 ) -> Iterator[int]:
-    """Append the images of a folder to a store that does not hold them yet; yields how many a shard took.
+    """Append the images of a folder's tars that a store lacks; yield the number of images of each new shard.
 
-    Features are kept in `dtype`, if any. The first image it reads is compared with `base` on an empty
-    image, so that trajectories of other weights are refused. Started again after a kill, it goes on
-    behind the last whole shard.
+    Features are stored in `dtype`, if any. To refuse trajectories of other weights, the first features of the first
+    image read are compared with those of `base` for a fully masked image. If started again after a kill, the import
+    continues after the last complete shard.
     """
     layout, parts, done = layout_of(make_layout, base, store, "import_from"), [], len(store)
     for count, (tar, name, halves) in enumerate(read_images(Path(folder), done), done):
@@ -158,7 +167,7 @@ def _append(store: Store, parts: list[Trajectories]) -> int:
 
 
 def trajectory(image: Image, features: list[Tensor], dtype: torch.dtype | None) -> Trajectories:
-    """One image as ours, with the features (n, t, c) of both halves in `dtype`, if any."""
+    """Convert one image to a trajectory, with the features (n, t, c) of both halves in `dtype`, if any."""
     both = torch.stack(padded(features, -2, 0))
     return Trajectories(
         features=both[None, :, :, :0, :0] if dtype is None else packed(both, dtype)[None],
@@ -170,14 +179,14 @@ def trajectory(image: Image, features: list[Tensor], dtype: torch.dtype | None) 
 
 
 def check_shape(base: Base, record: Record, num_steps: int, origin: str) -> None:
-    """Refuse features of another number of steps, rows or channels than the base's and the ids'."""
+    """Refuse features of another shape than (`num_steps`, number of ids, channels of the base)."""
     shape, wanted = tuple(record["feat.pth"].shape), (num_steps, len(record["teacher_vq_ids.pth"]), base.spec.channels)
     if shape != wanted:
         raise UserError(f"{origin}: features are {shape}, this base and sampling.num_steps ask {wanted}")
 
 
 def check_base(base: Base, image: Image, features: Tensor, origin: str) -> None:
-    """Refuse a conditional half whose first features are not those of `base`."""
+    """Refuse features of a conditional half whose first step differs from that of `base`: a mean cosine below 0.99."""
     branch = base.branch(image.conditions[0][None].to(base.device))
     empty = torch.full((1, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
     with torch.inference_mode():
@@ -188,9 +197,9 @@ def check_base(base: Base, image: Image, features: Tensor, origin: str) -> None:
 
 
 def export_tars(store: Store, folder: str | Path, base: Base, make_layout: MakeLayout | None) -> Iterator[int]:
-    """Write a store as tars, each under a temporary name first; yields how many images a tar took.
+    """Write a store as tars, each under a temporary name first; yield the number of images of each tar.
 
-    Features that the store does not hold are computed by `base`.
+    If the store holds no features, `base` computes them.
     """
     layout, folder = layout_of(make_layout, base, store, "export_to"), Path(folder)
     refuse_filled(folder, "export_to")
@@ -216,7 +225,7 @@ def _write_tar(final: Path, images: list[Record], layout: TarLayout, base: Base)
                 values = (features[:, : len(ids)].to(layout.dtype), ids, order)
                 for name, tensor in zip(FIELDS, values, strict=True):
                     data = io.BytesIO()
-                    torch.save(tensor.clone(), data)  # a view would be written with all it is a view of
+                    torch.save(tensor.clone(), data)  # cloned, since a view is saved with the whole tensor behind it
                     info = tarfile.TarInfo(f"{key}.{name}")
                     info.size = data.tell()
                     data.seek(0)

@@ -1,8 +1,8 @@
-"""Shards made by several processes: written in any order, listed in their own.
+"""Let several processes write shards in any order, and list the shards in the order of their numbers.
 
-A process that has written a shard notes its manifest entry beside it, `NNNNNN.json`. Rank 0 of this start, or of
-any later one, turns the notes that are next in order into lines of the manifest, so that a kill loses at most the
-shards being written, and the finished store is what one process would have made.
+A process that has written a shard notes its manifest entry in a file beside the shard, `NNNNNN.json`. Rank 0, in this
+run or a later one, turns the notes that are next in order into lines of the manifest. So a kill loses at most the
+shards being written, and the finished store is the same as that of a single process.
 """
 
 import json
@@ -15,7 +15,7 @@ from migm.trajectories.store import Store
 
 
 class Planned(NamedTuple):
-    """A shard to be: its number in the store, and its images `first`...`last` - 1."""
+    """A planned shard: its number in the store, and its images `first`...`last` - 1."""
 
     number: int
     first: int
@@ -23,7 +23,7 @@ class Planned(NamedTuple):
 
 
 class Unlisted:
-    """The shards that `store` lacks to hold `num_images`, and which of them are written but not listed."""
+    """The shards that `store` still needs to list to hold `num_images`; some may be written already."""
 
     def __init__(self, store: Store, num_images: int, shard_images: int):
         self.store = store
@@ -34,37 +34,40 @@ class Unlisted:
         self.lacking = max(num_images - len(store), 0)
 
     def note(self, shard: Planned, entry: dict[str, Any]) -> None:
-        """Say that a shard lies there whole."""
+        """Note that a shard is completely written."""
         write_atomic(self._path(shard.number), json.dumps({"first": shard.first, **entry}))
 
     def missing(self) -> list[Planned]:
-        """What nobody has written, once what is noted is listed; for the start, when nobody writes."""
+        """List the noted shards, remove other notes, and return the shards that are not written yet.
+
+        For the start of a run only, when no process is writing.
+        """
         notes = {path for path in self.store.folder.glob("*.json") if re.fullmatch(r"\d{6,}\.json", path.name)}
-        if self.store.manifest.exists():  # else nothing tells what they are of
+        if self.store.manifest.exists():  # without a manifest, the notes may be those of other trajectories
             self.list_noted()
             notes -= {self._path(shard.number) for shard in self.planned if self._noted(shard)}
         for path in notes:
-            path.unlink(missing_ok=True)  # of another plan, or listed just before a kill
+            path.unlink(missing_ok=True)  # notes of another plan, or of shards listed just before a kill
         return [shard for shard in self.planned if not self._path(shard.number).exists()]
 
     def list_noted(self) -> None:
-        """List the written shards that are next in order."""
+        """List the written shards that are next in order, and remove their notes."""
         while self.planned and (entry := self._noted(self.planned[0])):
             self.store.add(entry)
             self._path(self.planned.pop(0).number).unlink()
 
     def written(self) -> int:
-        """How many of the images that were missing are there by now."""
+        """Return how many of the images that were missing at first are written by now."""
         return self.lacking - sum(shard.last - shard.first for shard in self.planned if not self._noted(shard))
 
     def _noted(self, shard: Planned) -> dict[str, Any] | None:
         try:
             entry = json.loads(self._path(shard.number).read_text(encoding="utf-8"))
             size = (self.store.folder / entry["file"]).stat().st_size
-            told = (entry.pop("first"), entry["count"], entry["bytes"])
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or a power failure cut it off
+            noted = (entry.pop("first"), entry["count"], entry["bytes"])
+        except (OSError, ValueError, KeyError, TypeError):  # no note, or one cut off by a power failure
             return None
-        return entry if told == (shard.first, shard.last - shard.first, size) else None
+        return entry if noted == (shard.first, shard.last - shard.first, size) else None
 
     def _path(self, number: int) -> Path:
         return self.store.folder / f"{number:06d}.json"
