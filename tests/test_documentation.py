@@ -1,0 +1,207 @@
+"""README.md and docs/: every command is one that this version accepts, every link and file that they name is there."""
+
+import importlib.util
+import re
+import shlex
+import tomllib
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from test_config import CONF, ROOTS
+from test_experiments import trials
+from tiny_parts import ROOT
+
+from migm.__main__ import commands
+from migm.config.building import load
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, *sorted(ROOT.glob("*/**/README.md")), *sorted((ROOT / "docs" / "originals").glob("*.md"))]
+LINKING = sorted({page for page in LINKING if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)})
+EXAMPLE = ROOT / "docs" / "add_a_method.md"  # shows files that are not there: test_add_a_method.py makes and runs them
+OF_CONFIGS = {**ROOTS, "needs": ROOTS["evaluate"]}
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def without_blocks(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def spans(page):
+    """What stands between backticks in the running text, on one line."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text_of(page)))]
+
+
+def blocks(page):
+    """The blocks that are in no language."""
+    return [
+        block for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text_of(page), re.M | re.S) if not language
+    ]
+
+
+def shown(page):
+    """Every command line of a page, as a list of words; without comments, with a word for what is to be filled in."""
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines() if not is_tree(line)]
+    lines += [span for span in spans(page) if "-m migm." in span and "migm.<command>" not in span]
+    short = [span.split() for span in spans(page) if span.split()[0] in ROOTS]
+    lines += [f"migm {shlex.join(words)}" for words in short if len(words) > 1 and all("=" in w for w in words[1:])]
+    for line in lines:
+        words = shlex.split(re.sub(r"<[^<>]*>", "filled_in", line), comments=True)
+        while "&&" in words:
+            yield words[: words.index("&&")]
+            words = words[words.index("&&") + 1 :]
+        if words:
+            yield words
+
+
+def is_tree(line):
+    return re.match(r"[\w/*.]+/[\w*.]* +\w", line)
+
+
+COMMANDS = [(page, words) for page in PAGES if page != EXAMPLE for words in shown(page)]
+
+
+def check(words, monkeypatch):
+    """AssertionError, or that of the config, unless the command is one that this checkout accepts."""
+    while re.match(r"[A-Z_0-9]+=", words[0]):
+        monkeypatch.setenv(*words[0].split("=", 1))
+        words = words[1:]
+    program, *arguments = words
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", text_of(ROOT / "Makefile"), re.M)
+    elif program == "pip":
+        extras = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+        assert re.fullmatch(r"(?:\.|migm)\[(\w+)\]", arguments[-1])[1] in extras
+    elif program == "wandb":
+        assert arguments[0] == "sync"
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all((ROOT / path).is_file() for path in arguments[2:])
+    elif program == "migm":
+        accepted(arguments[0], arguments[1:])
+    else:
+        assert program in ("python", "torchrun"), program
+        module = arguments.index("-m") + 1
+        assert arguments[module].startswith("migm."), words
+        accepted(arguments[module].removeprefix("migm."), arguments[module + 1 :])
+
+
+def accepted(command, arguments):
+    assert importlib.util.find_spec(f"migm.{command}")
+    assert command in commands(), "an old name, or none"
+    if command not in OF_CONFIGS:
+        assert (command, arguments) == ("install_scorers", [])
+        return
+    if any(text.startswith("+launcher=submitit") for text in arguments):
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    if "+sweep=pareto" in arguments:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    root = "evaluate" if command == "needs" else command
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for trial in trials(arguments):
+            own = [text for text in trial if not text.startswith("hydra.")]  # read with Hydra's node, below
+            load(compose(root, own), OF_CONFIGS[command])
+            compose(root, trial, return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=[f"{name_of(page)}-{shlex.join(words)}" for page, words in COMMANDS]
+)
+def test_every_command_is_accepted(page, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    check(words, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("python -m migm.train +experiment=cifar10_shortcuts", HydraException),
+        ("python -m migm.train +experiment=cifar10_shortcut shortcut.bottleneck=4", HydraException),
+        ("python -m migm.train -m +experiment=cifar10_shortcut +sweep=ablation", HydraException),
+        ("python -m migm.reference", AssertionError),
+        ("python -m migm.tune", AssertionError),
+        ("migm report result=[a.jsonl]", HydraException),
+        ("make tests", AssertionError),
+        ("pip install -e .[sweeps]", AssertionError),
+    ],
+)
+def test_a_command_that_is_wrong_is_found(line, error, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error):
+        check(shlex.split(line), monkeypatch)
+
+
+def test_no_page_of_commands_is_passed_over():
+    """A change of the form of blocks must not empty the list above; docs/add_a_method.md has a test of its own."""
+    counts = {name_of(page): sum(page == other for other, _ in COMMANDS) for page in PAGES if page != EXAMPLE}
+    without = {"docs/methods.md"}
+    assert {name for name, count in counts.items() if not count} == without
+    assert sum(counts.values()) >= 45
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for target in re.findall(r"\]\(([^()\s]+)\)", without_blocks(text_of(page))):
+        if re.match(r"https?://", target):
+            continue
+        path, _, heading = target.partition("#")
+        leads_to = (page.parent / path).resolve() if path else page
+        assert leads_to.exists(), target
+        assert ROOT in leads_to.parents, target
+        if heading:
+            assert heading in headings(leads_to), target
+
+
+def headings(page):
+    """The names that GitHub gives to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", without_blocks(text_of(page)), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != EXAMPLE], ids=name_of)
+def test_every_file_named_in_the_text_is_there(page):
+    for span in spans(page):
+        if re.fullmatch(r"(migm|conf|tests|docs|experiments|examples)/[\w./-]*", span):
+            assert (ROOT / span).exists(), span
+
+
+def test_the_tree_of_the_readme_names_every_room():
+    (tree,) = [block for block in blocks(README) if is_tree(block)]
+    named = set(re.findall(r"(?:^|; )([\w/]+)/[*. ]", tree, re.M))
+    assert all((ROOT / name).is_dir() for name in named), named
+    rooms = {f"migm/{path.parent.name}" for path in (ROOT / "migm").glob("*/__init__.py")}
+    assert rooms - named <= {"migm/scorers"}  # an old name, for one version
+    assert {"conf", "experiments", "tests", "docs", "examples"} <= named
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "commands.md"], ids=name_of)
+def test_the_table_of_commands_is_complete(page):
+    table = text_of(page).split("| command |", 1)[1].split("\n\n", 1)[0]
+    rows = re.findall(r"^\| `(\w+)` \|", table, re.M)
+    assert sorted(rows) == sorted(commands())
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "group"), [("methods", "`accelerator=`", "accelerator"), ("metrics", "metric", "metric")]
+)
+def test_every_name_in_a_table_is_that_of_a_config(page, heading, group):
+    table = text_of(ROOT / "docs" / f"{page}.md").split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    cells = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+    named = [name if not name.startswith("_") else cell[0] + name for cell in cells for name in cell]
+    assert len(named) > 10
+    assert [name for name in named if not (CONF / group / f"{name}.yaml").is_file()] == []
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = text_of(README)
+    assert len(text.split()) <= 1600
+    assert {f"docs/{page.name}" for page in PAGES[1:]} <= set(re.findall(r"\]\(([^()#\s]+)", text))
+    (results,) = re.findall(r"^<!-- results -->\n(.*?)^<!-- /results -->$", text, re.M | re.S)
+    assert results.count("\n|") >= 13
