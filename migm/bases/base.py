@@ -37,12 +37,14 @@ class Branch:
     rows: Int[Tensor, "cb l"]  # where the image tokens are in the sequence
     copies: int = 1
     mask: Bool[Tensor, "cb t"] | None = None  # False at padding; None: no padding
-    prompt: Bool[Tensor, "cb q"] | None = None  # True at tokens that a learned predictor may read too
+    num_prompt: int = 0  # the first ids of the condition that a learned predictor may read too
+    prompt: Bool[Tensor, "cb q"] | None = None  # False at those of them that it may not read; None: all
+    ids: Int[Tensor, "cb t"] | None = None  # of the whole sequence; those of the image are written to `rows`
 
     def images(self, images: Int[Tensor, " k"]) -> "Branch":
         """Return the sequences of the images with these numbers, padding included."""
-        tensors = {name: getattr(self, name) for name in ("condition", "rows", "mask", "prompt")}
-        return replace(self, **{k: of_images(v, self.copies, images) for k, v in tensors.items() if v is not None})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: of_images(value, self.copies, images) for name, value in tensors.items()})
 
 
 def of_images(

@@ -111,14 +111,17 @@ class LuminaDiMOO(Layered):
             both = [*prompts, *[self.template.unconditional] * len(prompts)]
             return [dataclasses.replace(self.branch(padded_ids(both, self.device)), copies=2)]
         none = self.branch(self.unconditional.expand(len(prompts), -1))
-        return [conditional, dataclasses.replace(none, prompt=None)]
+        return [conditional, dataclasses.replace(none, num_prompt=0, prompt=None)]
 
     def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
         lengths = (condition >= 0).sum(1)
         num_rows = length or condition.shape[1] + self.layout.num_rows
         mask = torch.arange(num_rows, device=condition.device) < lengths[:, None] + self.layout.num_rows
-        rows = lengths[:, None] + self.layout.places
-        return Branch(condition, rows, mask=None if mask.all() else mask, prompt=self._prompt(condition))
+        rows, prompt = lengths[:, None] + self.layout.places, self._prompt(condition)
+        ids = self.layout.sequence(condition, lengths, num_rows)
+        # Masks that are True everywhere would only cost time.
+        mask, prompt = (None if part.all() else part for part in (mask, prompt))
+        return Branch(condition, rows, 1, mask, condition.shape[1], prompt, ids)
 
     def _prompt(self, condition: Int[Tensor, "b q"]) -> Bool[Tensor, "b q"]:
         """Return a mask that is True at the prompt tokens of conditional halves."""
@@ -130,11 +133,9 @@ class LuminaDiMOO(Layered):
         self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
     ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Context]:
         """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
+        assert branch.ids is not None  # for the type checker: `branch` sets them
         image = self.layout.image_ids(tokens, self.spec.vocab_size).repeat(branch.copies, 1)
-        lengths = branch.rows[:, 0] - self.layout.places[0]
-        num_rows = branch.condition.shape[1] + self.layout.num_rows if branch.mask is None else branch.mask.shape[1]
-        ids = self.layout.sequence(branch.condition, lengths, image, num_rows)
-        return self.transformer.prepare(ids, branch.mask, rows)
+        return self.transformer.prepare(branch.ids.scatter(1, branch.rows, image), branch.mask, rows)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -156,13 +157,16 @@ class LuminaDiMOO(Layered):
         embeddings = embed(tokens.clamp(max=self.spec.vocab_size - 1) + self.offset).repeat(copies, 1, 1)
         rows = branch.rows.gather(1, positions.repeat(copies, 1))
         new = None if mask is None else mask.repeat(copies, 1)
-        if branch.prompt is None:
+        q = branch.num_prompt
+        if not q:
             return Control(embeddings, rows, new, row_mask=branch.mask)
-        b, q = branch.condition.shape
-        before = torch.arange(q, device=rows.device).expand(b, -1)
-        embeddings = torch.cat([embed(branch.condition.clamp(min=0)), embeddings], 1)
-        new = torch.ones_like(rows, dtype=torch.bool) if new is None else new
-        keys = torch.cat([branch.prompt, new], 1)
+        prompt = branch.condition[:, :q]
+        embeddings = torch.cat([embed(prompt.clamp(min=0)), embeddings], 1)
+        before = torch.arange(q, device=rows.device).expand(len(prompt), -1)
+        keys = None
+        if new is not None or branch.prompt is not None:
+            read = torch.ones_like(before, dtype=torch.bool) if branch.prompt is None else branch.prompt
+            keys = torch.cat([read, torch.ones_like(rows, dtype=torch.bool) if new is None else new], 1)
         return Control(embeddings, torch.cat([before, rows], 1), keys, q, branch.mask)
 
     def decode(self, tokens: Tokens) -> Images:

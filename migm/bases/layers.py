@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from migm.bases.base import Base, Branch
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Ratio, Tokens
 
@@ -88,8 +89,18 @@ def layered(base: Base, who: str) -> LayerBase:
     return base  # type: ignore[return-value]
 
 
-def run_blocks(blocks: Sequence[Block], x: Float[Tensor, "cb t c"], ctx: Any) -> Float[Tensor, "cb t c"]:
-    """Run the fused blocks one after the other; every other runner of a full pass has to give the same output."""
+def run_blocks(
+    blocks: Sequence[Block], x: Float[Tensor, "cb t c"], ctx: Any, fast: Fast = as_it_is
+) -> Float[Tensor, "cb t c"]:
+    """Run the fused blocks one after the other; every other runner of a full pass has to give the same output.
+
+    `fast` compiles the run of one block, whose code then serves all blocks.
+    """
+    run = fast(run_block)
     for block in blocks:
-        x = block(x, ctx)
+        x = run(block, x, ctx)
     return x
+
+
+def run_block(block: Block, x: Float[Tensor, "cb t c"], ctx: Any) -> Float[Tensor, "cb t c"]:
+    return block(x, ctx)

@@ -50,14 +50,17 @@ class Layout:
         """Map tokens 0...v-1, and v for masked, to ids of the vocabulary, of the same shape."""
         return (tokens + self.offset).where(tokens < vocab_size, self.mask)
 
-    def sequence(self, condition: Tensor, lengths: Tensor, image_ids: Tensor, num_rows: int) -> Tensor:
-        """Join prompts (b, q) of `lengths` (b,) and image ids (b, l) to ids (b, t), 0 at padding; t = `num_rows`."""
+    def sequence(self, condition: Tensor, lengths: Tensor, num_rows: int) -> Tensor:
+        """Return ids (b, t) of prompts (b, q) of `lengths` (b,) and an image, 0 at padding; t = `num_rows`.
+
+        The ids of the image are to be written to the rows lengths + `places`.
+        """
         b, q = condition.shape
         ids = condition.new_zeros(b, num_rows)
         ids[:, :q] = condition.clamp(min=0)
-        block = self.block.expand(b, -1).scatter(1, self.places.expand(b, -1), image_ids)
         # The image block is written last, since the padding of shorter prompts lies where the block begins.
-        return ids.scatter(1, lengths[:, None] + torch.arange(self.num_rows, device=ids.device), block)
+        rows = lengths[:, None] + torch.arange(self.num_rows, device=ids.device)
+        return ids.scatter(1, rows, self.block.expand(b, -1))
 
 
 def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

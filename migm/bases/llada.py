@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 from migm.bases.transformer import attention
 from migm.runtime.errors import UserError
@@ -102,21 +102,19 @@ def rotations(rows: int, head_channels: int, theta: float, device: torch.device)
 def rotate(x: Tensor, ctx: Context) -> Tensor:
     """Apply the rotary position embedding to x (b, heads, n, head channels), computed in at least float32."""
     cos, sin = (table.unsqueeze(-3) for table in (ctx.cos, ctx.sin))
-    wide = x.float() if x.dtype.itemsize < 4 else x
-    low, high = wide.chunk(2, -1)
-    return (wide * cos + torch.cat([-high, low], -1) * sin).to(x.dtype)
+    low, high = x.chunk(2, -1)
+    return (x * cos + torch.cat([-high, low], -1) * sin).to(x.dtype)  # products with the tables are float32
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in at least float32, cast back, then multiplied by a gain."""
+    """x / rms(x), multiplied by a gain; computed in at least float32."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype.itemsize < 4 else x
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class LlamaBlock(nn.Module):
@@ -196,6 +194,7 @@ class LLaDA(nn.Module):
         self.blocks = nn.ModuleList(LlamaBlock(*sizes) for _ in range(config.n_layers))
         self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_out = nn.Linear(config.d_model, config.embedding_size, bias=False)
+        self.rotations: Context | None = None  # of the longest sequence so far
 
     def init_weights(self) -> None:
         """Initialise fresh weights for training from scratch, by LLaDA's rule."""
@@ -212,10 +211,18 @@ class LLaDA(nn.Module):
 
         The input is (b, t, c), or (b, n, c) for `rows` (b, n) alone.
         """
-        head_channels = self.config.d_model // self.config.n_heads
-        ctx = rotations(ids.shape[1], head_channels, self.config.rope_theta, ids.device)
+        ctx = self._rotations(ids.shape[1], ids.device)
         ctx = ctx._replace(mask=None if mask is None else mask[:, None, None]).at(rows)
         return self.wte(ids if rows is None else ids.gather(1, rows)), ctx
+
+    def _rotations(self, rows: int, device: torch.device) -> Context:
+        """Return the rotary tables of so many rows, made once for the longest sequence."""
+        kept = self.rotations
+        if kept is None or len(kept.cos) < rows or kept.cos.device != device:
+            with torch.inference_mode(False):  # training may need them too
+                kept = rotations(rows, self.config.d_model // self.config.n_heads, self.config.rope_theta, device)
+            self.rotations = kept
+        return Context(kept.cos[:rows], kept.sin[:rows])
 
     def finalize(self, x: Tensor) -> Tensor:
         """Turn the last block's output into features."""

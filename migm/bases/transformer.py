@@ -1,14 +1,21 @@
 """The bidirectional transformer of MaskGIT (Besnier and Chen 2023), with the keys of its public checkpoints."""
 
+from contextlib import nullcontext
 from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from migm.runtime.kinds import Count, Dropout
 
 Inner = TypeVar("Inner", bound=nn.Module)
+
+# cuDNN makes a plan for every new number of keys, which takes longer than attention to a few new tokens saves
+# (experiments/020-speed).
+FEW_KEYS = 1024
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -25,8 +32,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropo
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attend with a fused kernel, except where it is slower or there are no keys; each row has a key that counts."""
-    if k.shape[-2] and (q.device.type != "cpu" or q.dtype != torch.bfloat16):
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    num_keys = k.shape[-2]
+    if num_keys and (q.device.type != "cpu" or q.dtype != torch.bfloat16):
+        few = q.device.type == "cuda" and num_keys < FEW_KEYS and num_keys != q.shape[-2]
+        with sdpa_kernel(WITHOUT_PLANS) if few else nullcontext():
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -129,7 +139,7 @@ class TransformerBlock(nn.ModuleList):
 
     @property
     def attention(self) -> PreNorm[Wrapped]:
-        return cast(PreNorm[Wrapped], self[0])
+        return cast("PreNorm[Wrapped]", self[0])  # as text: the compiler cannot follow a type
 
     def k(self, x: Tensor, ctx: Positioned) -> Tensor:
         """Return the keys (b, heads, n, head channels) of x (b, n, c)."""
@@ -144,7 +154,7 @@ class TransformerBlock(nn.ModuleList):
 
     def mlp_delta(self, x: Tensor, ctx: Positioned) -> Tensor:
         """Return what the feed-forward adds to x (b, n, c)."""
-        feed = cast(PreNorm[FeedForward], self[1])
+        feed = cast("PreNorm[FeedForward]", self[1])
         return feed.fn(feed.norm(x))
 
     def forward(self, x: Tensor, ctx: Positioned = Positioned()) -> Tensor:  # noqa: B008 the default is empty

@@ -54,7 +54,7 @@ class DiMOOTars:
     def _sequence(self, prompt: Tensor, tokens: Tensor) -> Tensor:
         """Return the ids (t,) of the sequence of a prompt (q,) and image tokens (l,)."""
         layout, device = self.base.layout, self.base.device
-        image = layout.image_ids(tokens[None].to(device), self.base.spec.vocab_size)
+        image = layout.image_ids(tokens.to(device), self.base.spec.vocab_size)
         length = torch.tensor([len(prompt)], device=device)
-        rows = len(prompt) + layout.num_rows
-        return layout.sequence(prompt[None].to(device), length, image, rows)[0].cpu()
+        ids = layout.sequence(prompt[None].to(device), length, len(prompt) + layout.num_rows)[0]
+        return ids.scatter(0, len(prompt) + layout.places, image).cpu()

@@ -69,8 +69,17 @@ def test_the_unconditional_half_has_its_own_words_and_length(base):
     one, none = base.encode(["a red truck"], guided=True)
     assert none.condition.tolist() == [base.template.unconditional]
     assert one.condition.shape[1] == none.condition.shape[1] + 2
-    assert one.prompt.all()
-    assert none.prompt is None
+    assert (one.num_prompt, one.prompt) == (one.condition.shape[1], None)
+    assert none.num_prompt == 0
+
+
+def test_only_masks_that_say_something_reach_attention(base):
+    alone, several = (base.encode(prompts, guided=True)[0] for prompts in (PROMPTS[:1], PROMPTS))
+    tokens, positions = torch.zeros(4, 2, dtype=torch.long), torch.arange(2).expand(4, -1)
+    one, some = (base.control(tokens[: len(b.rows)], positions[: len(b.rows)], b) for b in (alone, several))
+    assert (alone.mask, one.mask, one.row_mask) == (None, None, None)
+    assert not several.mask.all()
+    assert some.mask[:, : some.prompt].tolist() == (several.condition >= 0).tolist()
 
 
 @pytest.mark.parametrize("one_pass", [False, True])

@@ -103,17 +103,11 @@ def test_a_pair_is_the_original_expansion(read_vector, made, stores, base):
     assert torch.equal(batch.target[0], sample["tgt_feat"])
     branch = base.branch(batch.conditions)
     now = batch.tokens.where(~batch.masked, base.spec.vocab_size)
-    sequence = base.layout.sequence(
-        batch.conditions,
-        (batch.conditions >= 0).sum(1),
-        base.layout.image_ids(now, base.spec.vocab_size),
-        len(sample["cur_token_ids"]),
-    )
+    sequence = branch.ids.scatter(1, branch.rows, base.layout.image_ids(now, base.spec.vocab_size))
     assert torch.equal(sequence[0], sample["cur_token_ids"])
     positions, mask = padded_positions(batch.new, batch.width)
     new = base.control(batch.tokens.gather(1, positions), positions, branch, mask)
-    assert new.mask is not None
-    read = new.mask[0]
+    read = torch.ones_like(new.rows[0], dtype=torch.bool) if new.mask is None else new.mask[0]
     assert torch.equal(new.rows[0][read], sample["new_token_map"].nonzero()[:, 0])
     assert torch.equal(new.embeddings[0][read], base.transformer.wte(sample["new_token_ids"]))
 
