@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         others[config.part](config)
         return
     base, source, shortcut = build(config.base), build(config.evalset["inputs"]), build(config.shortcut).eval()
-    vanilla = Sampler(base, build(config.sampling))
+    vanilla = Sampler(base, build(config.sampling), runtime=build(config.runtime))
     samplers = [untrained(Sampler(base, *chosen), shortcut) for chosen in points(cfg, config)]
     path = Path(config.output)
     for wanted in config.batch_sizes:

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     config, started = load(cfg, CalibrateConfig), time.perf_counter()
     with writing(config.output, f"output={config.output}"):
         refuse_other_format(Path(config.output), FORMAT, "output=")
-        sampler = Sampler(build(config.base), build(config.sampling))
+        sampler = Sampler(build(config.base), build(config.sampling), runtime=build(config.runtime))
         source = build(config.evalset["inputs"])
         calibrate(sampler, source, config.num_images, config.batch_size, config.seed).save(Path(config.output))
     Plain().print(f"calibrated on {config.num_images} images in {time.perf_counter() - started:.0f} s: {config.output}")

@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
         refuse_unwritable(config.export_to, f"export_to={config.export_to}", folder=True)
     if config.import_from or config.export_to or config.publish_to:
         stored(data)
-    sampler = Sampler(build(config.base), build(config.sampling))
+    sampler = Sampler(build(config.base), build(config.sampling), runtime=build(config.runtime))
     base = sampler.base
     join(base.device)
     if config.export_to:

@@ -44,7 +44,7 @@ def run(config: TrainConfig, cfg: DictConfig, recorder: TrialRecorder) -> float:
         refuse_unwritable_store(data)
     base = build(config.base)
     join(base.device)
-    sampler, training = Sampler(base, build(config.sampling)), Training(config, base)
+    sampler, training = Sampler(base, build(config.sampling), runtime=build(config.runtime)), Training(config, base)
     training.refuse_without_room()
     chosen = points(cfg, config) if config.evaluate else []
     measured = study(chosen, config, base, lambda: former_identities(cfg, config, chosen)) if chosen else None

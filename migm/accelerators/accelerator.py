@@ -7,6 +7,7 @@ from migm.accelerators.predictor import Learned, Predictor
 from migm.accelerators.refresh import AdaptivePolicy, Policy
 from migm.accelerators.runs import AdaptiveRun, PlannedRun, Run
 from migm.bases.base import Base, Branch
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
 
@@ -43,16 +44,24 @@ class Accelerator:
         learned = [part for part in (self.policy, self.predictor) if isinstance(part, Learned)]
         return "+".join(filter(None, (part.fingerprint(base) for part in learned)))
 
+    @property
+    def captured(self) -> bool:
+        """Whether nothing in a run waits for the device, so that it can be captured."""
+        return self.predictor is None or getattr(self.predictor, "captured", False)
+
     def plan(self, num_steps: int) -> list[bool] | None:
         """Return True at the full steps, or None if they are decided while sampling."""
         return None if isinstance(self.policy, AdaptivePolicy) else self.policy.plan(num_steps)
 
-    def start(self, base: Base, branches: Sequence[Branch], counts: Sequence[int]) -> Run:
-        """Return the state of one generation; `counts` are the numbers of tokens that the steps are to reveal."""
+    def start(self, base: Base, branches: Sequence[Branch], counts: Sequence[int], fast: Fast = as_it_is) -> Run:
+        """Return the state of one generation.
+
+        `counts` are the numbers of tokens that the steps are to reveal; `fast` compiles functions.
+        """
         if isinstance(self.policy, AdaptivePolicy):
             assert self.predictor is not None  # for the type checker: refused above
-            return AdaptiveRun(base, branches, counts, self.policy, self.predictor, self.name)
+            return AdaptiveRun(base, branches, counts, self.policy, self.predictor, self.name, fast)
         plan = self.policy.plan(len(counts))
         if self.predictor is None and not all(plan):
             raise UserError("accelerator.predictor is missing: this policy leaves steps that the base does not compute")
-        return PlannedRun(base, branches, counts, plan, self.predictor, self.name)
+        return PlannedRun(base, branches, counts, plan, self.predictor, self.name, fast)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from migm.bases.base import Base, Branch
 from migm.bases.layers import Runner
+from migm.runtime.compiling import Fast
 from migm.runtime.shapes import Positions, Ratio, Tokens
 
 
@@ -38,6 +39,13 @@ class TargetedState(LayerState, Protocol):
     """A layer state whose cheap steps reveal positions that the last full step has ranked."""
 
     def target(self, positions: Positions) -> None: ...
+
+
+@runtime_checkable
+class CompiledState(PredictorState, Protocol):
+    """A state whose cheap step is worth compiling; `fast` turns a function into the one to call."""
+
+    fast: Fast
 
 
 @runtime_checkable

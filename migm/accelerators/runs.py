@@ -1,6 +1,7 @@
 """The state of an accelerated generation: planned ahead, or decided step by step for each image."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -8,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from migm.accelerators.order import Order, RankedSets
-from migm.accelerators.predictor import LayerState, Predictor, PredictorState, TargetedState
+from migm.accelerators.predictor import CompiledState, LayerState, Predictor, PredictorState, TargetedState
 from migm.accelerators.refresh import AdaptivePolicy
 from migm.bases.base import Base, Branch
-from migm.bases.layers import layered, run_blocks
+from migm.bases.layers import Runner, layered, run_blocks
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.shapes import Positions, Ratio, Tokens
 
 
@@ -53,11 +55,12 @@ class PlannedRun:
         plan: list[bool],
         predictor: Predictor | None,
         name: str,
+        fast: Fast = as_it_is,
     ):
-        self.base, self.branches, self.plan = base, branches, plan
+        self.base, self.branches, self.plan, self.fast = base, branches, plan, fast
         self.states: list[PredictorState] = []
         if predictor is not None and not all(plan):
-            self.states = [start(predictor, base, branch, name) for branch in branches]
+            self.states = [start(predictor, base, branch, name, fast) for branch in branches]
         targeted = [state for state in self.states if isinstance(state, TargetedState)]
         if targeted:
             self.order = RankedSets(plan, counts, targeted)
@@ -78,9 +81,9 @@ class PlannedRun:
         if not self.plan[step]:
             return [state.predict(step, tokens, new_positions, mask_ratio) for state in self.states]
         if not self.states:
-            return [self.base.features(tokens, branch, mask_ratio) for branch in self.branches]
+            return [full_step(self.base, branch, None, step, tokens, mask_ratio, self.fast) for branch in self.branches]
         return [
-            full_step(self.base, branch, state, step, tokens, mask_ratio)
+            full_step(self.base, branch, state, step, tokens, mask_ratio, self.fast)
             for branch, state in zip(self.branches, self.states, strict=True)
         ]
 
@@ -102,10 +105,13 @@ class AdaptiveRun:
         policy: AdaptivePolicy,
         predictor: Predictor,
         name: str,
+        fast: Fast = as_it_is,
     ):
-        self.base, self.branches = base, branches
+        self.base, self.branches, self.fast = base, branches, fast
         images = torch.arange(len(branches[0].condition) // branches[0].copies, device=base.device)
-        self.states = [[start(predictor, base, b.images(image), name) for b in branches] for image in images.split(1)]
+        self.states = [
+            [start(predictor, base, b.images(image), name, fast) for b in branches] for image in images.split(1)
+        ]
         self.watch = policy.start(base, branches, len(counts))
         self.full: list[list[bool]] = []
 
@@ -151,7 +157,8 @@ class AdaptiveRun:
         features_of: list[list[Float[Tensor, "copies _ c"]]],
     ) -> None:
         """Run the images of branch j through the base, update their states and append to `features_of`."""
-        first, numbers, runner = self.states[int(images[0])][j], images.tolist(), run_blocks
+        first, numbers = self.states[int(images[0])][j], images.tolist()
+        runner: Runner = partial(run_blocks, fast=self.fast)
         if isinstance(first, LayerState):
             runner = first.runner(step)
         options = {}
@@ -164,19 +171,32 @@ class AdaptiveRun:
             features_of[i].append(image_features)
 
 
-def start(predictor: Predictor, base: Base, branch: Branch, name: str) -> PredictorState:
+def start(predictor: Predictor, base: Base, branch: Branch, name: str, fast: Fast = as_it_is) -> PredictorState:
     """Return the predictor's state; a base without the layers that it needs is refused."""
     state = predictor.start(base, branch)
+    if isinstance(state, CompiledState):
+        state.fast = fast
     if isinstance(state, LayerState):
         layered(base, f"accelerator={name}")
     return state
 
 
 def full_step(
-    base: Base, branch: Branch, state: PredictorState, step: int, tokens: Tokens, mask_ratio: Ratio
+    base: Base,
+    branch: Branch,
+    state: PredictorState | None,
+    step: int,
+    tokens: Tokens,
+    mask_ratio: Ratio,
+    fast: Fast = as_it_is,
 ) -> Float[Tensor, "{branch.copies}*b t c"]:
     """Return the base's features, computed by the state's runner if it has one, and update the state with them."""
-    runner = {"runner": state.runner(step)} if isinstance(state, LayerState) else {}
-    features = base.features(tokens, branch, mask_ratio, **runner)
-    state.update(step, features)
+    options = {}
+    if isinstance(state, LayerState):
+        options = {"runner": state.runner(step)}
+    elif fast is not as_it_is and hasattr(base, "blocks"):
+        options = {"runner": partial(run_blocks, fast=fast)}
+    features = base.features(tokens, branch, mask_ratio, **options)
+    if state is not None:
+        state.update(step, features)
     return features

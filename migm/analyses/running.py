@@ -27,7 +27,8 @@ def run(config: AnalyseConfig, compared: Sequence[Chosen]) -> None:
     name_pattern = "|".join(map(re.escape, config.analyses))
     own(folder, "analyses", "folder", only(folder, rf"({name_pattern})\.(png|json)"))
     base = build(config.base)
-    vanilla, samplers = Sampler(base, build(config.sampling)), [Sampler(base, *parts) for parts in compared]
+    vanilla = Sampler(base, build(config.sampling), runtime=build(config.runtime))
+    samplers = [Sampler(base, *parts) for parts in compared]
     setting = Setting(vanilla, build(config.evalset["inputs"]), samplers, config.seed)
     about = {"base": base.fingerprint(), "num_steps": vanilla.num_steps, **environment(base.device)}
     with progress(console, "analyses") as bar:

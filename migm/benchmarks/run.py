@@ -20,7 +20,8 @@ from migm.sampling.sampler import Sampler
 
 def bench_loading(config: BenchConfig) -> None:
     """Measure the cost of pairs, print a table, draw a figure, append JSON lines to `output`."""
-    sampler, data = Sampler(build(config.base), build(config.sampling)), build(config.data)
+    sampler = Sampler(build(config.base), build(config.sampling), runtime=build(config.runtime))
+    data = build(config.data)
     base = sampler.base
     shortcut, objective = build(config.shortcut), build(config.objective)
     train = loading.training_step(base, shortcut, objective, build(config.optimizer)(shortcut.named_parameters()))

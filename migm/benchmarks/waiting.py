@@ -71,7 +71,8 @@ def step_seconds(config: BenchConfig, threads: int, steps: int) -> tuple[float, 
     The batch has `data.batch_size` pairs.
     """
     torch.set_num_threads(threads)
-    sampler, data = Sampler(build(config.base), build(config.sampling)), build(config.data)
+    sampler = Sampler(build(config.base), build(config.sampling), runtime=build(config.runtime))
+    data = build(config.data)
     base, shortcut = sampler.base, build(config.shortcut)
     optimizer = build(config.optimizer)(shortcut.named_parameters())
     train = training_step(base, shortcut, build(config.objective), optimizer)

@@ -23,6 +23,7 @@ class Chosen(NamedTuple):
     sampling: Any
     accelerator: Any
     variant: str
+    runtime: Any
 
 
 class Entry(NamedTuple):
@@ -42,6 +43,7 @@ def points(cfg: DictConfig, config: Common) -> list[Chosen]:
     """
     if not config.points:
         return [point(config)]
+    runtime = build(config.runtime)
     built: dict[str, Any] = {}  # equal accelerators are built once: they hold no state of a generation
     chosen = []
     for entry in entries(cfg, config):
@@ -52,7 +54,7 @@ def points(cfg: DictConfig, config: Common) -> list[Chosen]:
             sets = "decides while sampling" if plan is None else f"sets {sum(plan)} full steps"
             raise UserError(f"{entry.setting}: B is {b}, but its policy {sets}; give N alone")
         steps = {"num_steps": entry.num_steps, "num_full_steps": entry.num_steps if b is None else b}
-        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, _variant(entry.changes)))
+        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, _variant(entry.changes), runtime))
     return chosen
 
 
@@ -60,7 +62,7 @@ def point(config: Common) -> Chosen:
     """Return the sampler that `accelerator` and `sampling` choose."""
     accelerator = build(config.accelerator)
     accelerator.plan(config.sampling["num_steps"])  # raises an error if N does not fit
-    return Chosen(build(config.sampling), accelerator, "")
+    return Chosen(build(config.sampling), accelerator, "", build(config.runtime))
 
 
 def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:

@@ -28,6 +28,7 @@ class Common:
     evalset: Any
     metric: Any
     inception: Any
+    runtime: Any
     trainer: Any
     callbacks: Any
     logger: Any

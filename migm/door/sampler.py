@@ -62,7 +62,7 @@ class Sampler(core.Sampler):
         elif not isinstance(accelerator, Accelerator):
             accelerator = Accelerator(Uniform(rules.num_full_steps), accelerator, type(accelerator).__name__.lower())
         accelerator.plan(rules.num_steps)  # raises an error if N does not fit
-        super().__init__(base, rules, accelerator, variant)
+        super().__init__(base, rules, accelerator, variant, built(config.runtime))
 
     def __call__(
         self,

@@ -45,7 +45,7 @@ def train_shortcut(
         for context in (random_state(), quiet_lightning(), hydra_on_our_tree()):
             stack.enter_context(context)
         stack.enter_context(writing(folder, f"folder={folder}", folder=True))
-        data, sampler = built(config.data), Sampler(base, built(config.sampling))
+        data, sampler = built(config.data), Sampler(base, built(config.sampling), runtime=built(config.runtime))
         training = stack.enter_context(closing(Training(config, base)))
         training.refuse_without_room()
         collect_and_train(config, training, sampler, data)

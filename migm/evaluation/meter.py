@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from migm.bases.base import Base, Branch
 from migm.bases.inputs import InputSource
 from migm.bases.layers import Block, Runner, run_blocks
+from migm.runtime.compiling import PLAIN
 from migm.sampling.sampler import Sampler
 
 # torch counts its fused attention kernels on CUDA, not the one on CPUs.
@@ -91,7 +92,8 @@ def read_meter(sampler: Sampler, source: InputSource, images: int) -> Reading:
     rows, numbers, reading = Counter[str](), torch.arange(images), Reading(images)
     metered: Any = _Metered(sampler.base, rows)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        generation = dataclasses.replace(sampler, base=metered).start(source(numbers), sampler.noise(0, numbers))
+        plain = dataclasses.replace(sampler, base=metered, runtime=PLAIN)
+        generation = plain.start(source(numbers), sampler.noise(0, numbers))
         for _ in generation:
             reading.flops.append(counter.get_total_flops() - sum(reading.flops))
             reading.rows.append({part: rows[part] for part in (*PARTS, "head")})

@@ -15,6 +15,7 @@ from migm.bases.inputs import read_prompts, review
 from migm.config.building import build
 from migm.config.points import point
 from migm.config.roots import GenerateConfig
+from migm.runtime.compiling import notice
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
@@ -48,7 +49,11 @@ class Generator:
         b, start = len(seeds), time.perf_counter()
         initial = None if self.initial is None else self.initial.expand(b, -1)
         noise = self.sampler.noise(self.run_seed, torch.tensor(seeds))
-        tokens = self.sampler.tokens(repeated(shown, b), noise, [self], initial)
+        replays = initial is None and self.sampler.replays  # then no step is seen
+        tokens = self.sampler.tokens(repeated(shown, b), noise, [] if replays else [self], initial)
+        for _ in range(self.sampler.num_steps if replays else 0):
+            self.steps += b
+            self.advance()
         tokens[0, 0].item()  # reading a value waits for the GPU
         middle = time.perf_counter()
         images = self.sampler.base.decode(tokens).cpu()
@@ -96,6 +101,8 @@ def make(config: GenerateConfig) -> None:
         if grid.holds(*place):
             grid.add(*place, read_image(path, "folder"))
 
+    if batches and (note := notice(sampler.fast)):
+        console.print(note)
     origin = {"image": config.image, "mask": config.mask, **environment(base.device)}
     with progress(console, "steps") as bar:
         task = bar.add_task("generate", total=len(batches) * sampler.num_steps)

@@ -14,7 +14,8 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.order import AllMasked, Order, Ordering
 from migm.accelerators.runs import Run
-from migm.bases.base import Base, Branch, Inputs, StepRecord, image_rows
+from migm.bases.base import Base, Branch, StepRecord, image_rows
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
 from migm.runtime.kinds import Count
@@ -63,6 +64,15 @@ class Stepped(NamedTuple):
     revealed: Bool[Tensor, "b k"]  # True at tokens that are revealed
 
 
+class Written(NamedTuple):
+    """The tokens after one step, and what it revealed, in ascending order of position."""
+
+    tokens: Tokens
+    chosen: Int[Tensor, "b _"]  # indices into the candidates
+    positions: Int[Tensor, "b _"]
+    left: Int[Tensor, "b _"]  # candidates that were not revealed
+
+
 def step(
     base: Base,
     sampling: Sampling,
@@ -85,22 +95,28 @@ def step(
     return Stepped(drawn, scores, revealed(scores, count, sampling.select.rule, allowed))
 
 
+def write(tokens: Tokens, stepped: Stepped, candidates: Positions, number: int) -> Written:
+    """Write the `number` revealed tokens; others never change (docs/originals/maskgit.md, Sampler)."""
+    chosen, positions, left = split(stepped.revealed, candidates, number)
+    return Written(tokens.scatter(1, positions, stepped.drawn.gather(1, chosen)), chosen, positions, left)
+
+
 def start(
     base: Base,
-    inputs: Inputs,
+    branches: Sequence[Branch],
     sampling: Sampling,
     accelerator: Accelerator,
     noise: Noise,
     initial: Int[Tensor, "_ _"] | None = None,
+    fast: Fast = as_it_is,
 ) -> "Generation":
-    """Encode labels or prompts and plan every step, so that all shapes are known before the first step.
+    """Plan every step of the encoded inputs, so that all shapes are known before the first step.
 
     `initial` is for in-painting: its tokens stay and its masks (v) are sampled; every row needs the same number
-    of masks. The schedule is that of a whole image and ends as soon as nothing is masked.
+    of masks. The schedule is that of a whole image and ends as soon as nothing is masked. `fast` compiles functions.
     """
-    branches = base.encode(inputs, guided=sampling.guidance is not None)
     counts = sampling.schedule.counts(base.spec.num_tokens, sampling.num_steps)
-    run = accelerator.start(base, branches, counts)
+    run = accelerator.start(base, branches, counts, fast)
     order = run.order
     if order is None:
         order = sampling.order.start(base.spec.num_tokens, counts)
@@ -108,8 +124,8 @@ def start(
         raise UserError(
             f"sampling.order={type(sampling.order).__name__}: accelerator={accelerator.name} ranks the positions itself"
         )
-    tokens, masked = initial_state(base, len(inputs), initial)
-    return Generation(base, sampling, branches, counts, run, order, noise, tokens, masked, masked[:, :0])
+    tokens, masked = initial_state(base, len(branches[0].rows) // branches[0].copies, initial)
+    return Generation(base, sampling, branches, counts, run, order, noise, fast, tokens, masked, masked[:, :0])
 
 
 @dataclass
@@ -123,6 +139,7 @@ class Generation:
     run: Run
     order: Order
     noise: Noise
+    fast: Fast
     tokens: Tokens
     masked: Positions  # ascending
     new_positions: Int[Tensor, "b _"]  # revealed by the last step
@@ -134,22 +151,28 @@ class Generation:
             yield self.step()
 
     def step(self) -> StepRecord:
-        """Make one step; revealed tokens never change (docs/originals/maskgit.md, Sampler)."""
+        """Make one step."""
         i, planned, num_tokens = self.index, self.counts[self.index], self.base.spec.num_tokens
         count = min(max(planned - self.extra, 0), self.masked.shape[1])
         ratio = mask_ratio(self.masked, num_tokens)
         features = self.run.features(i, self.tokens, self.new_positions, ratio)
         candidates = self.order.candidates(i, self.masked, count)
-        stepped = step(self.base, self.sampling, self.branches, features, candidates, count, self.noise, i)
+        draw = self.fast(step)
+        stepped = draw(self.base, self.sampling, self.branches, features, candidates, count, self.noise, i)
         number = count if self.sampling.select.rule == "count" else int(stepped.revealed.sum())
-        chosen, self.new_positions, left = split(stepped.revealed, candidates, number)
+        self.tokens, chosen, self.new_positions, left = self.fast(write)(self.tokens, stepped, candidates, number)
         self.order.scored(i, stepped.scores, candidates, chosen)
         self.masked = left if candidates is self.masked else without(self.masked, self.new_positions, num_tokens)
         self.extra += number - planned
-        self.tokens = self.tokens.scatter(1, self.new_positions, stepped.drawn.gather(1, chosen))
         self.index += 1
         full = self.run.is_full(i)
         return StepRecord(i, len(self.counts), full, self.branches, features, self.tokens, self.new_positions, ratio)
+
+    def finish(self) -> Tokens:
+        """Make all steps that are left and return the tokens."""
+        for _ in self:
+            pass
+        return self.result()
 
     def result(self) -> Tokens:
         """Return the tokens in 0...v-1; a base that may draw the mask itself (MaskGIT v1.0) gets v-1 for it."""

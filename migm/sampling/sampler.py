@@ -1,7 +1,7 @@
 """Join base, sampling and accelerator: all that images depend on besides inputs and noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -10,10 +10,13 @@ from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.bases.base import Base, Inputs, StepRecord
+from migm.bases.base import Base, Branch, Inputs, StepRecord
+from migm.runtime.compiling import PLAIN, Fast, Runtime, as_it_is
+from migm.runtime.errors import UserError
 from migm.runtime.shapes import Images, Tokens
+from migm.sampling.capture import CapturedRuns
 from migm.sampling.loop import Generation, Sampling, start
-from migm.sampling.noise import KeyedNoise, Noise
+from migm.sampling.noise import DrawnAhead, KeyedNoise, Noise
 
 
 class Observer(Protocol):
@@ -23,6 +26,7 @@ class Observer(Protocol):
 
 
 VANILLA = Accelerator(Always())
+DRAWN_AHEAD = 2**23  # values of noise, 64 MB, up to which a run draws them all at its start
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Sampler:
     sampling: Sampling
     accelerator: Accelerator = VANILLA
     variant: str = ""
+    runtime: Runtime = field(default=PLAIN, compare=False)
+    captured: CapturedRuns = field(default_factory=CapturedRuns, init=False, compare=False, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -76,7 +82,40 @@ class Sampler:
 
     def start(self, inputs: Inputs, noise: Noise, initial: Int[Tensor, "_ _"] | None = None) -> Generation:
         """Return a generation whose steps the caller makes; `initial` as in `loop.start`."""
-        return start(self.base, inputs, self.sampling, self.accelerator, noise, initial)
+        return self._start(self._encoded(inputs), noise, initial)
+
+    def _encoded(self, inputs: Inputs) -> list[Branch]:
+        return self.base.encode(inputs, guided=self.sampling.guidance is not None)
+
+    def _start(self, branches: Sequence[Branch], noise: Noise, initial: Int[Tensor, "_ _"] | None = None) -> Generation:
+        n, num_tokens = self.num_steps, self.base.spec.num_tokens
+        fast = self.fast
+        # Compiled, the small operators of noise are one with those that use it.
+        if fast is as_it_is and type(noise) is KeyedNoise and n * num_tokens * len(noise.keys) <= DRAWN_AHEAD:
+            noise = DrawnAhead(noise, n, num_tokens)
+        return start(self.base, branches, self.sampling, self.accelerator, noise, initial, fast)
+
+    @property
+    def fast(self) -> Fast:
+        """What turns a function of a step into the one to call: compiled, or as it is."""
+        return self.runtime.fast(self.base.device, self._num_parameters)
+
+    @property
+    def _num_parameters(self) -> int:
+        """About the number of parameters of the base: those of usual blocks of its width."""
+        return 12 * self.base.spec.num_layers * self.base.spec.channels**2
+
+    @property
+    def replays(self) -> bool:
+        """Whether whole runs are captured and replayed, if nobody observes their steps.
+
+        UserError if the runtime asks for it, but the base's device or the accelerator does not allow it.
+        """
+        runtime = self.runtime
+        waits = self.plan() is None or self.sampling.select.rule != "count" or not self.accelerator.captured
+        if waits and runtime.cuda_graphs is True:
+            raise UserError(f"runtime.cuda_graphs=true, but {self.label} waits for its own results; choose auto")
+        return not waits and runtime.captures(self.base.device, self._num_parameters)
 
     @torch.inference_mode()
     def tokens(
@@ -87,6 +126,10 @@ class Sampler:
         initial: Int[Tensor, "_ _"] | None = None,
     ) -> Tokens:
         """Sample tokens in 0...v-1 for labels or prompts."""
+        if type(noise) is KeyedNoise and not observers and initial is None and self.replays:
+            at_once = self.runtime.cuda_graphs is True
+            run = lambda branches, noise: self._start(branches, noise).finish()  # noqa: E731
+            return self.captured.tokens(run, self._encoded(inputs), noise, at_once)
         generation = self.start(inputs, noise, initial)
         for record in generation:
             for observer in observers:
@@ -107,7 +150,7 @@ class Sampler:
 
 def vanilla(sampler: Sampler) -> Sampler:
     """Return a sampler with the same base and sampling, but without an accelerator."""
-    return Sampler(sampler.base, sampler.sampling)
+    return Sampler(sampler.base, sampler.sampling, runtime=sampler.runtime)
 
 
 def point_label(accelerator: str, num_steps: int, num_full_steps: int, variant: str = "") -> str:

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from migm.sampling import noise as noise_module
-from migm.sampling.noise import DRAW, SELECT, KeyedNoise, to_gumbel
+from migm.sampling.noise import DRAW, SELECT, DrawnAhead, KeyedNoise, to_gumbel
 
 AXES = ["seed", "image", "purpose", "step", "position"]
 WORD = (1 << 64) - 1
@@ -134,3 +134,18 @@ def test_gumbel_noise_has_the_gumbel_distribution():
     assert abs(sample.mean().item() - 0.5772156649) < 4 * math.pi / math.sqrt(6 * n)
     # The fourth central moment of a Gumbel is 5.4 variances squared.
     assert abs(sample.var().item() - math.pi**2 / 6) < 4 * math.pi**2 / 6 * math.sqrt(4.4 / n)
+
+
+@pytest.mark.parametrize("purpose", [DRAW, SELECT])
+def test_noise_drawn_ahead_is_the_same(purpose):
+    noise = KeyedNoise(7, torch.tensor([4, 1, 900]))
+    ahead = DrawnAhead(noise, num_steps=5, num_tokens=12)
+    positions = torch.tensor([[0, 3, 11], [1, 2, 5], [6, 7, 8]])
+    for step in (0, 4, 2):
+        assert torch.equal(ahead.uniform(purpose, step, positions), noise.uniform(purpose, step, positions))
+        for dtype in (torch.float64, torch.bfloat16):
+            drawn, expected = (n.gumbel(purpose, step, positions, dtype=dtype) for n in (ahead, noise))
+            assert torch.equal(drawn, expected)
+            assert drawn.dtype == dtype
+        wide = [n.gumbel(purpose, step, positions, 6, torch.float32) for n in (ahead, noise)]
+        assert torch.equal(*wide)

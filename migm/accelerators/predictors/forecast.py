@@ -4,7 +4,7 @@ import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Forecast:
 
     rule: Extrapolation
     granularity: Granularity = "boundary"
+
+    captured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.granularity == "module" and isinstance(self.rule, Learned):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class Reuse:
     """
 
     of: Literal["features", "residual"] = "features"
+
+    captured: ClassVar[bool] = True
 
     def start(self, base: Base, branch: Branch) -> "_Held | _Residual":
         return _Held() if self.of == "features" else _Residual(base, branch)  # type: ignore[arg-type]

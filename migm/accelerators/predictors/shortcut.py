@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from migm.bases.base import Base, Branch
 from migm.bases.transformer import PackedAttention
 from migm.bases.weights import version
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Positive
 from migm.shortcuts.checkpoint import load_shortcut
@@ -37,6 +38,11 @@ class Shortcut:
     def __post_init__(self) -> None:
         if self.module is not None:  # copied, since the module may still be in training, in another precision
             object.__setattr__(self, "module", keep_dropout(copy.deepcopy(self.module).eval(), self.dropout))
+
+    @property
+    def captured(self) -> bool:
+        """Whether a run can be captured: dropout would be the same in every replay."""
+        return not self.dropout
 
     def fingerprint(self, base: Base) -> str:
         return self._network(base)[1]
@@ -74,6 +80,7 @@ def _load(
 
 class _Advance:
     features: Tensor
+    fast: Fast = staticmethod(as_it_is)
 
     def __init__(self, module: nn.Module, base: Base, branch: Branch):
         self.module, self.base, self.branch = module, base, branch
@@ -86,9 +93,23 @@ class _Advance:
         self.features = features
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
-        new = self.base.control(tokens.gather(1, new_positions), new_positions, self.branch)
-        self.features = self.module(self.features, new, mask_ratio.repeat(self.branch.copies))
+        run = self.fast(advance)
+        self.features = run(self.module, self.base, self.branch, self.features, tokens, new_positions, mask_ratio)
         return self.features
+
+
+def advance(
+    module: nn.Module,
+    base: Base,
+    branch: Branch,
+    features: Tensor,
+    tokens: Tensor,
+    new_positions: Tensor,
+    mask_ratio: Tensor,
+) -> Tensor:
+    """Return the next features of a branch: the network reads the new tokens as the base embeds them."""
+    new = base.control(tokens.gather(1, new_positions), new_positions, branch)
+    return module(features, new, mask_ratio.repeat(branch.copies))
 
 
 def keep_dropout(module: nn.Module, dropout: float) -> nn.Module:
