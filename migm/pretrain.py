@@ -21,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     refuse_package(Path(assets))
     shown = f"pretrain.folder={folder}", f"paths.assets={assets}"
     with writing(folder, shown[0], folder=True), writing(assets, shown[1], folder=True):
-        base = build({**config.base, "random_weights": True, "dtype": "float32"})
+        precision = {"dtype": "float32", "tokenizer_dtype": "float32"}  # what is trained
+        base = build({**config.base, "random_weights": True, **precision})
         build(config.pretrain).run(config.stages, base)
 
 

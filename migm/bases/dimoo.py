@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
-from migm.bases.decoding import decode
 from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, Markers, padded_ids
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
@@ -68,8 +68,7 @@ class LuminaDiMOO(Layered):
         self.transformer = self._transformer(transformer, None if random_weights else weights)
         if not random_weights:
             load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
-        precision = pick_dtype(tokenizer_dtype or "float32", self.device)
-        self.tokenizer = tokenizer.to(self.device, precision).eval().requires_grad_(False)
+        self.tokenizer = decoding.placed(tokenizer, tokenizer_dtype or "float32", self.device)
         grid = (height // stride, width // stride)
         self.offset, self.one_pass = transformer.embedding_size - vocab_size, one_pass
         marker_ids = Markers(**markers)
@@ -170,7 +169,7 @@ class LuminaDiMOO(Layered):
         return Control(embeddings, torch.cat([before, rows], 1), keys, q, branch.mask)
 
     def decode(self, tokens: Tokens) -> Images:
-        return decode(self.tokenizer, tokens, self.spec.grid)
+        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
 
     def tokenize(self, images: Images) -> Tokens:
         refuse_other_size(images, self.spec, self.tokenizer.stride)
@@ -183,7 +182,7 @@ class LuminaDiMOO(Layered):
 
     @functools.cache  # noqa: B019
     def decoder_fingerprint(self) -> str:
-        return tensors_hash(self.tokenizer.state_dict())
+        return decoding.fingerprint(self.tokenizer)
 
 
 def padded_to(ids: Int[Tensor, "b _"], width: int) -> Int[Tensor, "b {width}"]:

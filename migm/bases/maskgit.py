@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from migm.bases import decoding
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
-from migm.bases.decoding import decode
 from migm.bases.layers import Block, Layered
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
@@ -27,7 +27,8 @@ class MaskGIT(Layered):
 
     `weights` is a file with the transformer's tensors, `tokenizer_weights` one with the tokenizer's: safetensors or
     published checkpoints, local or `hf://owner/repository/file`. `random_weights` builds both without any file. The
-    tokenizer runs in the transformer's precision unless `tokenizer_dtype` is set.
+    tokenizer runs in the transformer's precision unless `tokenizer_dtype` is set; `auto` is float32, and bfloat16 where
+    CUDA decodes large maps.
     """
 
     def __init__(
@@ -49,8 +50,7 @@ class MaskGIT(Layered):
         self.transformer = transformer.to(self.device, self.dtype).eval().requires_grad_(False)
         # A float64 base (tests) keeps its tokenizer in float32: ids do not depend on it.
         like_base = torch.float32 if self.dtype == torch.float64 else self.dtype
-        precision = pick_dtype(tokenizer_dtype, self.device) if tokenizer_dtype else like_base
-        self.tokenizer = tokenizer.to(self.device, precision).eval().requires_grad_(False)
+        self.tokenizer = decoding.placed(tokenizer, tokenizer_dtype or like_base, self.device)
         side = round(transformer.num_tokens**0.5)
         self.spec = BaseSpec(
             num_tokens=transformer.num_tokens,
@@ -106,7 +106,7 @@ class MaskGIT(Layered):
         return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
     def decode(self, tokens: Tokens) -> Images:
-        return decode(self.tokenizer, tokens, self.spec.grid)
+        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
 
     def tokenize(self, images: Images) -> Tokens:
         refuse_other_size(images, self.spec, self.tokenizer.stride)
@@ -119,4 +119,4 @@ class MaskGIT(Layered):
 
     @functools.cache  # noqa: B019
     def decoder_fingerprint(self) -> str:
-        return tensors_hash(self.tokenizer.state_dict())
+        return decoding.fingerprint(self.tokenizer)

@@ -69,6 +69,10 @@ class ConvVQ(nn.Module):
         pixels = self.decoder(self._like_weights(codes)).float()
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
+    def fine_parts(self) -> list[nn.Module]:
+        """Return the decoder's layers, the one of the pixels last."""
+        return [*self.decoder]
+
     def _like_weights(self, x: Tensor) -> Tensor:
         weight = self.quantize.embedding.weight
         return x.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last)

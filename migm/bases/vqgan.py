@@ -119,6 +119,11 @@ class VQGAN(nn.Module):
         low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
         return ((x - low) / (high - low) * 255).to(torch.uint8)
 
+    def fine_parts(self) -> list[nn.Module]:
+        """Return the decoder's last three levels and what turns their maps into pixels."""
+        decoder = self.vq.decoder
+        return [*decoder.up_blocks[-3:], decoder.conv_norm_out, decoder.conv_out]
+
     def _like_weights(self, x: Tensor) -> Tensor:
         weight = self.vq.quantize.embedding.weight
         return x.to(weight.device, weight.dtype)

@@ -1,5 +1,6 @@
 """What CUDA's kernels leave open is not asked of them, and memory is bounded: decoding, and batches that do not fit."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from decoders import narrowed, with_tokens
+from pretend_cuda import CPU, CUDA, pretended
 from tiny_parts import text_base
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -169,3 +172,19 @@ def test_a_single_image_that_does_not_fit_is_the_end():
 
     with pytest.raises(torch.OutOfMemoryError):
         migm.benchmarks.compute.fitting(measured, 2)
+
+
+@pytest.mark.parametrize("name", ["conv", "vqgan", "amused"])
+def test_auto_decodes_in_two_precisions_on_cuda_alone(name):
+    wide, tokens = with_tokens(name, (4, 4))
+    narrow, images = narrowed(wide), wide.to_images(tokens, (4, 4))
+    wanted = narrow.to_images(tokens, (4, 4))
+    assert not torch.equal(wanted, images)
+    on_cpu = decoding.placed(copy.deepcopy(wide), "auto", CPU)
+    assert torch.equal(on_cpu.to_images(tokens, (4, 4)), images)
+    with pretended():
+        placed = decoding.placed(copy.deepcopy(wide), "auto", CUDA)
+        assert {weight.device.type for weight in placed.parameters()} == {"cuda"}
+        assert torch.equal(placed.to_images(tokens.to(CUDA), (4, 4)).cpu(), wanted)
+        assert torch.equal(placed.to_tokens(images.to(CUDA)).cpu(), wide.to_tokens(images))
+        assert decoding.fingerprint(placed) == decoding.fingerprint(narrow)
