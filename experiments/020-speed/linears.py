@@ -1,6 +1,6 @@
 """What linears in lower precision change in the tokens of the bundled bases, in float32 on a CPU.
 
-Run from the repository's root; it takes some minutes on one core and writes linears.jsonl and linears.md beside
+Run from the repository's root; it takes some eight minutes of one core and writes linears.jsonl and linears.md beside
 itself. `--shortcuts name=file ...` measures trained shortcuts instead of the short trainings that it makes.
 """
 
@@ -148,9 +148,10 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     columns = ["base", "network", "linears", "KL, nats a token", "equal draws", "equal tokens"]
     rows = []
     for record in records:
-        kind = record["kind"] if record["dtype"] == "float32" else f"{record['kind']}, {record['dtype']}"
-        found = [f"{record['kl']:.2g}", *(f"{record[key]:.4f}" for key in ("equal_draws", "equal_tokens"))]
-        rows.append([record["base"], record["part"], kind, *found] if "kl" in record else None)
+        if "refused" not in record:
+            kind = record["kind"] if record["dtype"] == "float32" else f"{record['kind']}, {record['dtype']}"
+            found = [f"{record['kl']:.2g}", *(f"{record[key]:.4f}" for key in ("equal_draws", "equal_tokens"))]
+            rows.append([record["base"], record["part"], kind, *found])
     refused = [f"{r['base']}, {r['part']}, {r['kind']}: refused, {r['refused']}." for r in records if "refused" in r]
     notes = [
         "# Linears in lower precision: what they change",
@@ -158,11 +159,11 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         "plain linears in float32. KL of the guided distributions and the share of equal draws are over all masked",
         "tokens on the states of the plain run, at every second step; for the shortcut over each cheap step, one at a",
         f"time from the plain features. Equal tokens are those of {WHOLE} whole runs with the same noise, where one",
-        "other token changes all later ones. bfloat16 with plain linears, which the published models run in, is there to",
-        "compare with. Where no trained shortcut is given, it is one after a short training: its rows say how much",
-        "rounding moves, not how good it is.",
+        "other token changes all later ones. bfloat16 with plain linears, which the published models run in, is there",
+        "to compare with. Where no trained shortcut is given, it is one after 100 steps of training, hardly more than",
+        "its initial weights: its rows say how much rounding moves, not how good it is.",
         "",
-        markdown(columns, [row for row in rows if row]),
+        markdown(columns, rows),
     ]
     return "\n".join([*notes, *(["", *refused] if refused else [])]) + "\n"
 

@@ -25,6 +25,7 @@ from migm.bases.llada import PREFIX, LLaDA, LLaDAConfig, RMSNorm
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, PackedAttention
 from migm.bases.words import Checksums
+from migm.config.earlier import former_settings
 from migm.evaluation.cost import counted
 from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import save_shortcut
@@ -357,3 +358,9 @@ def test_plain_changes_nothing():
     before = net[0]
     quantise(net, "plain", "key")
     assert net[0] is before
+
+
+def test_hashes_of_earlier_results_know_no_plain_linears():
+    node = {"policy": None, "predictor": {"_target_": "migm.accelerators.predictors.shortcut.Shortcut"}}
+    plain, lower = ({**node, "predictor": {**node["predictor"], "linear": kind}} for kind in ("plain", "int8_weights"))
+    assert former_settings(plain) == former_settings(node) != former_settings(lower)
