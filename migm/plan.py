@@ -1,13 +1,14 @@
-"""`python -m migm.plan`: at which steps the base runs, and what a run would take, before anything is built."""
+"""`python -m migm.plan`: at which steps the base runs, and what a run and its base would take, before it is loaded."""
 
 import hydra
 from omegaconf import DictConfig
 from rich.table import Table
 
-from migm.config.building import conf_path, load
+from migm.config.building import class_of, conf_path, load
 from migm.config.points import Chosen, points
 from migm.config.roots import PlanConfig
 from migm.evaluation.cost import planned_seconds
+from migm.evaluation.footprint import footprint
 from migm.runtime.console import Plain
 from migm.runtime.errors import command
 from migm.sampling.sampler import point_label
@@ -30,7 +31,7 @@ def planned(chosen: Chosen, full: float, cheap: float, baseline: int | None = No
 @hydra.main(config_path=conf_path(), config_name="plan", version_base="1.3")
 @command
 def main(cfg: DictConfig) -> None:
-    """Print a table of `points`; no base is loaded and nothing is written."""
+    """Print a table of `points` and the memory of the base; no base is loaded and nothing is written."""
     config = load(cfg, PlanConfig)
     table = Table("point", "full steps", "B", "seconds", "speed-up")
     chosen = points(cfg, config)
@@ -38,6 +39,8 @@ def main(cfg: DictConfig) -> None:
     for point in chosen:
         table.add_row(*planned(point, config.full, config.cheap, vanilla))
     Plain().print(table)
+    memory = footprint(config.base)
+    Plain().print(str(memory or f"memory: not known before a {class_of(config.base).__name__} is built"))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,13 @@ def test_plan_prints_a_table_and_needs_nothing_built(call):
     assert code == 0
     assert "speed-up" in out
     assert "reuse 6,2" in out
+    assert "memory: transformer " in out
+
+
+def test_plan_refuses_linears_that_the_base_cannot_have(call):
+    code, _, err = call(migm.plan.main, "base.linear=fp8_rowwise", "base.transformer.channels=40")
+    assert code == 2
+    assert "base.linear=fp8_rowwise" in err
 
 
 @pytest.mark.parametrize("override", ["full=0", "cheap=-1"])

@@ -16,7 +16,8 @@ from migm.bases.amused import AmusedVQ
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
 from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, Markers, padded_ids
-from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig
+from migm.bases.linear import LinearKind, Shrinking, with_linear
+from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, init_block
 from migm.bases.shards import load_shards
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, locate
@@ -39,7 +40,8 @@ class LuminaDiMOO(Layered):
     word of a prompt becomes an id by its checksum. The last `vocab_size` ids are the image codes.
 
     The guidance halves are two sequences of different length. With `one_pass` they are padded and run together, which
-    pays off if one pass is too small to fill the device; otherwise they are two passes.
+    pays off if one pass is too small to fill the device; otherwise they are two passes. `linear` is the kind of the
+    blocks' linears (`migm.bases.linear`), which are replaced one by one while the weights are loaded.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class LuminaDiMOO(Layered):
         dtype: DTypeName = "auto",
         tokenizer_dtype: DTypeName | None = None,
         device: DeviceName = "auto",
+        linear: LinearKind = "plain",
     ):
         stride = tokenizer.stride
         if height % stride or width % stride:
             raise UserError(f"base.height={height}, base.width={width} must be multiples of {stride}")
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        self.linear: LinearKind = linear
         self.transformer = self._transformer(transformer, None if random_weights else weights)
         if not random_weights:
             load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
@@ -83,14 +87,23 @@ class LuminaDiMOO(Layered):
 
     def _transformer(self, config: LLaDAConfig, weights: str | Path | None) -> LLaDA:
         with torch.device("meta"):
-            net = LLaDA(config)
+            net = LLaDA(config).to(self.dtype)
+        shrink = Shrinking(net, self.linear, "base.linear", sample)
         if weights is None:
-            net = net.to(self.dtype).to_empty(device=self.device)
-            net.init_weights()
+            self._random(net, shrink)
         else:
             config.check(locate(f"{weights}/config.json", "base.weights"))
-            load_shards(net, weights, "base.weights", PREFIX, self.device, self.dtype)
+            load_shards(net, weights, "base.weights", PREFIX, self.device, self.dtype, shrink)
+        self._plain = shrink.originals() if self.linear != "plain" else None
         return net.eval().requires_grad_(False)
+
+    def _random(self, net: LLaDA, shrink: Shrinking) -> None:
+        """Draw the weights, the same ones for linears of every kind."""
+        for layer, block in enumerate(net.blocks if self.linear != "plain" else ()):
+            init_block(block.to_empty(device=self.device), layer)  # type: ignore[arg-type]
+            for name in list(block.state_dict()):
+                shrink(f"blocks.{layer}.{name}")
+        net.to_empty(device=self.device).init_weights()  # linears that were replaced keep their values
 
     def review(self, inputs: Inputs) -> str:
         self._prompts(inputs)
@@ -175,10 +188,14 @@ class LuminaDiMOO(Layered):
         refuse_other_size(images, self.spec, self.tokenizer.stride)
         return self.tokenizer.to_tokens(images.to(self.device))
 
-    @functools.cache  # noqa: B019  a base lives as long as its command
     def fingerprint(self) -> str:
+        return with_linear(self.plain_fingerprint(), self.linear)
+
+    @functools.cache  # noqa: B019  a base lives as long as its command
+    def plain_fingerprint(self) -> str:
+        """Return the fingerprint of the same base with plain linears."""
         settings: dict[str, Any] = {"template": self.template.unconditional, "grid": self.spec.grid}
-        return tensors_hash(sampled(self.transformer), str(self.dtype), str(settings))
+        return tensors_hash(self._plain or sampled(self.transformer), str(self.dtype), str(settings))
 
     @functools.cache  # noqa: B019
     def decoder_fingerprint(self) -> str:
@@ -191,5 +208,10 @@ def padded_to(ids: Int[Tensor, "b _"], width: int) -> Int[Tensor, "b {width}"]:
 
 
 def sampled(module: nn.Module) -> dict[str, Tensor]:
-    """Return up to `SAMPLE` evenly spread elements of every tensor; hashing all 16 GB would take a minute."""
-    return {name: t.flatten()[:: max(1, t.numel() // SAMPLE)] for name, t in module.state_dict().items()}
+    """Return samples of every tensor; hashing all 16 GB would take a minute."""
+    return {name: sample(tensor) for name, tensor in module.state_dict().items()}
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """Return up to `SAMPLE` evenly spread elements of a tensor."""
+    return tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)]

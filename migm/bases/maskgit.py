@@ -12,6 +12,7 @@ from torch import Tensor
 from migm.bases import decoding
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
 from migm.bases.layers import Block, Layered
+from migm.bases.linear import LinearKind, quantise, with_linear
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
@@ -28,7 +29,7 @@ class MaskGIT(Layered):
     `weights` is a file with the transformer's tensors, `tokenizer_weights` one with the tokenizer's: safetensors or
     published checkpoints, local or `hf://owner/repository/file`. `random_weights` builds both without any file. The
     tokenizer runs in the transformer's precision unless `tokenizer_dtype` is set; `auto` is float32, and bfloat16 where
-    CUDA decodes large maps.
+    CUDA decodes large maps. `linear` is the kind of the blocks' linears (`migm.bases.linear`).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class MaskGIT(Layered):
         dtype: DTypeName = "auto",
         tokenizer_dtype: DTypeName | None = None,
         device: DeviceName = "auto",
+        linear: LinearKind = "plain",
     ):
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -48,6 +50,10 @@ class MaskGIT(Layered):
             load_strictly(transformer, weights, "base.weights", mapped=True)
             load_strictly(tokenizer, tokenizer_weights, "base.tokenizer_weights", mapped=True)
         self.transformer = transformer.to(self.device, self.dtype).eval().requires_grad_(False)
+        self.linear: LinearKind = linear
+        if linear != "plain":
+            self.plain_fingerprint()
+            quantise(self.transformer.transformer, linear, "base.linear")
         # A float64 base (tests) keeps its tokenizer in float32: ids do not depend on it.
         like_base = torch.float32 if self.dtype == torch.float64 else self.dtype
         self.tokenizer = decoding.placed(tokenizer, tokenizer_dtype or like_base, self.device)
@@ -112,9 +118,13 @@ class MaskGIT(Layered):
         refuse_other_size(images, self.spec, self.tokenizer.stride)
         return self.tokenizer.to_tokens(images.to(self.device))
 
-    @functools.cache  # noqa: B019  a base lives as long as its command
     def fingerprint(self) -> str:
-        rule = ["mask_logit"] if self.transformer.num_logits > self.spec.vocab_size else []
+        return with_linear(self.plain_fingerprint(), self.linear)
+
+    @functools.cache  # noqa: B019  a base lives as long as its command
+    def plain_fingerprint(self) -> str:
+        """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
+        rule = ["mask_logit"] if self.transformer.num_logits > self.transformer.vocab_size else []
         return tensors_hash(self.transformer.state_dict(), str(self.dtype), *rule)
 
     @functools.cache  # noqa: B019

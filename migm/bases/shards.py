@@ -1,7 +1,7 @@
 """Load sharded safetensors checkpoints directly in the device and dtype of use."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,14 +18,20 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def load_shards(
-    module: nn.Module, weights: str | Path, key: str, prefix: str, device: torch.device, dtype: torch.dtype
+    module: nn.Module,
+    weights: str | Path,
+    key: str,
+    prefix: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    loaded: Callable[[str], None] | None = None,
 ) -> None:
     """Load a checkpoint into a module on the meta device; its names are `prefix` + the module's names.
 
     `weights` is a folder, or `hf://owner/repository`, with `model.safetensors` or an index and its shards. Each tensor
     is moved to `device` and `dtype` by itself, so that memory never holds a second copy. Names and shapes have to be
     the module's. Anything else is refused before the first tensor is kept; a shard that differs from the index is
-    refused by its name.
+    refused by its name. `loaded` gets the name of every tensor once it is in the module.
     """
     wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     files = _files(weights, key, set(wanted))
@@ -34,6 +40,8 @@ def load_shards(
         for file, names in files.items():
             for name, tensor in _tensors(locate(f"{weights}/{file}", key), names, wanted, f"{key}={weights}/{file}"):
                 _assign(module, name.removeprefix(prefix), tensor.to(device, dtype))
+                if loaded:
+                    loaded(name.removeprefix(prefix))
                 bar.advance(task)
 
 

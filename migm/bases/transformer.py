@@ -52,6 +52,7 @@ class PackedAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj: nn.Module | None = None  # takes the place of weight and bias (`migm.bases.linear`)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
@@ -60,23 +61,28 @@ class PackedAttention(nn.Module):
 
     def forward(self, query: Tensor, source: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Attend from `query` (b, t, c) to `source` (b, s, c), by default to itself."""
-        c, weight, bias = query.shape[-1], self.in_proj_weight, self.in_proj_bias
+        c = query.shape[-1]
         if source is None:
-            q, k, v = linear(query, weight, bias).chunk(3, -1)
+            q, k, v = self._packed(query, slice(None)).chunk(3, -1)
         else:
-            q = linear(query, weight[:c], bias[:c])
-            k, v = linear(source, weight[c:], bias[c:]).chunk(2, -1)
+            q = self._packed(query, slice(c))
+            k, v = self._packed(source, slice(c, None)).chunk(2, -1)
         return self._attend(*map(self._heads, (q, k, v)), mask=mask)
 
     def project(self, x: Tensor, part: Literal[0, 1, 2]) -> Tensor:
         """Return only the queries (0), keys (1) or values (2) of x (b, n, c): (b, heads, n, head channels)."""
         c = x.shape[-1]
-        at = slice(part * c, (part + 1) * c)
-        return self._heads(linear(x, self.in_proj_weight[at], self.in_proj_bias[at]))
+        return self._heads(self._packed(x, slice(part * c, (part + 1) * c)))
 
     def attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from x (b, n, c) to projected keys and values."""
         return self._attend(self.project(x, 0), k, v)
+
+    def _packed(self, x: Tensor, outputs: slice) -> Tensor:
+        """Return some outputs of the packed projection of x."""
+        if self.in_proj is not None:
+            return self.in_proj(x, outputs)
+        return linear(x, self.in_proj_weight[outputs], self.in_proj_bias[outputs])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0

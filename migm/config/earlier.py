@@ -15,6 +15,7 @@ MOVED = {
     "migm.accelerators.predictors.ml_cache.": "migm.accelerators.predictors.subset.",
 }
 FILES = ("weights", "fit", "calibration")  # keys of files, which fingerprints tell apart, not their paths
+ADDED = (("linear", "plain"),)  # keys that configs lacked then, with the values that mean the same
 STEPS = ("num_steps", "num_full_steps")
 
 
@@ -86,7 +87,8 @@ def _digest(node: dict[str, Any]) -> str:
 
 def _former(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _former(value) for key, value in node.items() if key not in FILES}
+        kept = {key: value for key, value in node.items() if key not in FILES}
+        return {key: _former(value) for key, value in kept.items() if (key, value) not in ADDED}
     for now, before in MOVED.items():
         if isinstance(node, str) and node.startswith(now):
             return before + node.removeprefix(now)

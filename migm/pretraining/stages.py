@@ -72,6 +72,8 @@ class Recipe:
 
     def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
         """Run `stages` in their given order; the stages base and text_base train the transformer of `base`."""
+        if base.linear != "plain":
+            raise UserError(f"base.linear={base.linear} cannot be trained; choose base.linear=plain")
         bundled = "|".join(re.escape(path.name) for path in ASSETS.iterdir())
         refuse_foreign(self.assets, "assets", "paths.assets", only(self.assets, bundled))
         own(self.folder, "pretraining", "pretrain.folder", only(self.folder, NAMES))

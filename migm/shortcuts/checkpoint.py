@@ -32,13 +32,14 @@ def save_shortcut(shortcut: ShortcutNetwork, base_fingerprint: str, path: Path) 
 
 
 def load_shortcut(
-    path: str | Path | None, base_fingerprint: str, key: str, **arguments: Any
+    path: str | Path | None, base_fingerprint: str, key: str, plain_fingerprint: str | None = None, **arguments: Any
 ) -> tuple[ShortcutNetwork, str]:
     """Return the shortcut in eval mode and its fingerprint; a file of another format or another base is refused.
 
     A published checkpoint is a bare state dict: class and sizes follow from its tensors, and its base is unknown.
     `arguments` are constructor arguments that the tensors do not determine; None takes the network's default. A
-    shortcut that has another value, or does not take such an argument, is refused. Refusals begin with `key`.
+    shortcut that has another value, or does not take such an argument, is refused. Refusals begin with `key`. A
+    shortcut of the base with `plain_fingerprint`, the same one with plain linears, is taken too.
     """
     tensors, metadata = read_tensors(path, key)
     origin = f"{key}={path}"
@@ -49,7 +50,7 @@ def load_shortcut(
     else:
         if metadata.get("format") == FORMAT:
             check_seal(tensors, metadata, {"format", "kind", "config", "base"}, origin)
-        network, config = described(metadata, base_fingerprint, origin)
+        network, config = described(metadata, base_fingerprint, origin, plain_fingerprint)
     with torch.device("meta"):  # initial values of a large network would take seconds
         shortcut = network(**config)
     for name, value in asked.items():
@@ -62,7 +63,7 @@ def load_shortcut(
 
 
 def described(
-    metadata: Mapping[str, str], base_fingerprint: str, origin: str
+    metadata: Mapping[str, str], base_fingerprint: str, origin: str, plain_fingerprint: str | None = None
 ) -> tuple[type[ShortcutNetwork], dict[str, Any]]:
     """Return class and constructor arguments from the metadata of a file that `save_shortcut` wrote.
 
@@ -70,7 +71,7 @@ def described(
     """
     if metadata.get("format") != FORMAT:
         raise UserError(f"{origin} is no {FORMAT} file but {metadata.get('format', 'of unknown format')}")
-    if metadata["base"] != base_fingerprint:
+    if metadata["base"] not in (base_fingerprint, plain_fingerprint):
         raise UserError(
             f"{origin} was trained for base {metadata['base']}, this base is {base_fingerprint}; "
             "train a shortcut for it, or choose the other base"

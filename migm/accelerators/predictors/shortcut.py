@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
+from migm.bases.linear import LinearKind, quantise, with_linear
 from migm.bases.transformer import PackedAttention
 from migm.bases.weights import version
 from migm.runtime.compiling import Fast, as_it_is
@@ -25,7 +26,8 @@ class Shortcut:
     A published checkpoint does not contain `num_heads`, `rope_theta` and `prompt`; their defaults are those of the
     published network. A `module` may replace the file (tests, previews). `dropout` stays active while sampling, drawn
     from torch's global generator: the paper's Table 1 was measured with 0.1, an oversight of its evaluation script
-    (docs/originals/maskgit.md, Evaluation with dropout).
+    (docs/originals/maskgit.md, Evaluation with dropout). `linear` is the kind of the blocks' linears
+    (`migm.bases.linear`), whatever that of the base is. A base of another kind takes the shortcuts of the plain one.
     """
 
     weights: str | Path | None = field(default=None, compare=False)
@@ -34,10 +36,12 @@ class Shortcut:
     rope_theta: Positive | None = None
     prompt: bool | None = None
     dropout: Dropout = 0.0
+    linear: LinearKind = "plain"
 
     def __post_init__(self) -> None:
         if self.module is not None:  # copied, since the module may still be in training, in another precision
-            object.__setattr__(self, "module", keep_dropout(copy.deepcopy(self.module).eval(), self.dropout))
+            module = lowered(copy.deepcopy(self.module).eval(), self.linear)
+            object.__setattr__(self, "module", keep_dropout(module, self.dropout))
 
     @property
     def captured(self) -> bool:
@@ -55,8 +59,9 @@ class Shortcut:
         if self.module is not None:
             return self.module, ""
         options = (("num_heads", self.num_heads), ("rope_theta", self.rope_theta), ("prompt", self.prompt))
-        base_key = (base.fingerprint(), base.spec.channels, str(base.device))
-        return _load(self.weights, version(self.weights), *base_key, options, self.dropout)
+        plain = getattr(base, "plain_fingerprint", base.fingerprint)()
+        base_key = (base.fingerprint(), plain, base.spec.channels, str(base.device))
+        return _load(self.weights, version(self.weights), *base_key, options, self.dropout, self.linear)
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,18 +69,20 @@ def _load(
     weights: str | Path | None,
     _version: object,
     base_fingerprint: str,
+    plain_fingerprint: str,
     channels: int,
     _device: str,  # part of the cache's key: the network is moved to the features' device
     options: tuple[tuple[str, Any], ...],
     dropout: float,
+    kind: LinearKind,
 ) -> tuple[nn.Module, str]:
     key = "accelerator.predictor.weights"
-    module, fingerprint = load_shortcut(weights, base_fingerprint, key, **dict(options))
+    module, fingerprint = load_shortcut(weights, base_fingerprint, key, plain_fingerprint, **dict(options))
     if module.config["channels"] != channels:
         raise UserError(
             f"{key}={weights} is for features of {module.config['channels']} channels, this base has {channels}"
         )
-    return keep_dropout(module, dropout), fingerprint
+    return keep_dropout(lowered(module, kind), dropout), with_linear(fingerprint, kind)
 
 
 class _Advance:
@@ -110,6 +117,16 @@ def advance(
     """Return the next features of a branch: the network reads the new tokens as the base embeds them."""
     new = base.control(tokens.gather(1, new_positions), new_positions, branch)
     return module(features, new, mask_ratio.repeat(branch.copies))
+
+
+def lowered(module: nn.Module, kind: LinearKind) -> nn.Module:
+    """Replace the linears of the module's `blocks` by those of a kind."""
+    if kind != "plain":
+        blocks = getattr(module, "blocks", None)
+        if not isinstance(blocks, nn.Module):
+            raise UserError(f"accelerator.predictor.linear={kind}, but a {type(module).__name__} has no blocks")
+        quantise(blocks, kind, "accelerator.predictor.linear")
+    return module
 
 
 def keep_dropout(module: nn.Module, dropout: float) -> nn.Module:

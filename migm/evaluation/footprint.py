@@ -1,0 +1,63 @@
+"""Say what memory a base will take, from its config alone."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from migm.bases.decoding import BYTES, image_bytes
+from migm.bases.dimoo import LuminaDiMOO
+from migm.bases.linear import quantise
+from migm.bases.llada import LLaDA
+from migm.bases.maskgit import MaskGIT
+from migm.config.building import build, class_of
+from migm.runtime.device import pick_device, pick_dtype
+from migm.runtime.resources import readable
+
+
+class Footprint(NamedTuple):
+    """Bytes that a base holds, and that decoding takes beyond them; `features` are those of both halves of an image."""
+
+    transformer: int
+    tokenizer: int
+    features: int  # of the image tokens; a prompt adds its rows
+    decoding: int
+    precision: str
+
+    def __str__(self) -> str:
+        held = f"{readable(self.transformer)} ({self.precision}) and tokenizer {readable(self.tokenizer)}"
+        return (
+            f"memory: transformer {held}; features {readable(self.features)} an image; "
+            f"decoding up to {readable(self.decoding)}"
+        )
+
+
+def footprint(node: Mapping[str, Any]) -> Footprint | None:
+    """Return the memory of a base from its resolved config, without any weights; None for a base of another class."""
+    kind = class_of(node)
+    if kind not in (MaskGIT, LuminaDiMOO):
+        return None
+    dtype = pick_dtype(node.get("dtype", "auto"), pick_device(node.get("device", "auto")))
+    like_base = torch.float32 if dtype == torch.float64 or kind is LuminaDiMOO else dtype
+    named = node.get("tokenizer_dtype")
+    precision = pick_dtype(named, pick_device(node.get("device", "auto"))) if named else like_base
+    with torch.device("meta"):
+        made: Any = build(node["transformer"])
+        net: Any = (made if kind is MaskGIT else LLaDA(made)).to(dtype)
+        tokenizer: Any = build(node["tokenizer"]).to(precision)
+        linear = node.get("linear", "plain")
+        quantise(net.transformer if kind is MaskGIT else net.blocks, linear, "base.linear")
+    if kind is MaskGIT:
+        side = round(net.num_tokens**0.5)
+        grid, channels = (side, side), net.pos_emb.shape[-1]
+    else:
+        grid, channels = (node["height"] // tokenizer.stride, node["width"] // tokenizer.stride), made.d_model
+    features = 2 * grid[0] * grid[1] * channels * dtype.itemsize
+    name = str(dtype).removeprefix("torch.") + ("" if linear == "plain" else f", linear={linear}")
+    return Footprint(held(net), held(tokenizer), features, max(BYTES, image_bytes(tokenizer, grid)), name)
+
+
+def held(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
