@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from migm.bases.decoding import BYTES, image_bytes
+from migm.bases.decoding import BYTES, image_bytes, narrow, placed
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.linear import quantise
 from migm.bases.llada import LLaDA
@@ -38,14 +38,15 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
     kind = class_of(node)
     if kind not in (MaskGIT, LuminaDiMOO):
         return None
-    dtype = pick_dtype(node.get("dtype", "auto"), pick_device(node.get("device", "auto")))
+    device, meta = pick_device(node.get("device", "auto")), torch.device("meta")
+    dtype = pick_dtype(node.get("dtype", "auto"), device)
     like_base = torch.float32 if dtype == torch.float64 or kind is LuminaDiMOO else dtype
-    named = node.get("tokenizer_dtype")
-    precision = pick_dtype(named, pick_device(node.get("device", "auto"))) if named else like_base
     with torch.device("meta"):
         made: Any = build(node["transformer"])
         net: Any = (made if kind is MaskGIT else LLaDA(made)).to(dtype)
-        tokenizer: Any = build(node["tokenizer"]).to(precision)
+        tokenizer: Any = placed(build(node["tokenizer"]), node.get("tokenizer_dtype") or like_base, meta)
+        if node.get("tokenizer_dtype") == "auto" and device.type == "cuda":
+            narrow(tokenizer)
         linear = node.get("linear", "plain")
         quantise(net.transformer if kind is MaskGIT else net.blocks, linear, "base.linear")
     if kind is MaskGIT:
