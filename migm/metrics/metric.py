@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torchmetrics
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from migm.cifar10.net import CifarNet
 from migm.metrics.files import Need
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
-from migm.runtime.shapes import Images
+from migm.runtime.shapes import Images, PerImage, Scalar
 
 Extracted = TypeVar("Extracted")
 
@@ -30,7 +30,7 @@ class Batch:
         self._extracted: dict[str, Any] = {}
 
     @property
-    def labels(self) -> Int[Tensor, " b"]:
+    def labels(self) -> PerImage:
         """Labels (b,); where the inputs are captions, the classes that they name."""
         if isinstance(self.inputs, Tensor):
             return self.inputs
@@ -48,7 +48,7 @@ class Batch:
             self._extracted[key] = extract(self.images)
         return self._extracted[key]
 
-    def embedded(self, key: str, net: CifarNet) -> tuple[Float[Tensor, "b c"], Int[Tensor, " b"]]:
+    def embedded(self, key: str, net: CifarNet) -> tuple[Float[Tensor, "b c"], PerImage]:
         """Return features (b, c) and predicted classes (b,) by the net whose weights are `key`."""
         return self.extracted(key, lambda images: net.to(images.device).embed(images))
 
@@ -69,7 +69,7 @@ class ImageMetric(Protocol):
 
     def update(self, batch: Batch) -> None: ...
 
-    def compute(self) -> Float[Tensor, ""]: ...
+    def compute(self) -> Scalar: ...
 
     def details(self) -> dict[str, Any]: ...
 
