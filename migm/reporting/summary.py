@@ -51,8 +51,7 @@ class Row:
 
     def deviation(self, metric: str) -> float:
         """Return the sample standard deviation over the seed sets; 0 with a single set."""
-        values = self.quality[metric]
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+        return deviation(self.quality[metric])
 
 
 @dataclass
@@ -153,7 +152,7 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
     further = further_costs(summary)
     cells = []
     for row in summary.rows:
-        values = [_pm(row, metric) if metric in row.quality else "" for metric in metrics]
+        values = [spread(row.quality[m], 3 if abs(row.mean(m)) < 2 else 2) if m in row.quality else "" for m in metrics]
         change = row.mean(metrics[0]) / baseline.mean(metrics[0]) - 1 if metrics[0] in row.quality else None
         cells.append(
             [
@@ -195,7 +194,14 @@ def further_costs(summary: Summary) -> dict[str, dict[str, float | None]]:
     return columns
 
 
-def _pm(row: Row, metric: str) -> str:
-    digits = 3 if abs(row.mean(metric)) < 2 else 2
-    spread = f" ± {row.deviation(metric):.{digits}f}" if len(row.quality[metric]) > 1 else ""
-    return f"{row.mean(metric):.{digits}f}{spread}"
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Format mean ± sample standard deviation, the mean alone for a single value, nothing without values."""
+    if not values:
+        return ""
+    shown = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{shown}"

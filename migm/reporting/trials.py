@@ -2,14 +2,13 @@
 
 import json
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from migm.evaluation.results import read
-from migm.reporting.summary import Row, summarise
+from migm.reporting.summary import Row, spread, summarise
 from migm.reporting.tables import Table
 from migm.runtime.errors import UserError
 from migm.runtime.files import write_json
@@ -135,14 +134,6 @@ def trial_rows(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 def metrics_of(groups: Sequence[Group]) -> list[str]:
     """Return the quality metrics that any group has."""
     return list(dict.fromkeys(metric for group in groups for row in group.rows for metric in row.quality))
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Format mean ± sample standard deviation."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def _order(value: str) -> tuple[int, float, str]:
