@@ -5,12 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import panels
 from migm.analyses.recording import Setting
 from migm.bases.base import Base, StepRecord, image_rows
 from migm.reporting.plots import colours
 from migm.runtime.errors import UserError
-from migm.runtime.figures import write_figure
+from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Count
 from migm.sampling.sampler import Sampler
 

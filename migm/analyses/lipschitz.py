@@ -7,9 +7,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import panels
 from migm.analyses.recording import RowTrajectories, Setting, record
-from migm.runtime.figures import plain_ticks, write_figure
+from migm.runtime.figures import panels, plain_ticks, write_figure
 from migm.runtime.kinds import Count, Length, Whole
 
 

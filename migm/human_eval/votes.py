@@ -145,6 +145,22 @@ def score(votes: Sequence[Vote], seed: int = 0) -> dict[str, Any]:
     }
 
 
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """Return the score in words, line by line."""
+    (low, high), (lowest, highest) = scores["wilson"], scores["over_pairs"]
+    decided = scores["wins"] + scores["losses"]
+    lines = [
+        f"win rate {scores['win_rate']:.1%}: {scores['wins']} of {decided} decisions, {scores['ties']} ties; "
+        f"95% interval {low:.1%} to {high:.1%} (independent votes), {lowest:.1%} to {highest:.1%} (over pairs)",
+        f"{scores['raters']} raters, {scores['pairs']} pairs, left chosen in {scores['left_share']:.1%} of decisions",
+    ]
+    if scores["alpha"] is not None:
+        lines.append(
+            f"raters agree in {scores['agreement']:.1%} of judgements, Krippendorff's alpha {scores['alpha']:.2f}"
+        )
+    return lines
+
+
 def wilson(wins: int, n: int) -> tuple[float, float]:
     """Return Wilson's 95% interval of the proportion wins / n of n independent draws."""
     centre = (wins + Z**2 / 2) / (n + Z**2)
