@@ -83,16 +83,12 @@ def _as_option(path: str, value: Any, option: Any) -> Any:
         fits = isinstance(value, kind)
     elif kind in LISTS:
         fits = isinstance(value, list)
-        value = (
-            [fitted(f"{path}[{i}]", element, args[0]) for i, element in enumerate(value)] if fits and args else value
-        )
+        if fits and args:
+            value = [fitted(f"{path}[{i}]", element, args[0]) for i, element in enumerate(value)]
     elif kind in GROUPS:
         fits = isinstance(value, dict)
-        value = (
-            {key: fitted(f"{path}.{key}", element, args[1]) for key, element in value.items()}
-            if fits and args
-            else value
-        )
+        if fits and args:
+            value = {key: fitted(f"{path}.{key}", element, args[1]) for key, element in value.items()}
     else:
         # `Component` is Annotated, not a bare Any
         fits = option is Any or isinstance(kind, TypeVar) or (isinstance(value, dict) and "_target_" in value)

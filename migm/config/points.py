@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from migm.config.building import build
-from migm.config.checks import check_target, targets
+from migm.config.building import build, resolved
+from migm.config.checks import check_below
 from migm.config.earlier import former_sampling, former_settings
 from migm.config.fitting import fitted
 from migm.config.groups import file
@@ -75,7 +74,9 @@ def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
             copy.sampling.num_steps, copy.sampling.num_full_steps = n, n if b is None else b
             for key, changed in changes.items():
                 OmegaConf.update(copy, f"accelerator.{key}", changed, force_add=True)
-            yield Entry(_resolved(copy), n, b, changes, setting)
+            accelerator = resolved(copy.accelerator, "accelerator")
+            check_below("accelerator", accelerator)
+            yield Entry(accelerator, n, b, changes, setting)
 
 
 def former_identities(cfg: DictConfig, config: Common, chosen: Sequence[Chosen]) -> dict[str, str]:
@@ -90,17 +91,6 @@ def _accelerator(cfg: DictConfig, name: str) -> Any:
     if cfg.accelerator.get("name") == name:
         return cfg.accelerator
     return file("accelerator", name, "points")
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve and check the accelerator of a config, as `load` does."""
-    try:
-        resolved = OmegaConf.to_container(cfg.accelerator, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'accelerator'}: {str(error).splitlines()[0]}") from error
-    for path, node in targets(resolved, "accelerator"):
-        check_target(path, node)
-    return dict(resolved)  # type: ignore[arg-type]
 
 
 def _variant(changes: Mapping[str, Any]) -> str:
