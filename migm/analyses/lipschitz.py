@@ -69,7 +69,6 @@ class LocalLipschitz:
 
 def distances(a: RowTrajectories, b: RowTrajectories) -> tuple[Tensor, Tensor]:
     """Return distances between two runs of inputs (features and new tokens) and next features, both (b, n - 1)."""
-    features, revealed = (
-        (x - y).flatten(2).norm(dim=-1) for x, y in ((a.features, b.features), (a.revealed, b.revealed))
-    )
+    pairs = (a.features, b.features), (a.revealed, b.revealed)
+    features, revealed = ((x - y).flatten(2).norm(dim=-1) for x, y in pairs)
     return torch.hypot(features, revealed)[:, :-1], features[:, 1:]

@@ -85,9 +85,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise FileNotFoundError(f"votes={path}: no such file")
     text = read_text(path, "votes")
     heading = text.partition("\n")[0]
-    reader = csv.DictReader(
-        StringIO(text), delimiter=max(",;\t", key=heading.count)
-    )  # spreadsheets write any of these delimiters
+    # Spreadsheets write any of these delimiters.
+    reader = csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count))
     names = {}
     for name in reader.fieldnames or []:
         plain = name.rsplit(".", 1)[-1].strip().lower()

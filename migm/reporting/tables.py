@@ -105,9 +105,8 @@ def fronts(summary: Summary) -> Table:
                 members = [i for i, r in enumerate(rows) if r.accelerator == method]
                 on_front = [rows[i].label for i in members if rows[i].label in best]
                 volume = _volume(rows, cost, members, metric, sign)
-                cells.append(
-                    [method, metric, heading, f"{len(on_front)} of {len(members)}", volume, ", ".join(on_front)]
-                )
+                share = f"{len(on_front)} of {len(members)}"
+                cells.append([method, metric, heading, share, volume, ", ".join(on_front)])
     return ["method", "metric", "cost", "on the front", "hypervolume", "which"], cells
 
 

@@ -37,9 +37,7 @@ class Protocol:
     real: str  # the reference images
     source: str  # an address, or arguments of `python -m migm.metric_reference`
     stretch: bool = False  # each image's own minimum and maximum become 0 and 255
-    clean: bool = (
-        False  # PIL's antialiased bicubic resize instead of TensorFlow 1's bilinear resize without antialiasing
-    )
+    clean: bool = False  # PIL's antialiased bicubic resize, not TensorFlow 1's bilinear one without antialiasing
     foreign: bool = False  # reads statistics of third parties, which do not say how they were made
     made: bool = True  # by `python -m migm.metric_reference`, from real images; else published
 
