@@ -51,7 +51,8 @@ def points(cfg: DictConfig, config: Common) -> list[Chosen]:
             sets = "decides while sampling" if plan is None else f"sets {sum(plan)} full steps"
             raise UserError(f"{entry.setting}: B is {b}, but its policy {sets}; give N alone")
         steps = {"num_steps": entry.num_steps, "num_full_steps": entry.num_steps if b is None else b}
-        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, _variant(entry.changes)))
+        variant = " ".join(f"{key.split('.')[-1]}={value}" for key, value in entry.changes.items())
+        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, variant))
     return chosen
 
 
@@ -65,7 +66,8 @@ def point(config: Common) -> Chosen:
 def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
     """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B."""
     for name, listed in (config.points or {}).items():
-        node, copy = _accelerator(cfg, name), OmegaConf.create(cfg)
+        chosen = cfg.accelerator.get("name") == name  # then with its overrides
+        node, copy = cfg.accelerator if chosen else file("accelerator", name, "points"), OmegaConf.create(cfg)
         OmegaConf.set_struct(copy, False)
         for value in listed:
             setting = f"points.{name}={value}"
@@ -84,17 +86,6 @@ def former_identities(cfg: DictConfig, config: Common, chosen: Sequence[Chosen])
     nodes = [entry.accelerator for entry in entries(cfg, config)] or [config.accelerator]
     hashes = {former_settings(node): sampler.accelerator.identity for node, sampler in zip(nodes, chosen, strict=True)}
     return {former_sampling(config.sampling): chosen[0].sampling.identity, **hashes}
-
-
-def _accelerator(cfg: DictConfig, name: str) -> Any:
-    """Return an accelerator's config: the chosen one with its overrides, or one of the config tree and --config-dir."""
-    if cfg.accelerator.get("name") == name:
-        return cfg.accelerator
-    return file("accelerator", name, "points")
-
-
-def _variant(changes: Mapping[str, Any]) -> str:
-    return " ".join(f"{key.split('.')[-1]}={value}" for key, value in changes.items())
 
 
 def _parsed(name: str, value: Any) -> tuple[int, int | None, dict[str, Any]]:
