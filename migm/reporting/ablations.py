@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from migm.evaluation.results import read
 from migm.reporting.summary import Row, deviation, spread, summarise
 from migm.reporting.tables import Table, comma_separated, markdown
-from migm.reporting.trials import Group, grouped, metrics_of, trial_rows
+from migm.reporting.trials import GROUP_HEADINGS, Group, grouped, metrics_of, shown_group, trial_rows
 from migm.runtime.errors import UserError
 from migm.runtime.figures import plt, write_figure
 from migm.runtime.files import write_atomic
@@ -54,7 +54,7 @@ def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ())
     metrics = metrics_of([group for groups in sweeps.values() for group in groups])
     compared = {"feature_mse": 5, **dict.fromkeys(metrics, 3)}  # -> digits
     changes = [f"{metric} - reference" for metric in compared]
-    headings = ["sweep", "trial", "seeds", "parameters", "feature_mse", *metrics, *changes, "FFE", "training s"]
+    headings = ["sweep", "trial", *GROUP_HEADINGS, *metrics, *changes, "FFE", "training s"]
     cells = []
     for row in points:
         measured = [f"{row.mean(metric):.3f}" if metric in row.quality else "" for metric in metrics]
@@ -71,13 +71,10 @@ def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ())
                 [
                     sweep.removeprefix("ablation_"),
                     group.values[0] + " (reference)" * is_reference,
-                    str(len(group.trials)),
-                    f"{group.trials[0].parameters:,}",
-                    spread(values(group, "feature_mse"), 4),
-                    *(spread(values(group, metric), 3) for metric in metrics),
+                    *shown_group(group, metrics),
                     *(f"+{text}" if text and text[0] != "-" else text for text in changed),
                     spread(group.costs("ffe")[:1], 2),
-                    spread([t.train_seconds for t in group.trials if t.train_seconds is not None], 0),
+                    spread(group.train_seconds(), 0),
                 ]
             )
     return headings, cells
