@@ -117,9 +117,8 @@ def _words(hint: Any) -> str:
     options = list(_options(hint))
     if len(options) > 1:
         descriptions = [bound.words("") for bound in bounds if isinstance(bound, Told)]
-        return " or ".join(
-            descriptions or [_words(option) for option in options if option is not str or Path not in options]
-        )
+        each = [_words(option) for option in options if option is not str or Path not in options]
+        return " or ".join(descriptions or each)
     if kind is Literal:
         name = f"one of {', '.join(map(shown, args))}"
     elif kind in LISTS:

@@ -12,11 +12,11 @@ from migm.shortcuts.losses import Direction, masked_cosine, masked_kl, masked_ms
 from migm.training.rollout import Rollout, Situation, predict
 from migm.trajectories.dataset import Pairs
 
+LossAndLog = tuple[Scalar, dict[str, Scalar]]
+
 
 class Objective(Protocol):
-    def __call__(
-        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
-    ) -> tuple[Scalar, dict[str, Scalar]]: ...
+    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0) -> LossAndLog: ...
 
 
 class FeatureLoss:
@@ -47,9 +47,7 @@ class FeatureLoss:
         self.kl_temperature, self.rollout = kl_temperature, rollout
         self.kl_direction: Direction = kl_direction
 
-    def __call__(
-        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
-    ) -> tuple[Scalar, dict[str, Scalar]]:
+    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0) -> LossAndLog:
         if self.rollout:
             now, target = self.rollout(shortcut, base, batch, iteration)
         else:

@@ -155,9 +155,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     read_singly(data)
     sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
     parts = data[-sum(sizes) :].split(sizes)  # the tensors fill the file after its header
-    return {
-        name: part.view(dtype).view(shape) for part, (name, (dtype, shape)) in zip(parts, kinds.items(), strict=True)
-    }
+    named = zip(parts, kinds.items(), strict=True)
+    return {name: part.view(dtype).view(shape) for part, (name, (dtype, shape)) in named}
 
 
 def _describes_shard(line: ManifestLine, number: int) -> bool:
