@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from migm.config.building import conf_path, load
 from migm.config.roots import EvaluateConfig
-from migm.metrics.needs import needs
+from migm.metrics.files import needs
 from migm.runtime.console import Plain
 from migm.runtime.errors import command
 

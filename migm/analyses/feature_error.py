@@ -5,12 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import panels
 from migm.analyses.recording import Setting
 from migm.bases.base import Base, StepRecord, image_rows
 from migm.reporting.plots import colours
 from migm.runtime.errors import UserError
-from migm.runtime.figures import write_figure
+from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Count
 from migm.sampling.sampler import Sampler
 
@@ -36,12 +35,9 @@ class FeatureError:
         shades = colours(point.accelerator.name for point in points)
         styles = ["-", "--", ":", "-."]
         for number, point in enumerate(points):
-            same_accelerator = [p for p in points[:number] if p.accelerator.name == point.accelerator.name]
-            look = {
-                "color": shades[point.accelerator.name],
-                "linestyle": styles[len(same_accelerator) % 4],
-                "marker": "o",
-            }
+            name = point.accelerator.name
+            same_accelerator = [p for p in points[:number] if p.accelerator.name == name]
+            look = {"color": shades[name], "linestyle": styles[len(same_accelerator) % 4], "marker": "o"}
             axis.plot(range(len(errors[point.label])), errors[point.label], markersize=3.5, label=point.label, **look)
         axis.set(xlabel="step", ylabel="relative squared error at masked rows", ylim=(0, None))
         axis.grid(alpha=0.25)

@@ -7,10 +7,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import COLOURS, panels
-from migm.analyses.recording import Setting, record, step_lengths
+from migm.analyses.recording import COLOURS, Setting, record, step_lengths
 from migm.runtime.errors import UserError
-from migm.runtime.figures import write_figure
+from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Length, Limits, Whole
 
 

@@ -32,21 +32,18 @@ class MethodGrid:
         inputs = setting.inputs(images)
         protocol = LatencyProtocol.named(f"batch{self.num_images}_amortised")
         seconds = latency(points, setting.inputs, protocol, self.repeats) if self.repeats else []
-        equivalents = [cost.ffe for cost in costs(points, setting.inputs)]
+        equivalents = [each.ffe for each in costs(points, setting.inputs)]
         width, height = self.num_images * 0.95 + 1.9, len(points) * 0.95 + 0.35
         drawn, axes = plt.subplots(len(points), self.num_images, figsize=(width, height), squeeze=False)
         drawn.subplots_adjust(left=1.75 / width, right=1 - 0.05 / width, bottom=0.05 / height, top=1 - 0.4 / height)
         drawn.subplots_adjust(wspace=0.06, hspace=0.06)
+        cost, unit = (seconds, "faster") if seconds else (equivalents, "by FFE")
         for row, point in enumerate(points):
             pixels = point.images(inputs, setting.seed, images).cpu()
             for axis, image in zip(axes[row], pixels, strict=True):
                 axis.imshow(image.permute(1, 2, 0), interpolation="nearest")
                 axis.set_axis_off()
-            speed = (
-                f"{seconds[0] / seconds[row]:.1f}x faster"
-                if seconds
-                else f"{equivalents[0] / equivalents[row]:.1f}x by FFE"
-            )
+            speed = f"{cost[0] / cost[row]:.1f}x {unit}"
             saved = f"{speed}, {equivalents[row]:.1f} FFE" if row else f"{equivalents[row]:.1f} FFE"
             place = {"transform": axes[row, 0].transAxes, "ha": "right", "va": "center", "fontsize": 8.5}
             axes[row, 0].text(-0.08, 0.5, f"{point.label}\n{saved}", **place)

@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import panels
 from migm.analyses.recording import Setting, cosine
 from migm.bases.base import Base, Branch, StepRecord, image_rows
 from migm.bases.layers import layered
-from migm.runtime.figures import write_figure
+from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Count
 
 

@@ -7,9 +7,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import panels
 from migm.analyses.recording import RowTrajectories, Setting, record
-from migm.runtime.figures import plain_ticks, write_figure
+from migm.runtime.figures import panels, plain_ticks, write_figure
 from migm.runtime.kinds import Count, Length, Whole
 
 
@@ -70,7 +69,6 @@ class LocalLipschitz:
 
 def distances(a: RowTrajectories, b: RowTrajectories) -> tuple[Tensor, Tensor]:
     """Return distances between two runs of inputs (features and new tokens) and next features, both (b, n - 1)."""
-    features, revealed = (
-        (x - y).flatten(2).norm(dim=-1) for x, y in ((a.features, b.features), (a.revealed, b.revealed))
-    )
+    pairs = (a.features, b.features), (a.revealed, b.revealed)
+    features, revealed = ((x - y).flatten(2).norm(dim=-1) for x, y in pairs)
     return torch.hypot(features, revealed)[:, :-1], features[:, 1:]

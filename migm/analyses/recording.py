@@ -14,6 +14,8 @@ from migm.bases.inputs import InputSource
 from migm.sampling.noise import Noise, Step
 from migm.sampling.sampler import Observer, Sampler
 
+COLOURS = "viridis"  # colour map of steps, early to late
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from migm.analyses.drawing import COLOURS, panels
-from migm.analyses.recording import Setting, cosine, record
+from migm.analyses.recording import COLOURS, Setting, cosine, record
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
-from migm.runtime.figures import write_figure
+from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Count, Positive
 
 

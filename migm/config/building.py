@@ -70,13 +70,18 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
 def checked(cfg: DictConfig, root: type[Root]) -> Root:
     """Resolve a composed config; UserError for values that its root or a component's signature does not allow."""
     refuse_values_of_groups(cfg)
-    try:
-        plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "config"
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    plain = resolved(cfg, "config")
     check(plain, root, OmegaConf.to_container(cfg))
     return root(**plain)
+
+
+def resolved(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """Resolve a config; UserError with the key of a value for which that fails, or else the `name` of the whole."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or name
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
 def refuse_values_of_groups(cfg: DictConfig) -> None:

@@ -103,6 +103,12 @@ def check_target(path: str, node: dict[str, Any], later: Set[str] = frozenset())
     check_arguments(f"{path}.", target, node, whole, ours, later)
 
 
+def check_below(path: str, node: Any) -> None:
+    """Refuse every component at or below `path` as `check_target` does."""
+    for place, component in targets(node, path):
+        check_target(place, component)
+
+
 def check_arguments(
     prefix: str,
     target: Callable[..., Any],

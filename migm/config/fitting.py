@@ -83,16 +83,12 @@ def _as_option(path: str, value: Any, option: Any) -> Any:
         fits = isinstance(value, kind)
     elif kind in LISTS:
         fits = isinstance(value, list)
-        value = (
-            [fitted(f"{path}[{i}]", element, args[0]) for i, element in enumerate(value)] if fits and args else value
-        )
+        if fits and args:
+            value = [fitted(f"{path}[{i}]", element, args[0]) for i, element in enumerate(value)]
     elif kind in GROUPS:
         fits = isinstance(value, dict)
-        value = (
-            {key: fitted(f"{path}.{key}", element, args[1]) for key, element in value.items()}
-            if fits and args
-            else value
-        )
+        if fits and args:
+            value = {key: fitted(f"{path}.{key}", element, args[1]) for key, element in value.items()}
     else:
         # `Component` is Annotated, not a bare Any
         fits = option is Any or isinstance(kind, TypeVar) or (isinstance(value, dict) and "_target_" in value)
@@ -121,9 +117,8 @@ def _words(hint: Any) -> str:
     options = list(_options(hint))
     if len(options) > 1:
         descriptions = [bound.words("") for bound in bounds if isinstance(bound, Told)]
-        return " or ".join(
-            descriptions or [_words(option) for option in options if option is not str or Path not in options]
-        )
+        each = [_words(option) for option in options if option is not str or Path not in options]
+        return " or ".join(descriptions or each)
     if kind is Literal:
         name = f"one of {', '.join(map(shown, args))}"
     elif kind in LISTS:

@@ -10,7 +10,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from migm.config.building import build, conf_path
-from migm.config.checks import check_target, targets
+from migm.config.checks import check_below
 from migm.runtime.errors import UserError, nearest
 
 
@@ -40,7 +40,6 @@ def alternatives(group: str) -> dict[str, Any]:
     built = {}
     for name in names(group):
         node: Any = OmegaConf.to_container(file(group, name, group), resolve=True)
-        for path, component in targets(node, group):
-            check_target(path, component)
+        check_below(group, node)
         built[name] = build(node)
     return built

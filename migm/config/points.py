@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from migm.config.building import build
-from migm.config.checks import check_target, targets
+from migm.config.building import build, resolved
+from migm.config.checks import check_below
 from migm.config.earlier import former_sampling, former_settings
 from migm.config.fitting import fitted
 from migm.config.groups import file
@@ -54,7 +53,8 @@ def points(cfg: DictConfig, config: Common) -> list[Chosen]:
             sets = "decides while sampling" if plan is None else f"sets {sum(plan)} full steps"
             raise UserError(f"{entry.setting}: B is {b}, but its policy {sets}; give N alone")
         steps = {"num_steps": entry.num_steps, "num_full_steps": entry.num_steps if b is None else b}
-        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, _variant(entry.changes), runtime))
+        variant = " ".join(f"{key.split('.')[-1]}={value}" for key, value in entry.changes.items())
+        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, variant, runtime))
     return chosen
 
 
@@ -68,7 +68,8 @@ def point(config: Common) -> Chosen:
 def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
     """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B."""
     for name, listed in (config.points or {}).items():
-        node, copy = _accelerator(cfg, name), OmegaConf.create(cfg)
+        chosen = cfg.accelerator.get("name") == name  # then with its overrides
+        node, copy = cfg.accelerator if chosen else file("accelerator", name, "points"), OmegaConf.create(cfg)
         OmegaConf.set_struct(copy, False)
         for value in listed:
             setting = f"points.{name}={value}"
@@ -77,7 +78,9 @@ def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
             copy.sampling.num_steps, copy.sampling.num_full_steps = n, n if b is None else b
             for key, changed in changes.items():
                 OmegaConf.update(copy, f"accelerator.{key}", changed, force_add=True)
-            yield Entry(_resolved(copy), n, b, changes, setting)
+            accelerator = resolved(copy.accelerator, "accelerator")
+            check_below("accelerator", accelerator)
+            yield Entry(accelerator, n, b, changes, setting)
 
 
 def former_identities(cfg: DictConfig, config: Common, chosen: Sequence[Chosen]) -> dict[str, str]:
@@ -85,28 +88,6 @@ def former_identities(cfg: DictConfig, config: Common, chosen: Sequence[Chosen])
     nodes = [entry.accelerator for entry in entries(cfg, config)] or [config.accelerator]
     hashes = {former_settings(node): sampler.accelerator.identity for node, sampler in zip(nodes, chosen, strict=True)}
     return {former_sampling(config.sampling): chosen[0].sampling.identity, **hashes}
-
-
-def _accelerator(cfg: DictConfig, name: str) -> Any:
-    """Return an accelerator's config: the chosen one with its overrides, or one of the config tree and --config-dir."""
-    if cfg.accelerator.get("name") == name:
-        return cfg.accelerator
-    return file("accelerator", name, "points")
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Resolve and check the accelerator of a config, as `load` does."""
-    try:
-        resolved = OmegaConf.to_container(cfg.accelerator, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or 'accelerator'}: {str(error).splitlines()[0]}") from error
-    for path, node in targets(resolved, "accelerator"):
-        check_target(path, node)
-    return dict(resolved)  # type: ignore[arg-type]
-
-
-def _variant(changes: Mapping[str, Any]) -> str:
-    return " ".join(f"{key.split('.')[-1]}={value}" for key, value in changes.items())
 
 
 def _parsed(name: str, value: Any) -> tuple[int, int | None, dict[str, Any]]:

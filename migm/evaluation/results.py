@@ -11,22 +11,12 @@ from migm.runtime.files import write_atomic
 from migm.runtime.jsonl import append_lines, read_lines
 from migm.runtime.writing import writing
 
-# Two records that agree in these keys are the same measurement; other keys describe how it was made.
-IDENTITY = (
-    "metric",
-    "accelerator",
-    "settings",
-    "num_steps",
-    "num_full_steps",
-    "seed_set",
-    "base",
-    "decoder",
-    "predictor",
-    "sampling",
-    "inputs",
-    "reference",
-)
+# Keys that tell how an image was made, whatever its input and its seed are.
+METHOD = ("accelerator", "settings", "num_steps", "num_full_steps")
+MODEL = ("base", "decoder", "predictor", "sampling")
 
+# Two records that agree in these keys are the same measurement; other keys describe how it was made.
+IDENTITY = ("metric", *METHOD, "seed_set", *MODEL, "inputs", "reference")
 
 # Keys that every record must hold.
 REQUIRED = {"metric", "value", "accelerator", "num_steps", "num_full_steps", "base", "sampling"}

@@ -18,7 +18,7 @@ from migm.evaluation.evalset import EvalSet
 from migm.evaluation.memory import COUNTERS
 from migm.evaluation.results import Results, file_name, identity, is_former
 from migm.evaluation.unfinished import Part, Unfinished
-from migm.metrics.metric import Batch, ImageMetric, result_name
+from migm.metrics.metric import Batch, QualityMetric, result_name
 from migm.runtime.console import Plain
 from migm.runtime.distributed import first_console, from_first, processes, rank, to_first, wait
 from migm.runtime.pictures import save_grid
@@ -40,7 +40,7 @@ class Study:
         self,
         samplers: Sequence[Sampler],
         evalset: EvalSet,
-        metrics: Sequence[ImageMetric],
+        metrics: Sequence[QualityMetric],
         results: Results,
         repeats: int = 5,
         protocols: Sequence[str] = (),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from migm.metrics.metric import ImageMetric
+from migm.metrics.metric import QualityMetric
 from migm.runtime.files import content_hash, write_atomic
 
 EVERY = 60.0  # least seconds between two saves
@@ -54,7 +54,7 @@ class Unfinished:
         kept = torch.load(io.BytesIO(content[DIGEST:]), weights_only=True)
         return Part(**kept["part"]) if kept["key"] == key else None
 
-    def save_when_due(self, key: str, part: Part, metrics: Sequence[ImageMetric]) -> None:
+    def save_when_due(self, key: str, part: Part, metrics: Sequence[QualityMetric]) -> None:
         """Save `part` and the metrics' states, if the last save is long enough ago."""
         start = time.monotonic()
         if start < self.due:

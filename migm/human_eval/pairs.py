@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from migm.evaluation.results import METHOD, MODEL
 from migm.reporting.pictures import gallery_entry
 from migm.reporting.tables import comma_separated
 from migm.runtime.errors import UserError
@@ -23,18 +24,7 @@ from migm.sampling.gallery import read_image
 
 CHOICES = ("left", "right", "tie")
 SIDES = ("method", "baseline")
-# Keys of an image's description that tell how the image was made.
-MADE_BY = (
-    "base",
-    "decoder",
-    "accelerator",
-    "settings",
-    "predictor",
-    "num_steps",
-    "num_full_steps",
-    "sampling",
-    "initial",
-)
+MADE_BY = (*METHOD, *MODEL, "initial")  # keys of an image's description that tell how the image was made
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,8 @@ def find_pairs(method: Path, baseline: Path, num_pairs: int | None, seed: int) -
             f"method={method}, baseline={baseline}: {len(alone)} images are in one folder alone, such as that of "
             f"input {index} and seed {number}; generate both with the same inputs and seeds"
         )
-    if method.samefile(baseline) or all(_made_alike(ours[key][1], theirs[key][1]) for key in ours):
+    made_alike = all(ours[key][1].get(what) == theirs[key][1].get(what) for key in ours for what in MADE_BY)
+    if made_alike or method.samefile(baseline):
         raise UserError(
             f"method={method}, baseline={baseline}: both are images of the same method with the same settings, so "
             "there is nothing to choose between; generate one of them by another accelerator"
@@ -94,11 +85,6 @@ def _described(folder: Path, key: str) -> dict[tuple[int, int], tuple[Path, dict
     if not entries:
         raise UserError(f"{key}={folder} holds no images with JSON; give a folder that migm.generate folder= filled")
     return {(entry["index"], entry["seed"]): (path, entry) for path, entry in entries.items()}
-
-
-def _made_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Return whether two descriptions name the same base, sampler and accelerator."""
-    return all(ours.get(what) == theirs.get(what) for what in MADE_BY)
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

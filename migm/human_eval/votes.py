@@ -85,9 +85,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise FileNotFoundError(f"votes={path}: no such file")
     text = read_text(path, "votes")
     heading = text.partition("\n")[0]
-    reader = csv.DictReader(
-        StringIO(text), delimiter=max(",;\t", key=heading.count)
-    )  # spreadsheets write any of these delimiters
+    # Spreadsheets write any of these delimiters.
+    reader = csv.DictReader(StringIO(text), delimiter=max(",;\t", key=heading.count))
     names = {}
     for name in reader.fieldnames or []:
         plain = name.rsplit(".", 1)[-1].strip().lower()
@@ -143,6 +142,22 @@ def score(votes: Sequence[Vote], seed: int = 0) -> dict[str, Any]:
         "alpha": krippendorff_alpha(judged),
         "left_share": sum(vote.side == "left" for vote in votes) / decided,
     }
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """Return the score in words, line by line."""
+    (low, high), (lowest, highest) = scores["wilson"], scores["over_pairs"]
+    decided = scores["wins"] + scores["losses"]
+    lines = [
+        f"win rate {scores['win_rate']:.1%}: {scores['wins']} of {decided} decisions, {scores['ties']} ties; "
+        f"95% interval {low:.1%} to {high:.1%} (independent votes), {lowest:.1%} to {highest:.1%} (over pairs)",
+        f"{scores['raters']} raters, {scores['pairs']} pairs, left chosen in {scores['left_share']:.1%} of decisions",
+    ]
+    if scores["alpha"] is not None:
+        lines.append(
+            f"raters agree in {scores['agreement']:.1%} of judgements, Krippendorff's alpha {scores['alpha']:.2f}"
+        )
+    return lines
 
 
 def wilson(wins: int, n: int) -> tuple[float, float]:

@@ -21,11 +21,11 @@ class CaptionAgreement(AgreementMetric):
         predicted = batch.embedded(self.weights, self.net[0])[1]
         shown = facts_of(batch.images, [CLASSES[label] for label in predicted.tolist()], LENIENT)
         mentioned = [parse(prompt) for prompt in batch.prompts]
-        pairs = [
-            pair
-            for shown_and_mentioned in zip(shown, mentioned, strict=True)
-            for pair in zip(*shown_and_mentioned, strict=True)
+        agree = [
+            seen == said
+            for of_image, of_caption in zip(shown, mentioned, strict=True)
+            for seen, said in zip(of_image, of_caption, strict=True)
+            if said
         ]
-        agree = [seen == said for seen, said in pairs if said]
         self.right += sum(agree)
         self.count += len(agree)

@@ -11,13 +11,13 @@ from torch.nn.functional import normalize
 from torchvision.transforms.v2.functional import to_pil_image
 
 from migm.metrics.files import Need
-from migm.metrics.metric import Batch, QualityMetric
+from migm.metrics.metric import Batch, MeanMetric
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
 from migm.runtime.files import tensors_hash
 
 
-class CLIPScore(QualityMetric):
+class CLIPScore(MeanMetric):
     """Mean over images of 100 max(cos(image, prompt), 0), computed in float32 (Hessel et al. 2021).
 
     `model` and `pretrained` are open_clip's names. They are part of the metric's name, since values of
@@ -26,11 +26,7 @@ class CLIPScore(QualityMetric):
     the text. The record holds the share of such prompts as `truncated`. Features of a prompt are computed once.
     """
 
-    unit = ""
-    higher_is_better = True
-    total: Tensor
     cut: Tensor
-    count: Tensor
 
     def __init__(
         self,
@@ -50,8 +46,7 @@ class CLIPScore(QualityMetric):
         self.reference_hash = tensors_hash(clip.state_dict())
         self.length = int(getattr(self.tokenizer, "context_length", 77))
         self.texts: dict[str, tuple[Tensor, bool]] = {}  # prompt -> feature (channels,), whether it was cut
-        for name in ("total", "cut", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_sums("cut")
 
     @staticmethod
     def needs(_name: str, node: dict[str, Any]) -> list[Need]:
@@ -67,9 +62,6 @@ class CLIPScore(QualityMetric):
         self.total += 100 * cosine.clamp(min=0).double().sum()
         self.cut += sum(cut)
         self.count += len(cut)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
 
     def details(self) -> dict[str, Any]:
         return {"truncated": (self.cut / self.count).item()}

@@ -1,13 +1,17 @@
 """Find, check and fetch the files of third parties that an evaluation needs."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import torch
 
+from migm.config.building import class_of
 from migm.runtime.errors import UserError
 from migm.runtime.files import file_hash, replacing
+
+DPG = "the folder dpg_bench/prompts of https://github.com/TencentQQGYLab/ELLA (1,065 files)"
+PROMPTS = "your prompts: .txt (one a line), .jsonl, .json, or a folder"
 
 
 class Need(NamedTuple):
@@ -15,6 +19,18 @@ class Need(NamedTuple):
 
     path: Path
     source: str
+
+
+def needs(metrics: dict[str, Any], evalset: dict[str, Any]) -> dict[Need, list[str]]:
+    """Map every file that an evaluation reads to the names of its readers."""
+    named = [(name, need) for name, node in metrics.items() for need in class_of(node).needs(name, node)]
+    if file := evalset["inputs"].get("file"):
+        named.append(("evalset", Need(Path(file), DPG if "dpg_bench" in file else PROMPTS)))
+    readers: dict[Need, list[str]] = {}
+    by_path: dict[Path, Need] = {}
+    for name, need in named:
+        readers.setdefault(by_path.setdefault(need.path, need), []).append(name)
+    return readers
 
 
 def required(path: str | Path, sha256: str, source: str, offline: bool, key: str) -> Path:

@@ -42,7 +42,7 @@ class MomentsMetric(QualityMetric):
 
     def add_moments(self, channels: int) -> None:
         """Declare the sums as states of the metric."""
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_sums("count")
         self.add_state("total", torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
         outer = torch.zeros(channels, channels, dtype=torch.float64)
         self.add_state("outer", outer, dist_reduce_fx="sum", persistent=True)

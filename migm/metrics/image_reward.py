@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from migm.metrics.files import Need, required
-from migm.metrics.metric import Batch, QualityMetric
+from migm.metrics.metric import Batch, MeanMetric
 from migm.metrics.networks.image_reward import (
     VOCAB_URL,
     WEIGHTS_URL,
@@ -25,29 +24,7 @@ from migm.runtime.files import file_hash, tensors_hash
 from migm.runtime.reading import files_of
 
 
-class ScorerMetric(QualityMetric):
-    """Mean over images of a score per image."""
-
-    unit = ""
-    higher_is_better = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
-
-    def add(self, scores: Tensor) -> None:
-        """Add scores (b,) to the mean."""
-        self.total += scores.double().sum().to(self.total.device)
-        self.count += len(scores)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
-
-
-class ImageReward(ScorerMetric):
+class ImageReward(MeanMetric):
     """Mean ImageReward; `official` runs the published package in its own environment, `adapter` our port of it.
 
     A prompt is read up to 35 tokens. The record holds the share of longer prompts as `truncated`.
@@ -67,7 +44,7 @@ class ImageReward(ScorerMetric):
         device: DeviceName = "auto",
     ):
         super().__init__()
-        self.add_state("cut", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_sums("cut")
         if backend == "official" and random_weights:
             raise UserError("metric.image_reward.backend=official has no random weights; choose adapter")
         key = "metric.image_reward"
@@ -105,7 +82,7 @@ def environment(folder: str) -> Need:
     return Need(Path(folder), f"python -m migm.install_scorers {folder}")
 
 
-class UniPercept(ScorerMetric):
+class UniPercept(MeanMetric):
     """UniPercept-IQA (Cao et al. 2025), 0 to 100, by the published package; `weights` is the model's folder.
 
     The hash in the record covers names and sizes of the files: hashing 16 GB of content would take too long.

@@ -41,6 +41,7 @@ class InceptionMetric(QualityMetric):
         if reference is not None:
             self.real = self._read(reference)
             self.reference_hash = f"{self.real.hash}-{inception.hash}"
+        self.add_states()
 
     @staticmethod
     def needs(name: str, node: dict[str, Any]) -> list[Need]:
@@ -51,6 +52,10 @@ class InceptionMetric(QualityMetric):
             command = f"python -m migm.metric_reference metric=[{name}] {protocol.source}"
             files.append(Need(Path(node["reference"]), command if protocol.made else protocol.source))
         return files
+
+    def add_states(self) -> None:
+        """Declare what is kept of the features."""
+        raise NotImplementedError
 
     def features(self, batch: Batch) -> Tensor:
         """Return features of the batch, float32 (b, channels), computed once for all metrics of a protocol."""
@@ -104,11 +109,8 @@ class FID(InceptionMetric, MomentsMetric):
     arrays = ("mu", "sigma")
     higher_is_better = False
 
-    def __init__(
-        self, inception: Inception, protocol: ProtocolName, allow_small_n: bool = False, reference: str | None = None
-    ):
-        super().__init__(inception, protocol, allow_small_n, reference)
-        self.add_moments(inception.channels)
+    def add_states(self) -> None:
+        self.add_moments(self.inception.channels)
 
     def update(self, batch: Batch) -> None:
         self.add(self.features(batch))
@@ -127,12 +129,9 @@ class FeaturesMetric(InceptionMetric):
     arrays = ("features",)
     kept: list[Tensor] | Tensor
 
-    def __init__(
-        self, inception: Inception, protocol: ProtocolName, allow_small_n: bool = False, reference: str | None = None
-    ):
-        super().__init__(inception, protocol, allow_small_n, reference)
+    def add_states(self) -> None:
         self.add_state("kept", [], dist_reduce_fx="cat", persistent=True)
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
+        self.add_sums("count")
 
     def update(self, batch: Batch) -> None:
         assert isinstance(self.kept, list)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torchmetrics
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from migm.cifar10.net import CifarNet
 from migm.metrics.files import Need
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
-from migm.runtime.shapes import Images
+from migm.runtime.shapes import Images, PerImage
 
 Extracted = TypeVar("Extracted")
 
@@ -30,7 +30,7 @@ class Batch:
         self._extracted: dict[str, Any] = {}
 
     @property
-    def labels(self) -> Int[Tensor, " b"]:
+    def labels(self) -> PerImage:
         """Labels (b,); where the inputs are captions, the classes that they name."""
         if isinstance(self.inputs, Tensor):
             return self.inputs
@@ -48,62 +48,31 @@ class Batch:
             self._extracted[key] = extract(self.images)
         return self._extracted[key]
 
-    def embedded(self, key: str, net: CifarNet) -> tuple[Float[Tensor, "b c"], Int[Tensor, " b"]]:
+    def embedded(self, key: str, net: CifarNet) -> tuple[Float[Tensor, "b c"], PerImage]:
         """Return features (b, c) and predicted classes (b,) by the net whose weights are `key`."""
         return self.extracted(key, lambda images: net.to(images.device).embed(images))
 
 
-class ImageMetric(Protocol):
-    """A torchmetrics.Metric that reads `Batch`es; `result_name` gives its name in results."""
+class QualityMetric(torchmetrics.Metric):
+    """Base class of all image metrics, which read `Batch`es; `result_name` gives a metric's name in results.
+
+    By default it asks for no minimum number of images.
+    """
 
     metric_name: str
     unit: str
-    higher_is_better: bool
     reference_hash: str
-    min_images: int
-    allow_small_n: bool
-
-    def state(self) -> dict[str, Any]: ...
-
-    def put_before(self, state: dict[str, Any]) -> None: ...
-
-    def update(self, batch: Batch) -> None: ...
-
-    def compute(self) -> Float[Tensor, ""]: ...
-
-    def details(self) -> dict[str, Any]: ...
-
-    def refuse_incomplete(self) -> None: ...
-
-    def reset(self) -> None: ...
-
-    def to(self, device: torch.device) -> Any: ...
-
-
-def result_name(metric: ImageMetric, num_images: int) -> str:
-    """Return `{metric_name}_{num_images}`, with `small_n` between where the protocol asks for more images.
-
-    Too few images raise UserError unless the metric's `allow_small_n` is set.
-    """
-    if num_images >= metric.min_images:
-        return f"{metric.metric_name}_{num_images}"
-    if not metric.allow_small_n:
-        raise UserError(
-            f"{metric.metric_name} of {num_images} images cannot be compared with any published figure, which need "
-            f"{metric.min_images:,} or more; raise evalset.num_images, or set metric.<name>.allow_small_n=true"
-        )
-    return f"{metric.metric_name}_small_n_{num_images}"
-
-
-class QualityMetric(torchmetrics.Metric):
-    """Base class of all image metrics; by default it asks for no minimum number of images."""
-
     full_state_update = False
     min_images = 0
     allow_small_n = False
 
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)  # the study merges what several processes saw
+
+    def add_sums(self, *names: str) -> None:
+        """Declare states that add up over batches and over processes, in float64."""
+        for name in names:
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
 
     def state(self) -> dict[str, Any]:
         """Return all that was accumulated, on the CPU: sums, and lists of tensors in the order of the images."""
@@ -128,6 +97,42 @@ class QualityMetric(torchmetrics.Metric):
         return {}
 
 
+def result_name(metric: QualityMetric, num_images: int) -> str:
+    """Return `{metric_name}_{num_images}`, with `small_n` between where the protocol asks for more images.
+
+    Too few images raise UserError unless the metric's `allow_small_n` is set.
+    """
+    if num_images >= metric.min_images:
+        return f"{metric.metric_name}_{num_images}"
+    if not metric.allow_small_n:
+        raise UserError(
+            f"{metric.metric_name} of {num_images} images cannot be compared with any published figure, which need "
+            f"{metric.min_images:,} or more; raise evalset.num_images, or set metric.<name>.allow_small_n=true"
+        )
+    return f"{metric.metric_name}_small_n_{num_images}"
+
+
+class MeanMetric(QualityMetric):
+    """Base class of means over images of a value per image; higher is better."""
+
+    unit = ""
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sums("total", "count")
+
+    def add(self, scores: Tensor) -> None:
+        """Add scores (b,) to the mean."""
+        self.total += scores.double().sum().to(self.total.device)
+        self.count += len(scores)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 class CifarNetMetric(QualityMetric):
     """Base class of metrics on the bundled feature net, loaded once from `weights`."""
 
@@ -150,8 +155,7 @@ class AgreementMetric(CifarNetMetric):
     def __init__(self, weights: str, *more: str):
         super().__init__(weights)
         self.reference_hash = "-".join([tensors_hash(self.net[0].state_dict()), *more])
-        for name in ("right", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_sums("right", "count")
 
     def compute(self) -> Tensor:
         return self.right / self.count

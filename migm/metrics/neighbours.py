@@ -34,10 +34,8 @@ class KID(FeaturesMetric):
 
     def compute(self) -> Tensor:
         generated, real = self.all_features(), self.against()["features"]
-        if min(len(generated), len(real)) < self.subset_size:
-            raise UserError(
-                f"metric.*.subset_size={self.subset_size} is more than the {min(len(generated), len(real))} images"
-            )
+        if (count := min(len(generated), len(real))) < self.subset_size:
+            raise UserError(f"metric.*.subset_size={self.subset_size} is more than the {count} images")
         score = optional("torch_fidelity.metric_kid").kid_features_to_metric
         values = score(generated, real, kid_subset_size=self.subset_size, verbose=False)
         return torch.tensor(values["kernel_inception_distance_mean"], dtype=torch.float64)
@@ -67,8 +65,8 @@ class Neighbours(FeaturesMetric):
 
     def compute(self) -> Tensor:
         generated, real = self.all_features(), self.against()["features"]
-        if min(len(generated), len(real)) <= self.k:
-            raise UserError(f"metric.*.k={self.k} needs more than {min(len(generated), len(real))} images")
+        if (count := min(len(generated), len(real))) <= self.k:
+            raise UserError(f"metric.*.k={self.k} needs more than {count} images")
         if self.protocol.name != "migm_paper":
             return torch.tensor(self._of(generated, real), dtype=torch.float64)
         chunks = zip(generated.split(ROWS), real.split(ROWS), strict=False)

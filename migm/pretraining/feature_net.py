@@ -39,8 +39,6 @@ class FeatureNetModule(L.LightningModule):
 def accuracy(net: CifarNet, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
     """Return the share in [0, 1] of uint8 images (n, 3, 32, 32) whose predicted class equals the label."""
     net = net.eval()
-    right = [
-        (net.embed(x)[1].cpu() == y).sum()
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    ]
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    right = [(net.embed(x)[1].cpu() == y).sum() for x, y in batches]
     return float(torch.stack(right).sum()) / len(labels)

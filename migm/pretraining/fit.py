@@ -35,13 +35,12 @@ def fit(
     folder: Path,
     batch_size: int,
     max_steps: int,
-    seed: int,
     recipe: dict[str, Any],
     callbacks: tuple[Callback, ...] = (),
 ) -> None:
     """Train `module` to `max_steps`; a stopped run continues from its last checkpoint in `folder`.
 
-    `recipe` must equal the recipe in the checkpoint, else UserError.
+    `recipe` must equal the recipe in the checkpoint, else UserError. Its `seed` also orders the data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     resume = folder / "resume.ckpt"
@@ -66,7 +65,7 @@ def fit(
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    loader = StatefulLoader(data, batch_size, seed)
+    loader = StatefulLoader(data, batch_size, recipe["seed"])
     trainer.fit(module, loader, ckpt_path=resume if resume.exists() else None, weights_only=True)
     trainer.save_checkpoint(resume)
 

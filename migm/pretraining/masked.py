@@ -1,4 +1,4 @@
-"""Train the class-conditional base by masked token prediction."""
+"""Train a base by masked token prediction, and the class-conditional base so."""
 
 import math
 
@@ -13,21 +13,44 @@ from migm.training.optimizer import MuonAdamW
 from migm.training.schedule import trapezoid
 
 
-class MaskedModule(L.LightningModule):
-    """Cross-entropy on all tokens; mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1.
+class MaskedPrediction(L.LightningModule):
+    """Base class for cross-entropy on all tokens (b, 2, l) of each photo and its mirror image.
 
     Unmasked tokens count too, as in the original (docs/originals/maskgit.md, Base training). Predicting them is
     easy, but makes their rows of the hidden state say which token stands there. A shortcut can read the
     context from these rows.
 
-    Batches are tokens (b, 2, l) of each photo and its mirror image, and labels (b,). The learning
-    rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
+    The learning rate warms up, stays, and falls linearly to zero over the last `decay` share of the steps. Muon takes
+    the matrices with `inside` in their names.
     """
 
-    def __init__(self, net: MaskTransformer, seed: int, learning_rate: float, weight_decay: float, decay: float = 0.4):
+    inside: str
+
+    def __init__(self, net: nn.Module, seed: int, learning_rate: float, weight_decay: float, decay: float = 0.4):
         super().__init__()
         self.net = net
         self.seed, self.learning_rate, self.weight_decay, self.decay = seed, learning_rate, weight_decay, decay
+
+    def mean_of(self, losses: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of the losses (b, l); log those of masked and of known tokens apart."""
+        self.log("train/masked", (losses.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
+        self.log("train/known", (losses.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
+        return losses.mean()
+
+    def configure_optimizers(self):
+        optimizer = MuonAdamW(self.net.named_parameters(), self.inside, self.learning_rate, self.weight_decay)
+        schedule = trapezoid(optimizer, int(self.trainer.max_steps), warmup_steps=200, decay=self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class MaskedModule(MaskedPrediction):
+    """Mask ratio arccos(u) 2/pi, u uniform; class dropped with probability 0.1. Batches also hold labels (b,)."""
+
+    net: MaskTransformer
+    inside = "transformer."
+
+    def __init__(self, net: MaskTransformer, seed: int, learning_rate: float, weight_decay: float):
+        super().__init__(net, seed, learning_rate, weight_decay)
         # The first layer's norm removes the table's scale from the input; a small scale keeps the first logits small.
         nn.init.normal_(net.tok_emb.weight, std=0.02)
 
@@ -42,14 +65,7 @@ class MaskedModule(L.LightningModule):
         ids = net.sequence(tokens.masked_fill(mask, net.vocab_size), labels)
         logits = net.head(net(ids)[:, :length])
         losses = cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(b, length)
-        self.log("train/masked", (losses.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
-        self.log("train/known", (losses.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
-        return losses.mean()
-
-    def configure_optimizers(self):
-        optimizer = MuonAdamW(self.net.named_parameters(), "transformer.", self.learning_rate, self.weight_decay)
-        schedule = trapezoid(optimizer, int(self.trainer.max_steps), warmup_steps=200, decay=self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.mean_of(losses, mask)
 
 
 @torch.inference_mode()

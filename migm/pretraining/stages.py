@@ -2,12 +2,13 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor, nn
 
 from migm.bases.dimoo import LuminaDiMOO
@@ -102,7 +103,7 @@ class Recipe:
         net = CifarNet(width)
         module = FeatureNetModule(net, seed, learning_rate=0.2)
         recipe = {"width": width, "seed": seed}
-        fit(module, Rows(images, labels), self.folder / stage, 256, self._steps(stage, 256), seed, recipe)
+        self._fit(stage, module, Rows(images, labels), 256, recipe)
         save(net, path)
         right = accuracy(net, *cifar10.load(self.source, "test"))
         self.console.print(f"{stage}: test accuracy {right:.4f}, written to {path}")
@@ -114,7 +115,7 @@ class Recipe:
         images, _ = cifar10.load(self.source, "train")
         module = VQModule(vq, perceptual.to(memory_format=torch.channels_last), self.seed)
         recipe = {"seed": self.seed, "perceptual": tensors_hash(perceptual.state_dict())}
-        fit(module, Rows(images), self.folder / "tokenizer", 128, self._steps("tokenizer", 128), self.seed, recipe)
+        self._fit("tokenizer", module, Rows(images), 128, recipe)
         save(vq, self.assets / "tokenizer.safetensors")
         images, _ = cifar10.load(self.source, "test")
         error = (reconstruct(vq.eval(), images).float() - images.float()).div(127.5).square().mean((1, 2, 3))
@@ -131,16 +132,13 @@ class Recipe:
         module = MaskedModule(net, self.seed, learning_rate=2e-3, weight_decay=0.02)
         if self.warm_start:
             load_strictly(net, path, "pretrain.assets")
-        data, steps, average = Rows(tokens, labels), self._steps("base", 128), EMAWeightAveraging(decay=0.999)
         recipe = {"seed": self.seed, "warm_start": self.warm_start, "tokenizer": tensors_hash(vq.state_dict())}
-        fit(module, data, self.folder / "base", 128, steps, self.seed, recipe, callbacks=(average,))
+        self._fit("base", module, Rows(tokens, labels), 128, recipe, EMAWeightAveraging(decay=0.999))
         save(net, path)
         tokens, labels = self._tokens(vq, "test")
         net.to(base.device).eval()
         held = tokens[:2000, 0].long().to(base.device), labels[:2000].to(base.device)
-        losses = {ratio: masked_loss(net, *held, ratio) for ratio in (1, 0.75, 0.5, 0.25)}
-        shown = ", ".join(f"{loss:.3f} at {ratio}" for ratio, loss in losses.items())
-        self.console.print(f"base: test cross-entropy {shown} masked; written to {path}")
+        self._print_losses("base", lambda ratio: masked_loss(net, *held, ratio), path)
 
     def words(self) -> None:
         """Write the text tokenizer, and captions as prompts.
@@ -167,19 +165,14 @@ class Recipe:
         if self.warm_start:
             load_shards(base.transformer, folder, "pretrain.assets", PREFIX, base.device, base.dtype)
         module = TextModule(base, self.seed, learning_rate=2e-3, weight_decay=0.02)
-        data, steps, average = Rows(tokens, conditions), self._steps("text_base", 64), EMAWeightAveraging(decay=0.998)
         recipe = {"seed": self.seed, "warm_start": self.warm_start, "tokenizer": base.decoder_fingerprint()}
-        fit(module, data, self.folder / "text_base", 64, steps, self.seed, recipe, callbacks=(average,))
+        self._fit("text_base", module, Rows(tokens, conditions), 64, recipe, EMAWeightAveraging(decay=0.998))
         save_checkpoint(base.transformer, folder)
         tokens, _ = self._tokens(base.tokenizer, "test")
         base.transformer.to(base.device).eval()
         captions = say(facts_of_photos(*(x[:2000] for x in cifar10.load(self.source, "test"))), self.seed)
-        losses = {
-            ratio: text_loss(base, tokens[:2000, 0].long().to(base.device), captions, ratio)
-            for ratio in (1, 0.75, 0.5, 0.25)
-        }
-        shown = ", ".join(f"{loss:.3f} at {ratio}" for ratio, loss in losses.items())
-        self.console.print(f"text_base: test cross-entropy {shown} masked; written to {folder}")
+        held = tokens[:2000, 0].long().to(base.device)
+        self._print_losses("text_base", lambda ratio: text_loss(base, held, captions, ratio), folder)
 
     def _tokens(self, vq: ConvVQ, split: str) -> tuple[Tensor, Tensor]:
         """Return int16 tokens (n, 2, l) of photos and their mirror images, and labels (n,); cached in `folder`."""
@@ -212,8 +205,15 @@ class Recipe:
         features = torch.cat([net.embed(part)[0].double() for part in images.split(500)])
         return moments(torch.tensor(len(features)), features.sum(0), features.T @ features)
 
-    def _steps(self, stage: str, batch_size: int) -> int:
-        return round(self.epochs[stage] * 50_000 / batch_size)
+    def _fit(
+        self, stage: str, module: LightningModule, data: Rows, batch_size: int, recipe: dict[str, Any], *more: Callback
+    ) -> None:
+        steps = round(self.epochs[stage] * 50_000 / batch_size)
+        fit(module, data, self.folder / stage, batch_size, steps, recipe, more)
+
+    def _print_losses(self, stage: str, loss_at: Callable[[float], float], path: Path) -> None:
+        shown = ", ".join(f"{loss_at(ratio):.3f} at {ratio}" for ratio in (1, 0.75, 0.5, 0.25))
+        self.console.print(f"{stage}: test cross-entropy {shown} masked; written to {path}")
 
 
 def save_checkpoint(net: LLaDA, folder: Path) -> None:

@@ -53,16 +53,11 @@ def facts_of_photos(images: Tensor, labels: Tensor) -> list[Facts]:
 def say(facts: Sequence[Facts], seed: int) -> list[str]:
     """Return a caption per photo; each known fact but the class is mentioned at random (MENTIONED)."""
     kept = torch.rand(len(facts), 3, generator=torch.Generator().manual_seed(seed)) < torch.tensor(MENTIONED)
-    return [caption(_kept(photo_facts, *keep)) for photo_facts, keep in zip(facts, kept.tolist(), strict=True)]
+    return [caption(_kept(photo_facts, keep)) for photo_facts, keep in zip(facts, kept.tolist(), strict=True)]
 
 
-def _kept(facts: Facts, brightness: bool, colour: bool, background: bool) -> Facts:
-    return Facts(
-        facts.name,
-        facts.brightness if brightness else None,
-        facts.colour if colour else None,
-        facts.background if background else None,
-    )
+def _kept(facts: Facts, keep: Sequence[bool]) -> Facts:
+    return Facts(facts.name, *(fact if kept else None for fact, kept in zip(facts[1:], keep, strict=True)))
 
 
 def captions_of(images: Tensor, labels: Tensor, seed: int) -> list[str]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -12,23 +11,21 @@ from migm.bases.base import image_rows
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.layout import padded_ids
 from migm.pretraining.fit import step_generator
+from migm.pretraining.masked import MaskedPrediction
 from migm.training.module import Frozen
-from migm.training.optimizer import MuonAdamW
-from migm.training.schedule import trapezoid
 
 
-class TextModule(L.LightningModule):
-    """Cross-entropy on all image tokens; mask ratio cos(pi/2 u), u uniform; captions dropped with probability 0.1.
+class TextModule(MaskedPrediction):
+    """Mask ratio cos(pi/2 u), u uniform; captions dropped with probability 0.1.
 
-    Unmasked tokens count too, as in `MaskedModule`. Batches are tokens (b, 2, l) of each photo and its mirror
-    image, and conditions (b, captions, q) of several captions, one of which is drawn. The learning rate
-    warms up, stays, and falls linearly to zero over the last `decay` share of the steps.
+    Batches also hold conditions (b, captions, q) of several captions, one of which is drawn.
     """
 
-    def __init__(self, base: LuminaDiMOO, seed: int, learning_rate: float, weight_decay: float, decay: float = 0.4):
-        super().__init__()
-        self.net, self.frozen = base.transformer.requires_grad_(True).train(), Frozen(base)
-        self.seed, self.learning_rate, self.weight_decay, self.decay = seed, learning_rate, weight_decay, decay
+    inside = "blocks."
+
+    def __init__(self, base: LuminaDiMOO, seed: int, learning_rate: float, weight_decay: float):
+        super().__init__(base.transformer.requires_grad_(True).train(), seed, learning_rate, weight_decay)
+        self.frozen = Frozen(base)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step)
@@ -43,15 +40,7 @@ class TextModule(L.LightningModule):
         )
         conditions = torch.where(noise[:, 2:3] < 0.1, unconditional, conditions)
         mask = noise[:, 4:] < torch.cos(noise[:, 3:4] * (math.pi / 2))
-        losses = token_loss(base, tokens, mask, conditions)
-        self.log("train/masked", (losses.detach() * mask).sum() / mask.sum().clamp(min=1), prog_bar=True)
-        self.log("train/known", (losses.detach() * ~mask).sum() / (~mask).sum().clamp(min=1), prog_bar=True)
-        return losses.mean()
-
-    def configure_optimizers(self):
-        optimizer = MuonAdamW(self.net.named_parameters(), "blocks.", self.learning_rate, self.weight_decay)
-        schedule = trapezoid(optimizer, int(self.trainer.max_steps), warmup_steps=200, decay=self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.mean_of(token_loss(base, tokens, mask, conditions), mask)
 
 
 def token_loss(base: LuminaDiMOO, tokens: Tensor, mask: Tensor, conditions: Tensor) -> Tensor:

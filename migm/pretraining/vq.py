@@ -51,9 +51,8 @@ class VQModule(L.LightningModule):
         perceptual = self._perceptual(output, x)
         loss = l1_loss(output, x) + 2 * mse_loss(output, x) + self.perceptual_weight * perceptual + codebook_loss
         psnr = 10 * torch.log10(4 / mse_loss(output.detach(), x))
-        self.log_dict(
-            {"train/psnr": psnr, "train/perceptual": perceptual, "train/commit": codebook_loss}, prog_bar=True
-        )
+        log = {"train/psnr": psnr, "train/perceptual": perceptual, "train/commit": codebook_loss}
+        self.log_dict(log, prog_bar=True)
         return loss
 
     def _perceptual(self, output: Tensor, target: Tensor) -> Tensor:
@@ -61,9 +60,8 @@ class VQModule(L.LightningModule):
         with torch.no_grad():
             target_activations = net.activations(target)
         pairs = zip(net.activations(output), target_activations, strict=True)
-        return torch.stack(
-            [(normalize(a.float()) - normalize(b.float())).square().sum(1).mean() for a, b in pairs]
-        ).sum()
+        distances = [(normalize(a.float()) - normalize(b.float())).square().sum(1).mean() for a, b in pairs]
+        return torch.stack(distances).sum()
 
     @torch.no_grad()
     def _revive(self, latents: Tensor, generator: torch.Generator) -> None:

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator
 
 from migm.evaluation.results import read
-from migm.reporting.summary import Row, summarise
+from migm.reporting.summary import Row, deviation, spread, summarise
 from migm.reporting.tables import Table, comma_separated, markdown
-from migm.reporting.trials import Group, grouped, metrics_of, spread, trial_rows
+from migm.reporting.trials import GROUP_HEADINGS, Group, grouped, metrics_of, shown_group, trial_rows
 from migm.runtime.errors import UserError
 from migm.runtime.figures import plt, write_figure
 from migm.runtime.files import write_atomic
@@ -54,11 +54,12 @@ def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ())
     metrics = metrics_of([group for groups in sweeps.values() for group in groups])
     compared = {"feature_mse": 5, **dict.fromkeys(metrics, 3)}  # -> digits
     changes = [f"{metric} - reference" for metric in compared]
-    headings = ["sweep", "trial", "seeds", "parameters", "feature_mse", *metrics, *changes, "FFE", "training s"]
+    headings = ["sweep", "trial", *GROUP_HEADINGS, *metrics, *changes, "FFE", "training s"]
     cells = []
     for row in points:
         measured = [f"{row.mean(metric):.3f}" if metric in row.quality else "" for metric in metrics]
-        cells.append(["", row.label, "", "", "", *measured, *[""] * len(compared), _number(row.ffe), ""])
+        ffe = "" if row.ffe is None else f"{row.ffe:.2f}"
+        cells.append(["", row.label, "", "", "", *measured, *[""] * len(compared), ffe, ""])
     for sweep, groups in sweeps.items():
         for group in groups:
             is_reference = group is reference
@@ -70,13 +71,10 @@ def ablation_table(sweeps: Sweeps, reference: Group, points: Sequence[Row] = ())
                 [
                     sweep.removeprefix("ablation_"),
                     group.values[0] + " (reference)" * is_reference,
-                    str(len(group.trials)),
-                    f"{group.trials[0].parameters:,}",
-                    spread(values(group, "feature_mse"), 4),
-                    *(spread(values(group, metric), 3) for metric in metrics),
+                    *shown_group(group, metrics),
                     *(f"+{text}" if text and text[0] != "-" else text for text in changed),
                     spread(group.costs("ffe")[:1], 2),
-                    spread([t.train_seconds for t in group.trials if t.train_seconds is not None], 0),
+                    spread(group.train_seconds(), 0),
                 ]
             )
     return headings, cells
@@ -95,10 +93,6 @@ def differences(group: Group, reference: Group, metric: str) -> list[float]:
     before = dict(zip(reference.seeds(), values(reference, metric), strict=False))
     now = zip(group.seeds(), values(group, metric), strict=False)
     return [value - before[seed] for seed, value in now if seed in before]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _draw_grid(groups: Sequence[Group], metric: str, path: Path) -> None:
@@ -141,6 +135,6 @@ def _draw_length(groups: Sequence[Group], metric: str, path: Path) -> None:
 
 def _errors(axes: Axes, x: Sequence[float], measured: Sequence[Sequence[float]], label: str) -> None:
     mean = [statistics.fmean(values) for values in measured]
-    deviation = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in measured]
-    axes.errorbar(x, mean, deviation, marker="o", markersize=5, capsize=2, linewidth=1.2, label=label)
+    error = [deviation(values) for values in measured]
+    axes.errorbar(x, mean, error, marker="o", markersize=5, capsize=2, linewidth=1.2, label=label)
     axes.grid(alpha=0.25)

@@ -72,10 +72,8 @@ def audit(paths: Iterable[str | Path]) -> tuple[list[StudyLines], list[Problem]]
     problems: list[Problem] = []
     requested = [Path(path) for path in paths]
     files = list({path.resolve(): path for path in requested}.values())
-    if len(files) < len(requested):
-        problems.append(
-            Problem("duplicate", "results", f"{len(requested) - len(files)} files are given twice, read once")
-        )
+    if twice := len(requested) - len(files):
+        problems.append(Problem("duplicate", "results", f"{twice} files are given twice, read once"))
     lines = [line for path in files for line in _read(path, problems)]
     studies: dict[tuple[Any, ...], list[Line]] = {_study(line): [] for line in lines}  # keeps the order of the files
     for line in _last_of_each(lines, problems):
@@ -128,9 +126,8 @@ def _last_of_each(lines: Sequence[Line], problems: list[Problem]) -> list[Line]:
     latest: dict[tuple[Any, ...], Line] = {}
     replaced: dict[tuple[Path, Path], list[tuple[Line, Line]]] = defaultdict(list)
     for line in sorted(lines, key=lambda line: str(line.record.get("time", ""))):
-        earlier = latest.pop(
-            identity(line.record), None
-        )  # popped, so that the result is in order of the measurements that count
+        # Popped, so that the result is in order of the measurements that count.
+        earlier = latest.pop(identity(line.record), None)
         if earlier:
             replaced[earlier.path, line.path].append((earlier, line))
         latest[identity(line.record)] = line

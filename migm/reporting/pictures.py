@@ -53,9 +53,8 @@ class Pictures:
             entry = gallery_entry(path)
             if entry["base"] != base:
                 raise UserError(f"images={folder}: {path.name} is of base {entry['base']}, the results are of {base}")
-            label = point_label(
-                entry["accelerator"], entry["num_steps"], entry["num_full_steps"], entry.get("variant", "")
-            )
+            steps = entry["num_steps"], entry["num_full_steps"]
+            label = point_label(entry["accelerator"], *steps, entry.get("variant", ""))
             key = (entry["index"], entry["seed"])
             shown = entry["prompt"] if "prompt" in entry else f"label {entry['label']}"
             image = path.with_suffix(".png")

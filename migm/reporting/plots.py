@@ -27,10 +27,7 @@ MORE = [
     "#5d5179",
 ]  # for methods without a colour of their own
 # Methods whose points are labelled, and the label's place: vanilla above, the shortcut below its line.
-NAMED = {
-    "vanilla": {"xytext": (4, 4)},
-    "shortcut": {"xytext": (-3, -4), "ha": "right", "va": "top"},
-}
+NAMED = {"vanilla": {"xytext": (4, 4)}, "shortcut": {"xytext": (-3, -4), "ha": "right", "va": "top"}}
 COSTS = {"time": ("seconds", 1e3, "ms per image"), "ffe": ("ffe", 1.0, "FFE (full-forward equivalents)")}
 
 

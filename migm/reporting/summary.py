@@ -51,8 +51,7 @@ class Row:
 
     def deviation(self, metric: str) -> float:
         """Return the sample standard deviation over the seed sets; 0 with a single set."""
-        values = self.quality[metric]
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+        return deviation(self.quality[metric])
 
 
 @dataclass
@@ -114,9 +113,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> Summary:
         rows.values(),
         key=lambda r: (r.accelerator != "vanilla", r.accelerator, r.num_steps, r.num_full_steps, r.variant),
     )
-    last = ([r for r in timed if protocol(r) == compared] or records)[
-        -1
-    ]  # times depend on the device, quality does not
+    # Times depend on the device, quality does not.
+    *_, last = [r for r in timed if protocol(r) == compared] or records
     about = {key: last.get(key, "") for key in ("base", "sampling", "device", "torch", "migm", "commit")}
     peaks = [r for r in records if r["metric"].startswith("peak_bytes/")]
     counters = {str(r.get("counter", "unknown")): None for r in peaks}
@@ -153,8 +151,9 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
     further = further_costs(summary)
     cells = []
     for row in summary.rows:
-        values = [_pm(row, metric) if metric in row.quality else "" for metric in metrics]
+        values = [spread(row.quality[m], 3 if abs(row.mean(m)) < 2 else 2) if m in row.quality else "" for m in metrics]
         change = row.mean(metrics[0]) / baseline.mean(metrics[0]) - 1 if metrics[0] in row.quality else None
+        more = [by_label[row.label] for by_label in further.values()]
         cells.append(
             [
                 row.method,
@@ -165,10 +164,7 @@ def table(summary: Summary, baseline: Row) -> tuple[list[str], list[list[str]]]:
                 "" if row.seconds is None else f"{1e3 * row.seconds:.2f}",
                 "" if row.seconds is None or not baseline.seconds else f"{row.seconds / baseline.seconds:.1%}",
                 "" if row.ffe is None else f"{row.ffe:.2f}",
-                *(
-                    "" if value is None else f"{value:.2f}"
-                    for value in (by_label[row.label] for by_label in further.values())
-                ),
+                *("" if value is None else f"{value:.2f}" for value in more),
             ]
         )
     return [*headings, *further], cells
@@ -189,13 +185,19 @@ def further_costs(summary: Summary) -> dict[str, dict[str, float | None]]:
         if not main and any(times.values()):
             columns[f"ms / image, {name}"] = {label: value and 1e3 * value for label, value in times.items()}
         if any(peaks.values()):
-            columns["peak MB" if main else f"peak MB, {name}"] = {
-                label: value and value / 1e6 for label, value in peaks.items()
-            }
+            heading = "peak MB" if main else f"peak MB, {name}"
+            columns[heading] = {label: value and value / 1e6 for label, value in peaks.items()}
     return columns
 
 
-def _pm(row: Row, metric: str) -> str:
-    digits = 3 if abs(row.mean(metric)) < 2 else 2
-    spread = f" ± {row.deviation(metric):.{digits}f}" if len(row.quality[metric]) > 1 else ""
-    return f"{row.mean(metric):.{digits}f}{spread}"
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Format mean ± sample standard deviation, the mean alone for a single value, nothing without values."""
+    if not values:
+        return ""
+    shown = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{shown}"

@@ -115,7 +115,7 @@ class Sweep(Callback):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         if self.planned:
-            _say(self.plan())
+            Plain().print(self.plan())
 
     def plan(self) -> str:
         """Return the plan of a grid: counts, and time and disk of unfinished trainings from finished ones."""
@@ -152,7 +152,7 @@ class Sweep(Callback):
             print(f"error: {line}  (where: {path})", file=sys.stderr)
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         elif self.planned:
-            _say(self.plan())
+            Plain().print(self.plan())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the table of all trials in the folder, list failures of this run, exit with 1 if any."""
@@ -246,7 +246,3 @@ def _assignments(override: Override) -> list[str]:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _say(text: str) -> None:
-    Plain().print(text)

@@ -2,13 +2,13 @@
 
 import csv
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
+from itertools import pairwise
 
 from migm.reporting.pareto import front, hypervolume
-from migm.reporting.summary import Row, Summary, further_costs, table
+from migm.reporting.summary import Row, Summary, further_costs, spread, table
 from migm.runtime import markup
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings, and one list of cells per row
@@ -77,8 +77,8 @@ def best_two(summary: Summary, baseline: Row, shares: Sequence[float] = (0.5, 0.
 
 
 def _delta(row: Row, baseline: Row, metric: str) -> str:
-    spread = math.hypot(row.deviation(metric), baseline.deviation(metric))
-    shown = f" ± {spread:.3f}" if len(row.quality[metric]) > 1 and row is not baseline else ""
+    deviation = math.hypot(row.deviation(metric), baseline.deviation(metric))
+    shown = f" ± {deviation:.3f}" if len(row.quality[metric]) > 1 and row is not baseline else ""
     return f"{row.mean(metric) - baseline.mean(metric):+.3f}{shown}"
 
 
@@ -105,9 +105,8 @@ def fronts(summary: Summary) -> Table:
                 members = [i for i, r in enumerate(rows) if r.accelerator == method]
                 on_front = [rows[i].label for i in members if rows[i].label in best]
                 volume = _volume(rows, cost, members, metric, sign)
-                cells.append(
-                    [method, metric, heading, f"{len(on_front)} of {len(members)}", volume, ", ".join(on_front)]
-                )
+                share = f"{len(on_front)} of {len(members)}"
+                cells.append([method, metric, heading, share, volume, ", ".join(on_front)])
     return ["method", "metric", "cost", "on the front", "hypervolume", "which"], cells
 
 
@@ -122,5 +121,57 @@ def _volume(rows: Sequence[Row], cost: Sequence[float], members: Sequence[int], 
         box = (max(cost) - min(cost)) * (max(values) - min(values))
         area = hypervolume([cost[i] for i in members], [values[i] for i in members], (max(cost), max(values)))
         shares.append(area / box if box else 0.0)
-    spread = f" ± {statistics.stdev(shares):.3f}" if len(shares) > 1 else ""
-    return f"{statistics.fmean(shares):.3f}{spread}"
+    return spread(shares, 3)
+
+
+def equal_time(summary: Summary) -> str:
+    """Return Markdown tables that compare each other method with vanilla and reuse at equal time, per metric."""
+    methods = sorted({row.accelerator for row in summary.rows} - {"vanilla", "reuse"})
+    pairs = [(metric, method) for metric in summary.metrics() for method in methods]
+    return "\n".join(markdown(*compare(summary, metric, method, ["vanilla", "reuse"])) for metric, method in pairs)
+
+
+def interpolate(rows: Sequence[Row], metric: str, sign: int, seconds: float) -> tuple[float, float] | None:
+    """Return mean and deviation that `rows` reach in `seconds`, on their Pareto front, linear in log time.
+
+    `sign` is 1 where higher values are better, else -1. Beyond the slowest point of the front that point
+    counts. Below the fastest point the result is None.
+    """
+    timed = [r for r in rows if r.seconds and metric in r.quality]
+    times = [r.seconds or 0.0 for r in timed]
+    best = [timed[i] for i in front(times, [-sign * r.mean(metric) for r in timed])]
+    for left, right in pairwise(best):
+        low, high = left.seconds or 0, right.seconds or 0
+        if low <= seconds < high:
+            share = math.log(seconds / low) / math.log(high / low)
+            mean = (1 - share) * left.mean(metric) + share * right.mean(metric)
+            return mean, math.hypot((1 - share) * left.deviation(metric), share * right.deviation(metric))
+    if best and seconds >= (best[-1].seconds or 0):
+        return best[-1].mean(metric), best[-1].deviation(metric)
+    return None
+
+
+def compare(summary: Summary, metric: str, method: str, others: Sequence[str]) -> Table:
+    """Return headings, and a line per point of `method`: its value, and its gain on each other method.
+
+    The gain is positive where `method` is better. It is also given in units of the deviation of the
+    difference, sqrt(s_a^2 + s_b^2).
+    """
+    sign = 1 if summary.higher_is_better[metric] else -1
+    lines = []
+    for row in summary.rows:
+        if row.accelerator != method or row.seconds is None or metric not in row.quality:
+            continue
+        cells = [row.label, f"{1e3 * row.seconds:.2f}", f"{row.mean(metric):.3f}"]
+        for other in others:
+            other_value = interpolate([r for r in summary.rows if r.accelerator == other], metric, sign, row.seconds)
+            cells.append(_gain(row, metric, sign, other_value))
+        lines.append(cells)
+    return ["point", "ms / image", metric, *(f"gain on {other} at equal time" for other in others)], lines
+
+
+def _gain(row: Row, metric: str, sign: int, other_value: tuple[float, float] | None) -> str:
+    if other_value is None:
+        return "no point as cheap"
+    gain, deviation = sign * (row.mean(metric) - other_value[0]), math.hypot(row.deviation(metric), other_value[1])
+    return f"{gain:+.3f}" + (f" = {gain / deviation:+.1f} deviations" if deviation else "")

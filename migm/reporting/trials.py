@@ -2,14 +2,13 @@
 
 import json
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from migm.evaluation.results import read
-from migm.reporting.summary import Row, summarise
+from migm.reporting.summary import Row, spread, summarise
 from migm.reporting.tables import Table
 from migm.runtime.errors import UserError
 from migm.runtime.files import write_json
@@ -17,6 +16,7 @@ from migm.runtime.reading import read_text
 
 FORMAT = "migm-trial/1"
 FILE = "trial.json"
+GROUP_HEADINGS = ("seeds", "parameters", "feature_mse")
 
 
 @dataclass
@@ -74,6 +74,9 @@ class Group:
         """Return a mean over seed sets per trial."""
         return [row.mean(metric) for row in self.rows if metric in row.quality]
 
+    def train_seconds(self) -> list[float]:
+        return [trial.train_seconds for trial in self.trials if trial.train_seconds is not None]
+
     def costs(self, name: str) -> list[float]:
         """Return `seconds` or `ffe` of the rows that have it."""
         return [value for row in self.rows if (value := getattr(row, name)) is not None]
@@ -94,26 +97,22 @@ def grouped(sweep: Path, keys: Sequence[str] = ()) -> list[Group]:
     return sorted(groups.values(), key=lambda group: (*map(_order, group.values), group.label))
 
 
+def shown_group(group: Group, metrics: Sequence[str]) -> list[str]:
+    """Return the cells of GROUP_HEADINGS and of the `metrics`, mean ± standard deviation over seeds."""
+    errors = spread([trial.feature_mse for trial in group.trials], 4)
+    qualities = [spread(group.quality(metric), 3) for metric in metrics]
+    return [str(len(group.trials)), f"{group.trials[0].parameters:,}", errors, *qualities]
+
+
 def trial_table(groups: Sequence[Group], keys: Sequence[str]) -> Table:
     """Return one row per group: mean ± standard deviation over seeds."""
     metrics = metrics_of(groups)
-    headings = [*(key.split(".")[-1] for key in keys), "point", "seeds", "parameters", "feature_mse", *metrics]
+    headings = [*(key.split(".")[-1] for key in keys), "point", *GROUP_HEADINGS, *metrics]
     cells = []
     for group in groups:
-        trained = [t.train_seconds for t in group.trials if t.train_seconds is not None]
-        cells.append(
-            [
-                *group.values,
-                group.label,
-                str(len(group.trials)),
-                f"{group.trials[0].parameters:,}",
-                spread([trial.feature_mse for trial in group.trials], 4),
-                *(spread(group.quality(metric), 3) for metric in metrics),
-                spread([1e3 * seconds for seconds in group.costs("seconds")], 2),
-                spread(group.costs("ffe"), 2),
-                spread(trained, 0),
-            ]
-        )
+        milliseconds = [1e3 * seconds for seconds in group.costs("seconds")]
+        costs = [spread(milliseconds, 2), spread(group.costs("ffe"), 2), spread(group.train_seconds(), 0)]
+        cells.append([*group.values, group.label, *shown_group(group, metrics), *costs])
     return [*headings, "ms / image", "FFE", "training s"], cells
 
 
@@ -135,14 +134,6 @@ def trial_rows(groups: Sequence[Group], keys: Sequence[str]) -> Table:
 def metrics_of(groups: Sequence[Group]) -> list[str]:
     """Return the quality metrics that any group has."""
     return list(dict.fromkeys(metric for group in groups for row in group.rows for metric in row.quality))
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Format mean ± sample standard deviation."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def _order(value: str) -> tuple[int, float, str]:

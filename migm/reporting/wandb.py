@@ -1,21 +1,22 @@
-"""Weights & Biases, enabled by `logger=wandb`: each point of a study is a run, and each report.
+"""Weights & Biases, enabled by `logger=wandb`: runs for the points of a study and for reports, and a dashboard.
 
 Runs of an experiment share a group. `evaluate` and `report` are their job types, beside Lightning's
 `train`. A point or report that is logged again replaces its run.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from migm.evaluation.results import file_name
-from migm.reporting.dashboard import spec, workspace
 from migm.reporting.summary import Row, Summary, summarise, table
 from migm.runtime.extras import optional, refuse_missing
 from migm.runtime.files import content_hash, write_atomic
 from migm.runtime.reading import files_of
 
 KEPT = ("project", "entity", "group", "tags", "notes")  # settings of Lightning's logger that are passed on
+CURVES = ("train/feature_mse", "val/feature_mse")  # of the dashboard
 QUIET = {"silent": True, "console": "off", "x_disable_stats": True}
 
 
@@ -121,3 +122,47 @@ def cost_keys(summary: Summary) -> list[str]:
     names = [name for name in summary.protocols() if any(name in row.timings for row in summary.rows)]
     measured = any(row.ffe is not None for row in summary.rows)
     return [f"cost/seconds_per_image/{name}" for name in names] + ["cost/ffe"] * measured
+
+
+def workspace(entity: str, project: str, group: str, metrics: Sequence[str], costs: Sequence[str]) -> Any:
+    """Return a workspace on the runs of `group`: quality against cost, bars, previews and training curves.
+
+    `costs` are keys of `point_values`. Nothing is sent before the workspace's `save()`.
+    """
+    wr: Any = optional("wandb_workspaces.reports.v2", "logger=wandb")
+    ws: Any = optional("wandb_workspaces.workspaces", "logger=wandb")
+    planes: list[Any] = [
+        wr.ScatterPlot(
+            title=f"{metric} against {cost.removeprefix('cost/')}",
+            x=wr.SummaryMetric(cost),
+            y=wr.SummaryMetric(f"quality/{metric}"),
+            log_x=True,
+        )
+        for metric in metrics
+        for cost in costs
+    ]
+    keys = [*(f"quality/{metric}" for metric in metrics), *costs]
+    bars: list[Any] = [wr.BarPlot(title=key, metrics=[wr.SummaryMetric(key)], orientation="h") for key in keys]
+    curves: list[Any] = [wr.LinePlot(title=key, x="trainer/global_step", y=[key], log_y=True) for key in CURVES]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"{group}: quality and cost",
+        sections=[
+            ws.Section(name="Quality against cost", panels=planes, is_open=True),
+            ws.Section(name="Points", panels=bars, is_open=True),
+            ws.Section(name="Images", panels=[wr.MediaBrowser(media_keys=["preview"])], is_open=True),
+            ws.Section(name="Training", panels=curves),
+        ],
+        runset_settings=ws.RunsetSettings(filters=f"Group = {group!r}"),
+    )
+
+
+def spec(unsaved: Any) -> str:
+    """Write a workspace as JSON, deterministically: panels are numbered instead of named at random."""
+    # The package has no public way to write what `save()` would send.
+    content = unsaved._to_model().model_dump(by_alias=True, exclude_none=True, mode="json")
+    panels = [p for section in content["spec"]["section"]["panelBankConfig"]["sections"] for p in section["panels"]]
+    for number, panel in enumerate(panels):
+        panel["__id__"] = f"panel{number}"
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

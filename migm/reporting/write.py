@@ -8,12 +8,11 @@ from rich.table import Table
 
 from migm.evaluation.results import file_name
 from migm.reporting.audit import Problem, StudyLines, audit, located
-from migm.reporting.equal_time import compare
 from migm.reporting.html import page, study_data
 from migm.reporting.pictures import Pictures
 from migm.reporting.plots import draw_all
 from migm.reporting.summary import Row, Summary, summarise, table
-from migm.reporting.tables import best_two, comma_separated, deltas, fronts, latex, markdown
+from migm.reporting.tables import best_two, comma_separated, deltas, equal_time, fronts, latex, markdown
 from migm.reporting.wandb import Tracker
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
@@ -118,10 +117,3 @@ def _print(console: Plain, name: str, headings: Sequence[str], cells: Sequence[S
     for row in cells:
         shown.add_row(*row)
     console.print(shown)
-
-
-def equal_time(summary: Summary) -> str:
-    """Return Markdown tables that compare each other method with vanilla and reuse at equal time, per metric."""
-    methods = sorted({row.accelerator for row in summary.rows} - {"vanilla", "reuse"})
-    pairs = [(metric, method) for metric in summary.metrics() for method in methods]
-    return "\n".join(markdown(*compare(summary, metric, method, ["vanilla", "reuse"])) for metric, method in pairs)

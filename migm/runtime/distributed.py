@@ -84,9 +84,8 @@ def _group(_world: Any) -> dist.ProcessGroup:
 def _together(call: Callable[[], Any]) -> None:
     try:
         call()
-    except (
-        RuntimeError
-    ) as error:  # raised at once if a process closed its connection, after the timeout if it is silent
+    # Raised at once if a process closed its connection, after the timeout if it is silent.
+    except RuntimeError as error:
         raise UserError(
             f"another process of this run ended, or was not heard of for too long ({PATIENCE}=<minutes> to wait "
             f"longer); what it printed says why, and the same command goes on from here ({str(error).splitlines()[0]})"

@@ -13,7 +13,15 @@ from migm.runtime.files import replacing
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False
 
-__all__ = ["plain_ticks", "plt", "write_figure"]
+__all__ = ["panels", "plain_ticks", "plt", "write_figure"]
+
+
+def panels(number: int, width: float = 5.2, height: float = 4.4) -> tuple[Figure, list[Any]]:
+    """Return a figure and its `number` axes in a row."""
+    figure, axes = plt.subplots(1, number, figsize=(width * number, height), layout="constrained", squeeze=False)
+    for panel in axes[0]:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[0])
 
 
 def write_figure(figure: Figure, path: Path, dpi: int = 130) -> None:

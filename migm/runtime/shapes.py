@@ -20,10 +20,16 @@ space, so that ruff does not take the name for a class. Int and Float allow any 
 Only the tests check the annotations (tests/shape_checks.py).
 """
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 Tokens = Int[Tensor, "b l"]
+TokenMask = Bool[Tensor, "b l"]  # True at some of the image tokens
 Positions = Int[Tensor, "b k"]  # positions of image tokens
+Features = Float[Tensor, "b t c"]
+FeatureRows = Float[Tensor, "b r c"]
+RowMask = Bool[Tensor, "b r"]  # True at some of these rows
+PerImage = Int[Tensor, " b"]  # a whole number of each image, or of each training pair
+Scalar = Float[Tensor, ""]
 Ratio = Float[Tensor, " b"]  # share of an image's tokens that are masked: 0...1
 Images = UInt8[Tensor, "b 3 h w"]

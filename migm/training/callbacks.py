@@ -31,9 +31,8 @@ class StepProgress(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.bar and (trainer.global_step % self.refresh_every == 0 or trainer.global_step == trainer.max_steps):
-            shown = ", ".join(
-                f"{name} {value:.4f}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
-            )
+            metrics = trainer.progress_bar_metrics.items()
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics if name != "v_num")
             self.bar.update(self.task, completed=trainer.global_step, description=shown or "train")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -53,12 +53,3 @@ def _share_of_first(averaging: EMAWeightAveraging, key: str, decay: float, max_s
             f"not be updated once in trainer.max_steps={max_steps}, and untrained ones be saved; begin earlier"
         )
     return decay ** (updates - 1)
-
-
-def refuse_no_step(steps: int) -> None:
-    """Raise a UserError if Lightning made no step, since untrained weights are not saved."""
-    if not steps:
-        raise UserError(
-            "the training made no step, and untrained weights are not saved: see trainer.limit_train_batches, "
-            "trainer.max_epochs and the like"
-        )

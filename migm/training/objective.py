@@ -3,20 +3,20 @@
 from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 
 from migm.bases.base import Base, Branch, image_rows
 from migm.runtime.kinds import NotNegative, Positive
+from migm.runtime.shapes import FeatureRows, Features, RowMask, Scalar
 from migm.shortcuts.losses import Direction, masked_cosine, masked_kl, masked_mse
 from migm.training.rollout import Rollout, Situation, predict
 from migm.trajectories.dataset import Pairs
 
+LossAndLog = tuple[Scalar, dict[str, Scalar]]
+
 
 class Objective(Protocol):
-    def __call__(
-        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]: ...
+    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0) -> LossAndLog: ...
 
 
 class FeatureLoss:
@@ -47,9 +47,7 @@ class FeatureLoss:
         self.kl_temperature, self.rollout = kl_temperature, rollout
         self.kl_direction: Direction = kl_direction
 
-    def __call__(
-        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0
-    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0) -> LossAndLog:
         if self.rollout:
             now, target = self.rollout(shortcut, base, batch, iteration)
         else:
@@ -71,16 +69,10 @@ class FeatureLoss:
             log["logit_kl"] = kl.detach()
         return loss, log
 
-    def _judged(self, features: Float[Tensor, "b t c"], branch: Branch) -> Float[Tensor, "b r c"]:
+    def _judged(self, features: Features, branch: Branch) -> FeatureRows:
         return features if self.rows == "all" else image_rows(features, branch)
 
-    def divergence(
-        self,
-        base: Base,
-        predicted: Float[Tensor, "b r c"],
-        target: Float[Tensor, "b r c"],
-        judged: Bool[Tensor, "b r"],
-    ) -> Float[Tensor, ""]:
+    def divergence(self, base: Base, predicted: FeatureRows, target: FeatureRows, judged: RowMask) -> Scalar:
         """Return the KL divergence of the token distributions of two features, mean over the judged rows."""
         student = base.head(predicted.to(base.dtype)).float() / self.kl_temperature
         with torch.no_grad():

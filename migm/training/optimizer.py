@@ -54,11 +54,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        named_parameters: Iterable[tuple[str, Parameter]],
-        inside: str,
-        lr: NotNegative,
-        weight_decay: NotNegative,
+        self, named_parameters: Iterable[tuple[str, Parameter]], inside: str, lr: NotNegative, weight_decay: NotNegative
     ):
         named = list(named_parameters)
         matrices = [p for n, p in named if p.ndim == 2 and inside in n]

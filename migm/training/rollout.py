@@ -3,27 +3,29 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
 from migm.runtime.kinds import Count, Seed
-from migm.runtime.shapes import Ratio, Tokens
+from migm.runtime.shapes import Features, PerImage, Ratio, TokenMask, Tokens
 from migm.sampling.loop import Draw, Sampling, step
 from migm.sampling.noise import KeyedNoise, Noise
 from migm.sampling.schedule import Schedule
 from migm.sampling.select import Select
 from migm.trajectories.dataset import Pairs, padded_positions
 
+Each = Shaped[Tensor, " b *each"]  # anything that has a row for each pair
+
 
 class Situation(NamedTuple):
     """The input of the shortcut: features of a step, the tokens that the step revealed, and what is still masked."""
 
     branch: Branch
-    features: Float[Tensor, "b t c"]
+    features: Features
     tokens: Tokens  # v where masked
-    new: Bool[Tensor, "b l"]  # True at tokens that the last step revealed
-    masked: Bool[Tensor, "b l"]
+    new: TokenMask  # True at tokens that the last step revealed
+    masked: TokenMask
     width: int  # the largest number of True entries in a row of `new`
 
     @classmethod
@@ -38,7 +40,7 @@ class Situation(NamedTuple):
         return self.masked.float().mean(1)
 
 
-def predict(shortcut: nn.Module, base: Base, now: Situation) -> Float[Tensor, "b t c"]:
+def predict(shortcut: nn.Module, base: Base, now: Situation) -> Features:
     """Return the features that the shortcut predicts for the next step."""
     dtype = next(shortcut.parameters()).dtype
     positions, mask = padded_positions(now.new, now.width)
@@ -67,9 +69,7 @@ class Rollout:
         self.sampling = Sampling(num_steps, num_steps, schedule, draw, select)
 
     @torch.no_grad()
-    def __call__(
-        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int
-    ) -> tuple[Situation, Float[Tensor, "b t c"]]:
+    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int) -> tuple[Situation, Features]:
         """Return the situation of every pair before its last step, and the target features of that step."""
         now, went_on = Situation.of(batch, base), torch.zeros_like(batch.steps, dtype=torch.bool)
         planned = self.sampling.schedule.counts(base.spec.num_tokens, self.sampling.num_steps)
@@ -91,14 +91,8 @@ class Rollout:
         return now, target
 
     def _step(
-        self,
-        shortcut: nn.Module,
-        base: Base,
-        now: Situation,
-        index: Int[Tensor, "b 1"],
-        count: Int[Tensor, " b"],
-        noise: Noise,
-    ) -> tuple[Float[Tensor, "b t c"], Tokens, Bool[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        self, shortcut: nn.Module, base: Base, now: Situation, index: Int[Tensor, "b 1"], count: PerImage, noise: Noise
+    ) -> tuple[Features, Tokens, TokenMask, TokenMask]:
         """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
         features = predict(shortcut, base, now)
         positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
@@ -108,8 +102,6 @@ class Rollout:
         return features.to(now.features.dtype), tokens, stepped.revealed, now.masked & ~stepped.revealed
 
 
-def where_rows(
-    rows: Bool[Tensor, " b"], a: Shaped[Tensor, " b *each"], b: Shaped[Tensor, " b *each"]
-) -> Shaped[Tensor, " b *each"]:
+def where_rows(rows: Bool[Tensor, " b"], a: Each, b: Each) -> Each:
     """Return `a` in the rows that are True, and `b` in the others."""
     return a.where(rows.view(-1, *[1] * (a.ndim - 1)), b)

@@ -1,6 +1,7 @@
 """Run the training of a shortcut: check its config, resume, train, validate and write the weights."""
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,9 +29,8 @@ from migm.sampling.sampler import Sampler
 from migm.shortcuts.checkpoint import FORMAT, save_shortcut
 from migm.shortcuts.network import ShortcutNetwork
 from migm.training.checkpoints import Checkpoints, newest
-from migm.training.course import check_course, refuse_no_step
+from migm.training.course import check_course
 from migm.training.module import WANDB_RUN, ShortcutModule
-from migm.training.tracking import going_on
 from migm.trajectories.datamodule import TrajectoryData
 
 
@@ -137,7 +137,11 @@ class Training:
             if not in_sweep():  # a sweep's points are logged in the same runs
                 self.close()
         if self.trainer.global_step < self.max_steps:
-            refuse_no_step(self.trainer.global_step)
+            if not self.trainer.global_step:
+                raise UserError(
+                    "the training made no step, and untrained weights are not saved: see trainer.limit_train_batches, "
+                    "trainer.max_epochs and the like"
+                )
             end = f"the training ended at step {self.trainer.global_step} of trainer.max_steps={self.max_steps}"
             self.console.print(f"{end}, by another key of trainer or a callback", style="yellow")
         steps = self.trainer.global_step - self.state["global_step"]
@@ -149,6 +153,18 @@ class Training:
         """Save the weights to go on with, before the averaged weights replace them at the end of a training."""
         trainer.save_checkpoint(self.resume)
         self.ended = True
+
+
+def going_on(logger: Mapping[str, Any], run: str | None) -> dict[str, Any]:
+    """Return a config's `logger` that goes on with the W&B run of this id, unless the config names a run."""
+    if "wandb" not in logger:
+        return dict(logger)
+    node = dict(logger["wandb"])
+    if node.get("offline"):  # Lightning sets only a variable, which W&B reads when its process begins
+        node.setdefault("mode", "offline")
+    if run is not None and not node.get("id") and not node.get("version"):
+        node |= {"id": run, "resume": "allow"}
+    return {**logger, "wandb": node}
 
 
 def collect_and_train(config: TrainConfig, training: Training, sampler: Sampler, data: TrajectoryData) -> float:

@@ -133,12 +133,7 @@ def announce(work: TrainingWork, data: "TrajectoryData", images: int, console: P
 
 
 def make(
-    shards: Sequence[Planned],
-    unlisted: Unlisted,
-    sampler: Sampler,
-    data: "TrajectoryData",
-    seed: int,
-    console: Plain,
+    shards: Sequence[Planned], unlisted: Unlisted, sampler: Sampler, data: "TrajectoryData", seed: int, console: Plain
 ) -> None:
     """Write and note the shards of this process; rank 0 also lists the noted shards of all processes."""
     with progress(console, "images") as bar:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from migm.runtime.shapes import Tokens
+from migm.runtime.shapes import Features, PerImage, TokenMask, Tokens
 from migm.trajectories.paging import will_need
 from migm.trajectories.record import Trajectories, unpacked
 
@@ -15,15 +15,15 @@ from migm.trajectories.record import Trajectories, unpacked
 class Pairs(NamedTuple):
     """A batch of pairs; each holds consecutive steps (s, s + 1) of one guidance half of one image."""
 
-    features: Float[Tensor, "b t c"]  # of step s; if t = c = 0, `replay.with_features` computes them
-    target: Float[Tensor, "b t c"]  # of step s + 1
+    features: Features  # of step s; if t = c = 0, `replay.with_features` computes them
+    target: Features  # of step s + 1
     tokens: Tokens  # at the end of the generation
-    new: Bool[Tensor, "b l"]  # True at tokens that step s revealed
-    masked: Bool[Tensor, "b l"]  # True at tokens that are still masked before step s + 1
-    steps: Int[Tensor, " b"]  # s
+    new: TokenMask  # True at tokens that step s revealed
+    masked: TokenMask  # True at tokens that are still masked before step s + 1
+    steps: PerImage  # s
     conditions: Int[Tensor, "b q"]  # of the half, -1 at padding
-    halves: Int[Tensor, " b"]  # 0 conditional, 1 unconditional
-    images: Int[Tensor, " b"]  # numbers in the run
+    halves: PerImage  # 0 conditional, 1 unconditional
+    images: PerImage  # numbers in the run
     width: int  # the most tokens that step s revealed in any row
 
 
@@ -114,9 +114,7 @@ class PairDataset:
         return shard
 
 
-def _two_steps(
-    shards: Mapping[int, dict[str, Tensor]], shard: Int[Tensor, " b"], first: Int[Tensor, " b"]
-) -> Float[Tensor, "b 2 t c"]:
+def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: PerImage, first: PerImage) -> Float[Tensor, "b 2 t c"]:
     """Return the features of step `first` and of the step after it.
 
     `first` counts the steps of all images and halves of the row's `shard`.
@@ -140,9 +138,7 @@ def _two_steps(
     return unpacked(both)
 
 
-def padded_positions(
-    new: Bool[Tensor, "b l"], width: int
-) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:
+def padded_positions(new: TokenMask, width: int) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:
     """Return the positions of up to `width` true entries, ascending, 0 at padding; and a mask, False at padding."""
     # A stable descending sort puts the new positions first, in ascending order.
     positions = new.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]

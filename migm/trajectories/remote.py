@@ -44,8 +44,7 @@ class Place:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the objects of a JSON-lines file; an empty list if there is no such file."""
-        system, root = self._reach()
-        with self._errors():
+        with self._reached() as (system, root):
             try:
                 data = cast(bytes, system.cat_file(f"{root}/{name}"))
             except FileNotFoundError:
@@ -54,28 +53,24 @@ class Place:
 
     def sizes(self) -> dict[str, int]:
         """Return the size of every file in bytes, by name."""
-        system, root = self._reach()
-        with self._errors():
+        with self._reached() as (system, root):
             system.invalidate_cache()
             entries = cast(dict[str, Any], system.find(root, detail=True))
         return {name.rpartition("/")[2]: entry["size"] for name, entry in entries.items()}
 
     def get(self, name: str, local: Path) -> None:
-        system, root = self._reach()
-        with self._errors():
+        with self._reached() as (system, root):
             system.get_file(f"{root}/{name}", str(local))
 
     def put(self, local: Path) -> None:
         """Upload a file under its own name."""
-        system, root = self._reach()
-        with self._errors():
+        with self._reached() as (system, root):
             if isinstance(system, LocalFileSystem):
                 system.makedirs(root, exist_ok=True)  # elsewhere this would create a bucket if the name is wrong
             system.put_file(str(local), f"{root}/{local.name}")
 
     def write(self, name: str, text: str) -> None:
-        system, root = self._reach()
-        with self._errors():
+        with self._reached() as (system, root):
             system.pipe_file(f"{root}/{name}", text.encode())
 
     def _reach(self) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -92,10 +87,11 @@ class Place:
             raise UserError(f"{self.key}={self.url}: {error}") from error
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Raise a UserError for any exception in the block, since every file system has exceptions of its own."""
+    def _reached(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+        """Yield what `_reach` returns; any exception becomes a UserError, as every system has exceptions of its own."""
+        place = self._reach()
         try:
-            yield
+            yield place
         except Exception as error:
             raise UserError(f"{self.key}={self.url} failed ({type(error).__name__}: {error})") from error
 

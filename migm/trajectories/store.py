@@ -28,14 +28,10 @@ if TYPE_CHECKING:
 SCHEMA = "migm-traj/1"
 MANIFEST = "manifest.jsonl"
 NAMES = r"(manifest\.jsonl|\d{6,}\.(safetensors|json))(\.tmp)?"  # of all files in a store; a manifest marks a store
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I8": torch.int8,
-}  # by their names in safetensors
-DTYPES |= {"I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
+# By their names in safetensors
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+DTYPES |= {"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
+ManifestLine = dict[str, Any]  # of the manifest
 
 
 class Store:
@@ -44,13 +40,14 @@ class Store:
     With `remote`, the folder is the one at the URL of `remote`, and the store is read-only.
     """
 
-    def __init__(self, folder: str | Path, header: dict[str, Any] | None = None, remote: "Remote | None" = None):
+    def __init__(self, folder: str | Path, header: ManifestLine | None = None, remote: "Remote | None" = None):
         self.folder, self.name, self.remote = Path(folder), str(folder), remote
         self.manifest = self.folder / MANIFEST
         local_lines = read_lines(self.manifest) if not remote and self.manifest.exists() else []
         lines = remote.place.lines(MANIFEST) if remote else local_lines
         if lines:
-            self.header, self.shards = self._checked(lines, header)
+            self._check_lines(lines, header)
+            self.header, *self.shards = lines
         elif header is None:
             raise FileNotFoundError(
                 f"data.folder={folder}: no {MANIFEST} here; collect trajectories first (migm.collect)"
@@ -75,14 +72,14 @@ class Store:
         if not self.shards and not (self.manifest.exists() and read_lines(self.manifest)):
             append_line(self.manifest, self.header)
 
-    def write(self, number: int, trajectories: Trajectories) -> dict[str, Any]:
+    def write(self, number: int, trajectories: Trajectories) -> ManifestLine:
         """Write the complete shard `number` and return its manifest entry, which is not listed yet."""
         path = self.folder / f"{number:06d}.safetensors"
         write_tensors(trajectories.tensors(), path, {"schema": SCHEMA, "base": str(self.header["base"])})
         count, size = len(trajectories.images), path.stat().st_size
         return {"file": path.name, "count": count, "bytes": size, "sha256": file_hash(path)}
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: ManifestLine) -> None:
         """List a written shard, the next in order, in the manifest."""
         append_line(self.manifest, entry)
         self.shards.append(entry)
@@ -104,22 +101,17 @@ class Store:
         for shard in self.shards:
             self.check(shard, contents)
 
-    def check(self, shard: dict[str, Any], contents: bool = True) -> None:
+    def check(self, shard: ManifestLine, contents: bool = True) -> None:
         """Check one shard of a folder in the same way as `verify`."""
         path = self.folder / shard["file"]
         size = path.stat().st_size if path.exists() else 0
         if size != shard["bytes"]:
             state = f"has {size} of {shard['bytes']} bytes" if path.exists() else "is missing"
-            raise UserError(f"data.folder: shard {path} {state}; delete {self.folder} and collect again")
+            raise self._damaged(path, state)
         if contents and file_hash(path) != shard["sha256"]:
-            raise UserError(
-                f"data.folder: shard {path} is damaged (SHA-256 differs); delete {self.folder} and collect again"
-            )
+            raise self._damaged(path, "is damaged (SHA-256 differs)")
         if (count := self._images(path)) != shard["count"]:
-            raise UserError(
-                f"data.folder: shard {path} holds {count} images, {self.manifest} says {shard['count']}; "
-                f"delete {self.folder} and collect again"
-            )
+            raise self._damaged(path, f"holds {count} images, {self.manifest} says {shard['count']}")
 
     def _images(self, path: Path) -> int:
         """Return the number of images in a shard, from its header alone."""
@@ -127,13 +119,12 @@ class Store:
             with safe_open(path, "pt") as file:
                 return file.get_slice("images").get_shape()[0]
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"data.folder: shard {path} cannot be read ({error}); delete {self.folder} and collect again"
-            ) from error
+            raise self._damaged(path, f"cannot be read ({error})") from error
 
-    def _checked(
-        self, lines: list[dict[str, Any]], wanted: dict[str, Any] | None
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _damaged(self, shard: Path, how: str) -> UserError:
+        return UserError(f"data.folder: shard {shard} {how}; delete {self.folder} and collect again")
+
+    def _check_lines(self, lines: list[ManifestLine], wanted: ManifestLine | None) -> None:
         header, *shards = lines
         if header.get("schema") != SCHEMA:
             raise UserError(f"{self.name}/{MANIFEST} has schema {header.get('schema')}, this version reads {SCHEMA}")
@@ -149,7 +140,6 @@ class Store:
                     f"data.folder={self.name} was collected with {key}={stored}, but this run has {key}={value}; "
                     "choose another data.folder or delete this one"
                 )
-        return header, shards
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -165,12 +155,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     read_singly(data)
     sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in kinds.values()]
     parts = data[-sum(sizes) :].split(sizes)  # the tensors fill the file after its header
-    return {
-        name: part.view(dtype).view(shape) for part, (name, (dtype, shape)) in zip(parts, kinds.items(), strict=True)
-    }
+    named = zip(parts, kinds.items(), strict=True)
+    return {name: part.view(dtype).view(shape) for part, (name, (dtype, shape)) in named}
 
 
-def _describes_shard(line: dict[str, Any], number: int) -> bool:
+def _describes_shard(line: ManifestLine, number: int) -> bool:
     """Return whether a line of the manifest describes shard `number`, with values of the right types."""
     counts = [line.get("count"), line.get("bytes")]
     whole = all(type(count) is int and count > 0 for count in counts)

@@ -17,9 +17,8 @@ from migm.metrics.caption_agreement import CaptionAgreement
 from migm.metrics.class_agreement import ClassAgreement
 from migm.metrics.clip_score import CLIPScore
 from migm.metrics.frechet import FrechetCifarNet
-from migm.metrics.image_reward import ScorerMetric
 from migm.metrics.inception import FID
-from migm.metrics.metric import Batch, QualityMetric
+from migm.metrics.metric import Batch, MeanMetric, QualityMetric
 from migm.metrics.neighbours import KID, Neighbours
 from migm.metrics.networks.image_reward import ImageRewardScorer, RewardModel, reward_tokenizer
 from migm.metrics.networks.inception import Inception, load_inception
@@ -34,7 +33,7 @@ def images(count: int = 6) -> Tensor:
     return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
-class SmallReward(ScorerMetric):
+class SmallReward(MeanMetric):
     """The reward of a small network, as ImageReward asks the published one."""
 
     def __init__(self, folder: Path):

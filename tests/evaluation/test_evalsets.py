@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_parts import composed
 
-import migm.metrics.needs
+import migm.metrics.files
 import migm.needs
 from migm.bases.inputs import Classes, Prompts
 from migm.config.building import build, load
@@ -84,5 +84,5 @@ def test_every_metric_says_what_it_needs():
         path.stem for path in (Path(migm.needs.conf_path()) / "metric").glob("*.yaml") if path.stem != "none"
     )
     config = load(composed("evaluate", f"metric=[{','.join(names)}]"), EvaluateConfig)
-    users = {user for users in migm.metrics.needs.needs(config.metric, config.evalset).values() for user in users}
+    users = {user for users in migm.metrics.files.needs(config.metric, config.evalset).values() for user in users}
     assert users == set(names)

@@ -84,7 +84,7 @@ KEYS = [
     ("analyse", "folder", "migm.analyses.running.build"),
     ("report", "folder", "migm.report.write_report"),
     ("ablations", "folder", "migm.ablations.write_ablations"),
-    ("humaneval", "folder", "migm.human_eval.exporting.export"),
+    ("humaneval", "folder", "migm.humaneval.export"),
     ("pretrain", "pretrain.folder", "migm.pretrain.build"),
     ("pretrain", "paths.assets", "migm.pretrain.build"),
 ]

@@ -16,8 +16,7 @@ import migm.training.run
 from migm.config.building import build
 from migm.reporting.trained import show_trained
 from migm.training.module import ShortcutModule
-from migm.training.run import Training
-from migm.training.tracking import going_on
+from migm.training.run import Training, going_on
 
 
 class Killed(Exception):

@@ -21,9 +21,9 @@ from migm.bases.layout import NAMES, Markers
 from migm.bases.words import TAGS, Checksums, PromptTemplate, TokenizerFile
 from migm.config.building import asset_path, build, load
 from migm.config.roots import GenerateConfig, HumanevalConfig
-from migm.human_eval.exporting import count, hand_out
 from migm.human_eval.pairs import export, find_pairs
 from migm.human_eval.votes import read_votes
+from migm.humaneval import count, hand_out
 from migm.runtime.errors import UserError
 from migm.training.course import check_course
 from migm.training.run import Training

@@ -16,7 +16,7 @@ from tiny_parts import composed, naming
 
 from migm.config.building import load
 from migm.config.roots import HumanevalConfig
-from migm.human_eval.exporting import count, hand_out
+from migm.humaneval import count, hand_out
 from migm.runtime.errors import UserError
 
 PROMPTS = ["a red truck", "<b>a dog</b> & a cat", "a ship"]

@@ -1,4 +1,4 @@
-"""Tables as text, differences to the baseline, and hypervolumes, on values worked out by hand."""
+"""Tables as text, differences to the baseline, hypervolumes and gains at equal time, on values worked out by hand."""
 
 import csv
 import dataclasses
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from migm.reporting.summary import Row, Summary
-from migm.reporting.tables import comma_separated, deltas, fronts, latex, markdown
+from migm.reporting.tables import comma_separated, compare, deltas, fronts, interpolate, latex, markdown
 
 VANILLA = [
     Row("vanilla", 2, 2, 0.001, 2.0, {"fd": [8.0, 9.0]}),
@@ -69,3 +69,36 @@ def test_rows_without_a_value_or_a_cost_are_left_out():
     found = fronts(Summary([*SUMMARY.rows, *lacking], {"fd": False}, {}))[1]
     names = [row[0] for row in found if row[2] == "ms / image"]
     assert names == ["vanilla", "short_cut"]
+
+
+def point(name: str, steps: int, full: int, seconds: float, *values: float) -> Row:
+    return Row(name, steps, full, seconds, float(full), {"fd": list(values)})
+
+
+CURVE = [point("vanilla", 2, 2, 0.01, 20.0, 22.0), point("vanilla", 8, 8, 0.04, 10.0, 10.0)]
+
+
+def test_the_curve_is_linear_in_log_time_and_goes_on_from_its_dearest_point():
+    assert interpolate(CURVE, "fd", -1, 0.02) == pytest.approx((15.5, 0.5 * 2**0.5))
+    assert interpolate(CURVE, "fd", -1, 0.01) == (21.0, pytest.approx(2**0.5))
+    assert interpolate(CURVE, "fd", -1, 0.04) == (10.0, 0.0)
+    assert interpolate(CURVE, "fd", -1, 0.05) == (10.0, 0.0)
+    assert interpolate(CURVE, "fd", -1, 0.005) is None
+    assert interpolate([], "fd", -1, 0.02) is None
+
+
+def test_points_that_are_dearer_and_worse_do_not_count():
+    """Else a method would win against another's bad settings."""
+    bad = point("vanilla", 4, 4, 0.02, 30.0, 30.0)
+    assert interpolate([*CURVE, bad], "fd", -1, 0.02) == pytest.approx((15.5, 0.5 * 2**0.5))
+    assert interpolate([*CURVE, bad], "fd", 1, 0.03)[0] == 30.0
+
+
+def test_gains_are_positive_where_the_method_is_better_and_in_deviations():
+    better = point("shortcut", 16, 2, 0.04, 8.0, 9.0)
+    summary = Summary([*CURVE, better], {"fd": False}, {})
+    _, ((*_, on_vanilla, on_reuse),) = compare(summary, "fd", "shortcut", ["vanilla", "reuse"])
+    assert on_vanilla == f"+1.500 = {1.5 / 0.5**0.5:+.1f} deviations"
+    assert on_reuse == "no point as cheap"
+    upwards = Summary(summary.rows, {"fd": True}, {})
+    assert compare(upwards, "fd", "shortcut", ["vanilla"])[1][0][-1].startswith("-12.500")  # 8.5 against 21

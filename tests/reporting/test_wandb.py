@@ -13,9 +13,8 @@ from tiny_parts import composed, naming
 
 from migm.config.building import load
 from migm.config.roots import ReportConfig, TrainConfig
-from migm.reporting import dashboard
 from migm.reporting.summary import summarise
-from migm.reporting.wandb import Tracker, cost_keys, tracker
+from migm.reporting.wandb import Tracker, cost_keys, spec, tracker, workspace
 from migm.reporting.write import write_report
 from migm.runtime.errors import UserError
 from migm.runtime.pictures import save_grid
@@ -119,12 +118,12 @@ def test_trials_of_a_sweep_share_a_group_but_no_run(logged, tmp_path):
 
 
 def made_dashboard() -> Any:
-    return dashboard.workspace("", "p", "g", ["fd_1000"], cost_keys(summarise(records())))
+    return workspace("", "p", "g", ["fd_1000"], cost_keys(summarise(records())))
 
 
 def test_the_dashboard_is_the_golden_file():
-    """A change of it on purpose: write `dashboard.spec(made_dashboard())` to the file."""
-    assert dashboard.spec(made_dashboard()) == dashboard.spec(made_dashboard()) == GOLDEN.read_text(encoding="utf-8")
+    """A change of it on purpose: write `spec(made_dashboard())` to the file."""
+    assert spec(made_dashboard()) == spec(made_dashboard()) == GOLDEN.read_text(encoding="utf-8")
 
 
 def test_the_dashboards_keys_are_those_that_runs_log(logged):

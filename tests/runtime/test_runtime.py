@@ -64,7 +64,7 @@ def test_pretraining_follows_the_machine(monkeypatch, tmp_path, machine, precisi
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(pretraining.L, "Trainer", trainer)
     with pytest.raises(Made, match=precision):
-        pretraining.fit(L.LightningModule(), Rows(torch.zeros(4, 1)), tmp_path, 2, 1, 0, {})
+        pretraining.fit(L.LightningModule(), Rows(torch.zeros(4, 1)), tmp_path, 2, 1, {"seed": 0})
 
 
 def out_of_memory_on_a_gpu():

@@ -25,7 +25,8 @@ CHILDREN: dict[Feature, int] = {"64": 4, "192": 7, "768": 15, "2048": 18}
 ADM_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/512/VIRTUAL_imagenet512.npz"
 )
-VALIDATION = "the 50,000 images of ILSVRC2012's validation set, from image-net.org"
+IMAGENET = "the 50,000 ImageNet validation images"
+CENTRES = "size=512 images=<the 50,000 images of ILSVRC2012's validation set, from image-net.org>"
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -37,9 +38,7 @@ class Protocol:
     real: str  # the reference images
     source: str  # an address, or arguments of `python -m migm.metric_reference`
     stretch: bool = False  # each image's own minimum and maximum become 0 and 255
-    clean: bool = (
-        False  # PIL's antialiased bicubic resize instead of TensorFlow 1's bilinear resize without antialiasing
-    )
+    clean: bool = False  # PIL's antialiased bicubic resize, not TensorFlow 1's bilinear one without antialiasing
     foreign: bool = False  # reads statistics of third parties, which do not say how they were made
     made: bool = True  # by `python -m migm.metric_reference`, from real images; else published
 
@@ -57,11 +56,9 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("adm", "ADM's statistics of the ImageNet training set", ADM_URL, foreign=True, made=False),
-        Protocol("val50k", "the 50,000 ImageNet validation images", f"size=512 images=<{VALIDATION}>"),
+        Protocol("val50k", IMAGENET, CENTRES),
         # As the code of arXiv 2602.23996 does it.
-        Protocol(
-            "migm_paper", "the 50,000 ImageNet validation images", f"size=512 images=<{VALIDATION}>", stretch=True
-        ),
+        Protocol("migm_paper", IMAGENET, CENTRES, stretch=True),
         Protocol("clean", "a folder of real images", "images=<a folder or zip of them>", clean=True, foreign=True),
     )
 }
