@@ -27,6 +27,7 @@ import migm.evaluate
 import migm.generate
 import migm.report
 import migm.train
+from migm.benchmarks.steps import STEPS
 from migm.evaluation.results import identity, read
 
 MAINS = {
@@ -144,13 +145,14 @@ def test_bench_appends_json_lines(copied, assets, call):
         assert code == 0, err
     rows = [json.loads(line) for line in (copied / "tiny_shortcut" / "bench.jsonl").read_text().splitlines()]
     runs = {"vanilla 2", "vanilla 6", "reuse 6,2", "shortcut 6,2"}
-    assert {row["part"] for row in rows} == {"full", "cheap", "overhead", "decode"} | runs
-    assert [row["batch_size"] for row in rows] == 8 * [1] + 2 * 8 * [4]
-    flop = {row["part"]: row["gflop"] for row in rows}
-    head = flop["overhead"]
-    assert flop["vanilla 6"] == pytest.approx(6 * (flop["full"] + head))
-    assert flop["vanilla 6"] > flop["shortcut 6,2"] > flop["reuse 6,2"] == pytest.approx(2 * flop["full"] + 6 * head)
-    assert all(row["of_floor"] > 0 and "device" in row for row in rows)
+    kinds = {"run": runs, "step": set(STEPS), "memory": {"full", *runs}}
+    for batch, times in ((1, 1), (4, 2)):
+        for kind, parts in kinds.items():
+            found = [row["part"] for row in rows if (row["batch_size"], row["kind"]) == (batch, kind)]
+            assert sorted(found) == sorted(times * [*parts])
+    assert all("device" in row for row in rows)
+    assert all(row["of_floor"] > 0 for row in rows if row["kind"] in ("run", "step"))
+    assert len(list((copied / "tiny_shortcut").glob("bench_*.png"))) == 1
 
 
 def test_bench_halves_a_batch_that_does_not_fit():
@@ -160,9 +162,8 @@ def test_bench_halves_a_batch_that_does_not_fit():
         tried.append(batch_size)
         if batch_size > 3:
             raise torch.OutOfMemoryError
-        return [{"part": "full"}]
 
-    assert migm.benchmarks.compute.fitting(measured, 12) == (3, [{"part": "full"}])
+    assert migm.benchmarks.compute.fitting(measured, 12) == 3
     assert tried == [12, 6, 3]
 
 

@@ -6,6 +6,8 @@ import pytest
 from safetensors import safe_open
 from test_commands import MAINS
 
+from migm.benchmarks.steps import STEPS
+
 SMALL = [
     "base.random_weights=true",
     "base.transformer.d_model=32",
@@ -71,11 +73,18 @@ def test_the_shrunk_experiment_is_benched_with_a_prompt_of_100_tokens(tmp_path, 
     code, out, err = call_main(MAINS["bench"], *arguments(tmp_path, "repeats=1", "batch_sizes=[1]"))
     assert code == 0, out + err
     rows = [json.loads(line) for line in (tmp_path / "dimoo_shortcut" / "bench.jsonl").read_text().splitlines()]
-    by_part = {row["part"]: row for row in rows}
-    assert set(by_part) == {"full", "cheap", "decode", "overhead", "vanilla 8", "ml_cache_w01 8,2", "shortcut 8,3"}
+    by_part = {(row["kind"], row["part"]): row for row in rows}
+    runs = {"vanilla 8", "ml_cache_w01 8,2", "shortcut 8,3"}
+    assert {part for kind, part in by_part if kind == "run"} == runs
+    assert {part for kind, part in by_part if kind == "step"} == set(STEPS)
     # Two halves of 100 and 14 words, 6 x 8 codes, 6 newlines and 4 markers (docs/originals/dimoo.md, Cost).
     halves = [words + 6 * 8 + 6 + 4 for words in (100, 14)]
     full = sum(2 * t * 2 * (4 * 32 * 32 + 3 * 32 * 48) + 4 * t * t * 32 * 2 for t in halves)
-    assert by_part["full"]["gflop"] * 1e9 == pytest.approx(full)
-    assert all(row["ms_per_image"] > 0 and row["gflop"] > 0 for row in rows)
-    assert by_part["cheap"]["gflop"] < by_part["full"]["gflop"]
+    assert by_part["step", "full"]["gflop"] * 1e9 == pytest.approx(full)
+    assert all(row["ms_per_image"] > 0 and row["gflop"] > 0 for row in rows if row["kind"] in ("run", "step"))
+    assert by_part["step", "cheap"]["gflop"] < by_part["step", "full"]["gflop"]
+    new = by_part["new_length", "shortcut 8,3"]
+    assert new["of_later"] == new["new_length_s"] / new["later_s"]
+    assert len(set(new["words"])) == 3
+    bytes_of_features = 4 * 32 * sum(halves)
+    assert by_part["memory", "full"]["features_bytes"] == bytes_of_features

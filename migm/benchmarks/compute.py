@@ -1,106 +1,170 @@
-"""Time and FLOPs of full steps, cheap steps, the loop and decoding, and the floor that FLOPs set."""
+"""Time, FLOPs and memory of steps and whole runs, variants in turns, and the floor that FLOPs set."""
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from rich.table import Table
-from torch import Tensor
 
-from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.predictors.reuse import Reuse
-from migm.accelerators.predictors.shortcut import Shortcut
-from migm.accelerators.refresh import Uniform
-from migm.bases.base import Inputs
-from migm.bases.inputs import InputSource
-from migm.evaluation.cost import counted, flops, interleaved, matmul_rate
+from migm.benchmarks.ledger import Ledger, Row
+from migm.benchmarks.memory import memory_jobs
+from migm.benchmarks.profile import profiled
+from migm.benchmarks.runs import Costs, cost_of, fewest, gain, is_vanilla, new_length_row, run_job, waiting
+from migm.benchmarks.steps import STEPS, step_flops, step_jobs
+from migm.benchmarks.timing import Budget, Job, Timed, in_turns
+from migm.benchmarks.variants import Variant
+from migm.evaluation.cost import matmul_rate
 from migm.runtime.console import Plain
 from migm.runtime.progress import progress
-from migm.sampling.sampler import Sampler
 
-Job = Callable[[], object]
-
-
-def step_jobs(vanilla: Sampler, shortcut: torch.nn.Module, inputs: Inputs) -> dict[str, Job]:
-    """Return calls to time: `full` and `cheap` compute features of a step, `decode` maps tokens to images."""
-    base, batch_size = vanilla.base, len(inputs)
-    device, spec = base.device, base.spec
-    branches = base.encode(inputs, guided=vanilla.sampling.guidance is not None)
-    tokens = torch.randint(0, spec.vocab_size, (batch_size, spec.num_tokens), device=device)
-    ratio = torch.full((batch_size,), 0.5, device=device)
-    new = torch.arange(spec.num_tokens // vanilla.num_steps, device=device).expand(batch_size, -1)
-    predictor = Shortcut(module=shortcut)
-    advances = [(predictor.start(base, branch), base.features(tokens, branch, ratio)) for branch in branches]
-
-    def cheap() -> list[Tensor]:
-        for advance, features in advances:
-            advance.update(0, features)
-        return [advance.predict(1, tokens, new, ratio) for advance, _ in advances]
-
-    return {
-        "full": lambda: [base.features(tokens, branch, ratio) for branch in branches],
-        "cheap": cheap,
-        "decode": lambda: base.decode(tokens),
-    }
+Key = tuple[str, str]  # a variant and a part
+PROFILED = ("full", "cheap", "tail")  # steps
 
 
-@torch.inference_mode()
-def measure_compute(
-    vanilla: Sampler,
-    shortcut: torch.nn.Module,
-    samplers: Sequence[Sampler],
-    source: InputSource,
-    batch_size: int,
-    repeats: int,
-) -> list[dict[str, Any]]:
-    """Return one row per part: milliseconds and FLOPs per image, and the floor that FLOPs alone would take.
+@dataclass
+class Bench:
+    """What one command measures. Every method measures one kind of rows for a batch, of all variants in turns.
 
-    `overhead` (head, guidance, draw, selection, bookkeeping) is the cost of one step of the loop beyond the
-    features: a run that computes features once and reuses them, minus one full step, divided by N. The floor
-    assumes the rate of one large matrix product, measured in the same run.
+    Rows that the ledger knows are not measured again; what would begin after the budget is left out and named.
     """
-    images = torch.arange(batch_size)
-    inputs, one_input = source(images), source(images[:1])
-    base = vanilla.base
-    reused = replace(vanilla, accelerator=Accelerator(Uniform(1), Reuse(), "reuse"))
 
-    def run(sampler: Sampler) -> Job:
-        return lambda: sampler.tokens(inputs, sampler.noise(0, images))
+    variants: Sequence[Variant]
+    ledger: Ledger
+    budget: Budget
+    repeats: int
+    new_lengths: int
+    wanted: int = 1  # the batch size that was asked for
+    ran: int = 0  # samplers that have run in this process
+    costs: Costs = field(default_factory=dict)
+    rates: dict[torch.dtype, float] = field(default_factory=dict)
 
-    steps = step_jobs(vanilla, shortcut, inputs)
-    jobs = {**steps, "overhead": run(reused), **{sampler.label: run(sampler) for sampler in samplers}}
-    with progress(Plain(), "runs") as bar:
-        seconds = interleaved(list(jobs.values()), repeats, base.device, bar)
-    ms = {part: 1e3 * s / batch_size for part, s in zip(jobs, seconds, strict=True)}
-    work: dict[str, float] = {part: counted(job) for part, job in step_jobs(vanilla, shortcut, one_input).items()}
-    work |= {"overhead": flops(reused, source), **{sampler.label: flops(sampler, source) for sampler in samplers}}
-    for values in (ms, work):
-        values["overhead"] = (values["overhead"] - values["full"]) / vanilla.num_steps
-    rate = matmul_rate(base.device, base.dtype)
-    return [row(part, ms[part], work[part], ms["full"], rate) for part in jobs]
+    @torch.inference_mode()
+    def measure(self, b: int) -> None:
+        """Measure batches of b images. Runs come first, so that the first one is the first in this process."""
+        self.measure_runs(b)
+        self.measure_steps(b)
+        self.measure_new_lengths(b)
+        self.measure_memory(b)
+
+    def measure_runs(self, b: int) -> None:
+        """Time whole runs; vanilla ones are timed again beside any that is missing, since it is compared to them."""
+        points = {(v.name, s.label): (v, s) for v in self.variants for s in v.samplers}
+        about = self._lacking("run", {key: v for key, (v, _) in points.items()}, b)
+        if not about:
+            return
+        inputs = {v.name: v.source(torch.arange(b)) for v in self.variants}
+        chosen = {key: (v, s) for key, (v, s) in points.items() if key in about or is_vanilla(s)}
+        timed = self._timed("runs", {key: run_job(s, inputs[v.name]) for key, (v, s) in chosen.items()}, b)
+        for key, each in timed.items():
+            variant, sampler = points[key]
+            beside = {
+                s.num_steps: timed[v.name, s.label]
+                for v, s in chosen.values()
+                if v is variant and is_vanilla(s) and (v.name, s.label) in timed
+            }
+            if key in about:
+                cost = cost_of(sampler, variant, self.costs)
+                row = self._row(variant, b, cost.flops, each) | gain(sampler, cost, each, beside)
+                self.ledger.add(about[key], row | waiting(each, self.ran))
+            self.ran += 1
+
+    def measure_steps(self, b: int) -> None:
+        """Time the parts of a step; the full step is timed again beside any that is missing."""
+        parts = {(v.name, part): v for v in self.variants for part in STEPS}
+        about = self._lacking("step", parts, b)
+        if not about or self._over(f"steps of batch {b}"):
+            return
+        jobs = {v.name: step_jobs(v.vanilla, v.predictor, v.source(torch.arange(b))) for v in self.variants}
+        chosen = {key: Job(jobs[key[0]][key[1]]) for key in parts if key in about or key[1] == "full"}
+        timed = self._timed("steps", chosen, b)
+        work: dict[int, Mapping[str, int]] = {}
+        for key in [key for key in timed if key in about]:
+            variant = parts[key]
+            if id(variant.base) not in work:
+                work[id(variant.base)] = step_flops(variant.vanilla, variant.predictor, variant.source(torch.arange(1)))
+            row = self._row(variant, b, work[id(variant.base)][key[1]], timed[key])
+            full = timed.get((key[0], "full"))
+            self.ledger.add(about[key], row | ({"of_full_step": 1 / timed[key].times(full)} if full else {}))
+
+    def measure_new_lengths(self, b: int) -> None:
+        """Time first runs with prompts of new lengths, by the sampler of each variant with the fewest full steps."""
+        for i, variant in enumerate(self.variants):
+            sampler = fewest(variant.samplers)
+            key = variant.name, sampler.label
+            inputs = variant.source(torch.arange(b))
+            if isinstance(inputs, torch.Tensor) or not self.new_lengths:
+                return
+            about = self._lacking("new_length", {key: variant}, b)
+            if about and not self._over(f"new prompt lengths of {' '.join(key)}, batch {b}"):
+                row = new_length_row(variant, sampler, inputs, i, len(self.variants), self.new_lengths)
+                self.ledger.add(about[key], row)
+
+    def measure_memory(self, b: int) -> None:
+        """Measure the peaks of the full step and of whole runs."""
+        for variant in self.variants:
+            parts = ["full", *(sampler.label for sampler in variant.samplers)]
+            about = self._lacking("memory", {(variant.name, part): variant for part in parts}, b)
+            jobs = memory_jobs(variant, b) if about and not self.budget.over() else {}
+            for key, row in about.items():
+                if not self._over(f"memory of {' '.join(key)}, batch {b}"):
+                    self.ledger.add(row, jobs[key[1]]())
+
+    @torch.inference_mode()
+    def profile(self, b: int) -> None:
+        """Profile the parts of a step, and the run with the fewest full steps."""
+        for variant in self.variants:
+            sampler = fewest(variant.samplers)
+            parts = {(variant.name, part): variant for part in (*PROFILED, sampler.label)}
+            about = self._lacking("profile", parts, b)
+            if not about or self._over(f"profile of {variant.name}, batch {b}"):
+                continue
+            inputs = variant.source(torch.arange(b))
+            steps = step_jobs(variant.vanilla, variant.predictor, inputs)
+            jobs = {part: Job(steps[part]) for part in PROFILED} | {sampler.label: run_job(sampler, inputs)}
+            for key, row in about.items():
+                if not self._over(f"profile of {' '.join(key)}, batch {b}"):
+                    self.ledger.add(row, profiled(jobs[key[1]], variant.base.device))
+
+    def _lacking(self, kind: str, parts: Mapping[Key, Variant], b: int) -> dict[Key, Row]:
+        """Return what is known beforehand of those rows that have to be measured."""
+        about = {key: self.ledger.about(v, kind, key[1], b, self.wanted) for key, v in parts.items()}
+        return {key: row for key, row in about.items() if self.ledger.lacks(row)}
+
+    def _timed(self, unit: str, jobs: Mapping[Key, Job], b: int) -> dict[Key, Timed]:
+        device = self.variants[0].base.device
+        with progress(Plain(), unit) as bar:
+            timed = in_turns(jobs, self.repeats, device, self.budget, bar)
+        for key in jobs.keys() - timed.keys():
+            self._left_out(f"{' '.join(key)}, batch {b}")
+        return timed
+
+    def _row(self, variant: Variant, b: int, work: float, timed: Timed) -> Row:
+        """Return milliseconds and FLOPs of an image, and the floor that FLOPs alone would take.
+
+        The floor is at the rate of one large matrix product in the base's precision, measured in the same process.
+        """
+        base = variant.base
+        if base.dtype not in self.rates:
+            self.rates[base.dtype] = matmul_rate(base.device, base.dtype)
+        ms, floor = 1e3 * timed.seconds / b, 1e3 * work / self.rates[base.dtype]
+        row = {"ms_per_image": ms, "gflop": work / 1e9, "floor_ms": floor, "of_floor": floor / ms}
+        return {**row, "matmul_tflop_per_s": self.rates[base.dtype] / 1e12, "repeats": len(timed.rounds)}
+
+    def _over(self, what: str) -> bool:
+        if self.budget.over():
+            self._left_out(what)
+        return self.budget.over()
+
+    def _left_out(self, what: str) -> None:
+        Plain().print(f"left out, since max_seconds is over: {what}", style="yellow")
 
 
-def row(part: str, ms: float, work: float, full: float, rate: float) -> dict[str, Any]:
-    """Return the row of a part, to print and to keep."""
-    floor = 1e3 * work / rate
-    return {
-        "part": part,
-        "ms_per_image": ms,
-        "of_full_step": ms / full,
-        "gflop": work / 1e9,
-        "floor_ms": floor,
-        "of_floor": floor / ms,
-        "matmul_tflop_per_s": rate / 1e12,
-    }
-
-
-def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) -> tuple[int, list[dict[str, Any]]]:
-    """Return the largest batch size that fits the device's memory, halving from `batch_size`, and its rows."""
+def fitting(measured: Callable[[int], None], batch_size: int) -> int:
+    """Return the largest batch size that fits the device's memory, halving from `batch_size`; it is measured."""
     while True:
         try:
-            return batch_size, measured(batch_size)
+            measured(batch_size)
+            return batch_size
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
@@ -109,19 +173,3 @@ def fitting(measured: Callable[[int], list[dict[str, Any]]], batch_size: int) ->
         torch.cuda.empty_cache()
         Plain().print(f"batch {batch_size} does not fit the device's memory: trying {batch_size // 2}")
         batch_size //= 2
-
-
-def show(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Print the rows as a table."""
-    table = Table("part", "ms an image", "full steps", "GFLOP", "floor ms", "of floor", title=title)
-    for row in rows:
-        numbers = (f"{row['ms_per_image']:.3f}", f"{row['of_full_step']:.3f}", f"{row['gflop']:.3f}")
-        table.add_row(row["part"], *numbers, f"{row['floor_ms']:.3f}", f"{row['of_floor']:.0%}")
-    Plain().print(table)
-
-
-def untrained(sampler: Sampler, shortcut: torch.nn.Module) -> Sampler:
-    """Give the sampler the configured shortcut, untrained: the cost does not depend on the weights."""
-    if not isinstance(sampler.accelerator.predictor, Shortcut):
-        return sampler
-    return replace(sampler, accelerator=replace(sampler.accelerator, predictor=Shortcut(module=shortcut)))

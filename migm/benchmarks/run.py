@@ -1,4 +1,4 @@
-"""Parts of `migm.bench`: measure, print a table, append JSON lines."""
+"""Parts of `migm.bench`: measure, print tables, append JSON lines."""
 
 import time
 from collections.abc import Iterator
@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
-from migm.benchmarks import loading, waiting
+from migm.benchmarks import loading, table, waiting
+from migm.benchmarks.compute import Bench, fitting
+from migm.benchmarks.ledger import Ledger
+from migm.benchmarks.timing import Budget
+from migm.benchmarks.variants import built, plans
 from migm.config.building import build
 from migm.config.roots import BenchConfig
 from migm.runtime.console import Plain
@@ -16,6 +21,23 @@ from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
 from migm.runtime.writing import writing
 from migm.sampling.sampler import Sampler
+
+
+def bench_compute(cfg: DictConfig, config: BenchConfig) -> None:
+    """Measure or profile steps and runs of every variant, print tables, draw a figure, append lines to `output`."""
+    budget, path = Budget(config.max_seconds), Path(config.output)
+    variants = built(plans(cfg, config))
+    ledger = Ledger(path, variants[0].base.device, config.resume, config.name)
+    bench = Bench(variants, ledger, budget, config.repeats, config.new_lengths)
+    for bench.wanted in dict.fromkeys(config.batch_sizes):
+        before = len(ledger.rows)
+        batch = fitting(bench.profile if config.part == "profile" else bench.measure, bench.wanted)
+        lowered = "" if batch == bench.wanted else f" ({bench.wanted} does not fit the memory)"
+        rows = [row for row in ledger.rows[before:] if row["batch_size"] == batch]
+        table.show(rows, f"batch {batch}{lowered}, {ledger.environment['device']}")
+    figure = table.figure_path(path, config.name, ledger.environment["device"])
+    drawn = table.draw(ledger.latest(), figure)
+    Plain().print(f"appended to {path}" + (f", drawn in {figure}" if drawn else ""))
 
 
 def bench_loading(config: BenchConfig) -> None:

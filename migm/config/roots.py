@@ -83,7 +83,11 @@ class GenerateConfig(Common):
 
 @dataclass
 class BenchConfig(Common):
-    part: Literal["compute", "loading", "waiting"] = "compute"
+    part: Literal["compute", "profile", "loading", "waiting"] = "compute"
+    compare: list[dict[str, Any]] = field(default_factory=list)  # overrides of each variant
+    new_lengths: Whole = 3  # prompts of other lengths whose first run is timed
+    max_seconds: Positive | None = None  # after which no measurement begins
+    resume: bool = False  # rows that are in `output` are not measured again
     loading: Component = field(default_factory=dict)
     waiting: Component = field(default_factory=dict)
     batch_sizes: Annotated[list[Count], Length()] = field(default_factory=list)

@@ -11,7 +11,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.progress import Progress
@@ -23,24 +23,29 @@ from migm.config.fitting import fitted
 from migm.evaluation.memory import peak_bytes
 from migm.evaluation.meter import CPU_ATTENTION, read_meter
 from migm.runtime.kinds import Latency
+from migm.sampling.capture import MOST_RUNS
 from migm.sampling.sampler import Sampler, vanilla
 
 ADAPTIVE_IMAGES = 20  # images to average over where the policy decides per image which steps are full
 
 
 def interleaved(
-    jobs: Sequence[Callable[[], object]], repeats: int, device: torch.device, bar: Progress | None = None
+    jobs: Sequence[Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    bar: Progress | None = None,
+    warm_up: int = 1,
 ) -> list[float]:
-    """Return median seconds of each job: one warm-up round, then `repeats` rounds in which the jobs take turns."""
-    task = bar.add_task("time", total=(repeats + 1) * len(jobs)) if bar else None
+    """Return median seconds of each job: `warm_up` rounds, then `repeats` rounds; in each the jobs take turns."""
+    task = bar.add_task("time", total=(repeats + warm_up) * len(jobs)) if bar else None
     seconds: list[list[float]] = [[] for _ in jobs]
-    for round_ in range(repeats + 1):
+    for round_ in range(repeats + warm_up):
         for job, taken in zip(jobs, seconds, strict=True):
             synchronise(device)
             start = time.perf_counter()
             job()
             synchronise(device)
-            if round_:
+            if round_ >= warm_up:
                 taken.append(time.perf_counter() - start)
             if bar and task is not None:
                 bar.advance(task)
@@ -62,9 +67,13 @@ class LatencyProtocol:
         batch, kind, *decode = fitted("latency", name, Latency).split("_")
         return cls(name, int(batch.removeprefix("batch")), kind == "wall", bool(decode))
 
-    def job(self, sampler: Sampler, source: InputSource) -> Callable[[], Tensor]:
-        """Return the call to time: it returns tokens (b, l), or images (b, 3, h, w) with decoding."""
-        first = itertools.count() if self.wall else itertools.repeat(0)
+    def job(self, sampler: Sampler, source: InputSource, images: int | None = None) -> Callable[[], Tensor]:
+        """Return the call to time: it returns tokens (b, l), or images (b, 3, h, w) with decoding.
+
+        With `images`, the new image of each call is one of so many, in turn.
+        """
+        new = itertools.cycle(range(images)) if images else itertools.count()
+        first = new if self.wall else itertools.repeat(0)
 
         def run() -> Tensor:
             numbers = torch.arange(self.batch) + next(first)
@@ -81,18 +90,35 @@ def latency(
     repeats: int,
     bar: Progress | None = None,
 ) -> list[float]:
-    """Return seconds per image of every sampler."""
-    jobs = [protocol.job(sampler, source) for sampler in samplers]
+    """Return seconds per image of every sampler, without the runs until what is replayed has been captured."""
+    replayed = max(map(warm_ups, samplers), default=1) > 1
+    # Prompts of other lengths are other runs to capture, so that the timed ones have to be those of the warm-up.
+    images = min(repeats, MOST_RUNS) if replayed and protocol.wall else None
+    jobs = [protocol.job(sampler, source, images) for sampler in samplers]
     device = samplers[0].base.device if samplers else torch.device("cpu")
-    return [seconds / protocol.batch for seconds in interleaved(jobs, repeats, device, bar)]
+    warm_up = (1 + replayed) * (images or 1)
+    return [seconds / protocol.batch for seconds in interleaved(jobs, repeats, device, bar, warm_up)]
+
+
+def warm_ups(sampler: Sampler) -> int:
+    """Return after how many runs of one shape later ones are alike: a run to be replayed is captured at the second."""
+    return 2 if sampler.replays else 1
 
 
 def peaks(
     samplers: Sequence[Sampler], source: InputSource, protocol: LatencyProtocol, bar: Progress | None = None
 ) -> list[int]:
-    """Return the most bytes that each sampler holds at once while it generates a batch, without weights."""
+    """Return the most bytes that each sampler holds at once while it generates a batch, without weights.
+
+    A replay allocates nothing: its run is measured as it is captured, and holds as much as long as it is kept.
+    """
     tracked = bar.track(samplers, description="memory") if bar else samplers
-    return [peak_bytes(protocol.job(sampler, source), sampler.base.device) for sampler in tracked]
+    return [peak_bytes(protocol.job(uncaptured(sampler), source), sampler.base.device) for sampler in tracked]
+
+
+def uncaptured(sampler: Sampler) -> Sampler:
+    """Return the sampler with runs that are not captured."""
+    return replace(sampler, runtime=replace(sampler.runtime, cuda_graphs=False))
 
 
 def flops(sampler: Sampler, inputs: InputSource) -> int:
@@ -123,6 +149,7 @@ class Cost:
     full_steps: float
     rows: dict[str, float]  # rows through each part of all blocks, and through the head
     cached: float  # bytes held between steps
+    flops: float  # a multiplication and an addition count 2
 
 
 def costs(samplers: Sequence[Sampler], inputs: InputSource, bar: Progress | None = None) -> list[Cost]:
@@ -135,9 +162,11 @@ def costs(samplers: Sequence[Sampler], inputs: InputSource, bar: Progress | None
             vanilla_flops[n] = flops(vanilla(sampler), inputs)
         reading = read_meter(sampler, inputs, 1 if sampler.num_full_steps else ADAPTIVE_IMAGES)
         steps = [n * step / reading.images / vanilla_flops[n] for step in reading.flops]
-        ffe = n * sum(reading.flops) / reading.images / vanilla_flops[n]
+        total = sum(reading.flops) / reading.images
         rows = {part: sum(step[part] for step in reading.rows) / reading.images for part in reading.rows[0]}
-        return Cost(ffe, steps, reading.full_steps, rows, reading.cached / reading.images)
+        return Cost(
+            n * total / vanilla_flops[n], steps, reading.full_steps, rows, reading.cached / reading.images, total
+        )
 
     return [cost(sampler) for sampler in (bar.track(samplers, description="count FLOPs") if bar else samplers)]
 

@@ -11,13 +11,14 @@ from torch.autograd.profiler import profile
 COUNTERS = {"cuda": "torch.cuda.max_memory_allocated", "cpu": "allocations in torch.profiler"}
 
 
-def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
+def peak_bytes(job: Callable[[], object], device: torch.device, warm: bool = False) -> int:
     """Return bytes of tensors and of torch's own scratch space; other libraries' allocations do not count.
 
-    COUNTERS names the counter of each device type.
+    COUNTERS names the counter of each device type. A `warm` job has been called before.
     """
     if device.type == "cuda":
-        job()  # the first call allocates workspaces that stay
+        if not warm:
+            job()  # the first call allocates workspaces that stay
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

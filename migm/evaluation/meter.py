@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,10 +36,15 @@ class Reading:
 
 
 class _Metered:
-    """A base that counts rows; all other attributes are those of the wrapped base."""
+    """A base that counts rows; all other attributes are those of the wrapped base.
 
-    def __init__(self, base: Base, rows: Counter[str]):
-        self.base, self.rows = base, rows
+    With `once`, the first pass of a branch through all blocks stands for later ones, which would cost the same.
+    """
+
+    def __init__(self, base: Base, rows: Counter[str], counter: FlopCounterMode, once: bool):
+        self.base, self.rows, self.counter, self.once = base, rows, counter, once
+        self.passes: dict[int, tuple[Tensor, int, Counter[str]]] = {}  # of each branch: features, FLOPs, rows
+        self.repeated = 0  # FLOPs of passes that were not made
         if hasattr(base, "blocks"):
             self.blocks = [_MeteredBlock(block, rows) for block in base.blocks]  # type: ignore[attr-defined]
 
@@ -46,6 +52,21 @@ class _Metered:
         return getattr(self.base, name)
 
     def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor:
+        # A runner of its own may keep values of the layers, or leave rows out.
+        plain = runner is None or (isinstance(runner, partial) and runner.func is run_blocks)
+        if not (self.once and plain):
+            return self._features(tokens, branch, mask_ratio, runner)
+        if id(branch) in self.passes:
+            features, flops, rows = self.passes[id(branch)]
+            self.repeated += flops
+            self.rows.update(rows)
+            return features
+        before, rows = self.counter.get_total_flops(), self.rows.copy()
+        features = self._features(tokens, branch, mask_ratio, runner)
+        self.passes[id(branch)] = features, self.counter.get_total_flops() - before, self.rows - rows
+        return features
+
+    def _features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None) -> Tensor:
         if not hasattr(self.base, "blocks"):
             return self.base.features(tokens, branch, mask_ratio)
         run = runner or run_blocks
@@ -90,12 +111,15 @@ class _MeteredBlock:
 def read_meter(sampler: Sampler, source: InputSource, images: int) -> Reading:
     """Generate the first `images` of `source` together and count."""
     rows, numbers, reading = Counter[str](), torch.arange(images), Reading(images)
-    metered: Any = _Metered(sampler.base, rows)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    # What a step computes depends on values only where results decide what is revealed, or which steps are full.
+    planned = sampler.plan() is not None and sampler.sampling.select.rule == "count"
+    metered: Any = _Metered(sampler.base, rows, counter, planned)
+    with counter:
         plain = dataclasses.replace(sampler, base=metered, runtime=PLAIN)
         generation = plain.start(source(numbers), sampler.noise(0, numbers))
         for _ in generation:
-            reading.flops.append(counter.get_total_flops() - sum(reading.flops))
+            reading.flops.append(counter.get_total_flops() + metered.repeated - sum(reading.flops))
             reading.rows.append({part: rows[part] for part in (*PARTS, "head")})
             rows.clear()
             reading.cached = max(reading.cached, held_bytes(generation.run.state))

@@ -11,8 +11,9 @@ from tiny_parts import ROOT, text_base
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
+from migm.accelerators.predictors.shortcut import Shortcut
 from migm.bases.maskgit import MaskGIT
-from migm.benchmarks.compute import step_jobs
+from migm.benchmarks.steps import step_jobs
 from migm.config.building import build
 from migm.pretraining.vq import reconstruct
 from migm.sampling.calibrate import calibrate
@@ -151,10 +152,11 @@ def tokenized(place: Place) -> list[Tensor]:
 
 def benched(place: Place) -> list[Tensor]:
     """What the parts of a step that are timed give, tokens to images aside, which it draws at random."""
-    jobs: Any = step_jobs(place.sampler(), place.shortcut(), place.inputs(torch.arange(2)))
+    jobs: Any = step_jobs(place.sampler(), Shortcut(module=place.shortcut()), place.inputs(torch.arange(2)))
     with torch.inference_mode():
         made = {name: job() for name, job in jobs.items()}
-    return [torch.tensor(x.shape) for name in ("full", "cheap") for x in made[name]]
+    stepped = [made[name].tokens for name in ("tail", "cheap_and_tail")]
+    return [torch.tensor(x.shape) for x in (*made["full"], *made["cheap"], *stepped)]
 
 
 def fitted(place: Place) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from device_checks import Place
 from pretend_cuda import pretended
 
-import migm.bench
+import migm.benchmarks.steps
 from migm.accelerators import runners
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors import ml_cache, reuse, shortcut
@@ -143,7 +143,7 @@ FAULTS = [
     Fault("sampling/noise: the keys", noise.KeyedNoise, "__init__", left("keys"), by_reuse),
     Fault("sampling/loop: tokens to paint into", loop, "initial_state", gives(0), checks.painted),
     Fault("metrics: features", MomentsMetric, "add", given(1), counted),
-    Fault("bench: tokens", migm.benchmarks.compute.torch, "randint", gives(), checks.benched),
+    Fault("bench: tokens", migm.benchmarks.steps.torch, "randint", gives(), checks.benched),
 ]
 
 

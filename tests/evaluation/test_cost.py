@@ -13,7 +13,7 @@ from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Uniform
 from migm.bases.inputs import Classes
 from migm.config.building import build
-from migm.evaluation.cost import LatencyProtocol, costs, flops, interleaved, latency, peaks
+from migm.evaluation.cost import LatencyProtocol, costs, counted, flops, interleaved, latency, peaks
 from migm.evaluation.memory import peak_bytes
 from migm.runtime.errors import UserError
 from migm.sampling.sampler import Sampler
@@ -59,6 +59,35 @@ def test_counted_operations_are_those_of_the_matrix_products(parts):
     full = 2 * (3 * t * c * c + depth * block)  # both guidance halves; three linear layers around the blocks
     head = sum((16 - sum(counts[:i])) * c * v for i in range(n))  # masked rows only, after guidance
     assert flops(point("vanilla", n, n), CLASSES) == 2 * (n * full + head)
+
+
+@pytest.mark.parametrize(("kind", "b"), [("vanilla", 6), ("reuse", 2), ("shortcut", 3)])
+def test_what_is_counted_once_for_all_full_steps_is_what_a_whole_run_takes(parts, kind, b):
+    base, point = parts
+    sampler = point(kind, 6, b)
+    noise = sampler.noise(0, torch.arange(1))
+    whole = counted(lambda: sampler.tokens(CLASSES(torch.arange(1)), noise))
+    found = costs([sampler], CLASSES)[0]
+    assert flops(sampler, CLASSES) == found.flops == whole
+    rows = 2 * b * 17 * base.spec.num_layers  # of all blocks, both guidance halves
+    assert {found.rows[part] for part in ("k", "v", "attn_delta", "mlp_delta")} == {rows}
+
+
+def test_runs_that_are_replayed_are_warmed_up_until_they_are_captured(parts, monkeypatch):
+    _, point = parts
+    asked = []
+
+    def source(images: torch.Tensor) -> torch.Tensor:
+        asked.append(images.tolist())
+        return CLASSES(images)
+
+    monkeypatch.setattr(Sampler, "replays", property(lambda self: True))
+    monkeypatch.setattr(Sampler, "tokens", lambda self, inputs, noise: torch.zeros(len(inputs), 16))
+    latency([point("vanilla", 2, 2)], source, LatencyProtocol.named("batch2_amortised"), 3)
+    assert asked == 5 * [[0, 1]]
+    asked.clear()
+    latency([point("vanilla", 2, 2)], source, LatencyProtocol.named("batch1_wall"), 3)
+    assert asked == 3 * [[0], [1], [2]]  # each image twice before it is timed
 
 
 @pytest.mark.parametrize("b", [1, 2, 3, 5])

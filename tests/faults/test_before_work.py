@@ -79,7 +79,7 @@ KEYS = [
     ("evaluate", "paths.output_dir", "migm.evaluate.build"),
     ("collect", "data.folder", "migm.collect.build"),
     ("collect", "export_to", "migm.collect.build"),
-    ("bench", "output", "migm.bench.build"),
+    ("bench", "output", "migm.benchmarks.variants.build"),
     ("calibrate", "output", "migm.calibrate.build"),
     ("analyse", "folder", "migm.analyses.running.build"),
     ("report", "folder", "migm.report.write_report"),
