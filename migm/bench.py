@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from migm.benchmarks.run import bench_compute, bench_loading, bench_waiting
 from migm.config.building import conf_path, load
+from migm.config.compare import plans
 from migm.config.roots import BenchConfig
 from migm.runtime.errors import command
 from migm.runtime.writing import refuse_unwritable
@@ -21,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     elif config.part == "waiting":
         bench_waiting(config)
     else:
-        bench_compute(cfg, config)
+        bench_compute(config, plans(cfg, config))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from migm.cifar10.net import load_cifarnet
 from migm.metrics.networks.inception import load_inception
+from migm.runtime.compiling import Runtime
 from migm.runtime.provenance import environment
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -198,6 +199,7 @@ def pretended() -> Iterator[torch.device]:
         with (
             mock.patch.multiple(torch.cuda, **fakes),
             mock.patch.dict(os.environ),
+            mock.patch.object(Runtime, "captures", return_value=False),  # a graph cannot be pretended
             pinned,
             stream,
             workspaces,

@@ -225,7 +225,7 @@ def test_a_point_swaps_accelerator_n_and_b_and_nothing_else(accelerator):
     assert entry.accelerator == own.accelerator
     if "num_full_steps" in entry.accelerator["policy"]:  # ML-Cache's and vanilla's follow from N
         assert entry.accelerator["policy"]["num_full_steps"] == 3
-        ((sampling, made, named),) = points(cfg, config)
+        ((sampling, made, named, _),) = points(cfg, config)
         assert sampling == build({**config.sampling, "num_steps": 9, "num_full_steps": 3})
         assert (sampling.select.temperature, made.name, named) == (3, accelerator, "")
         assert sum(made.plan(9)) == 3

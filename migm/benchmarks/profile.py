@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from migm.benchmarks.ledger import Row
-from migm.benchmarks.timing import Job
+from migm.benchmarks.timing import Job, warmed_up
 
 TOP = 12  # operators that a row keeps
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")  # how calls of CUDA that start kernels or graphs begin
@@ -21,8 +21,7 @@ def profiled(job: Job, device: torch.device) -> Row:
 
     On a CPU a launch is an operator that calls no other, and only the numbers that the host reads count as waits.
     """
-    for _ in range(job.warm_ups):
-        job.call()
+    warmed_up(job, device)
     on_cuda = device.type == "cuda"
     waits = cuda_waits(job.call) if on_cuda else 0
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's warning where there is no GPU

@@ -1,19 +1,19 @@
 """Parts of `migm.bench`: measure, print tables, append JSON lines."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from migm.benchmarks import loading, table, waiting
 from migm.benchmarks.compute import Bench, fitting
 from migm.benchmarks.ledger import Ledger
 from migm.benchmarks.timing import Budget
-from migm.benchmarks.variants import built, plans
+from migm.benchmarks.variants import built
 from migm.config.building import build
+from migm.config.compare import Plan
 from migm.config.roots import BenchConfig
 from migm.runtime.console import Plain
 from migm.runtime.jsonl import append_line
@@ -23,10 +23,10 @@ from migm.runtime.writing import writing
 from migm.sampling.sampler import Sampler
 
 
-def bench_compute(cfg: DictConfig, config: BenchConfig) -> None:
+def bench_compute(config: BenchConfig, planned: Sequence[Plan]) -> None:
     """Measure or profile steps and runs of every variant, print tables, draw a figure, append lines to `output`."""
     budget, path = Budget(config.max_seconds), Path(config.output)
-    variants = built(plans(cfg, config))
+    variants = built(planned)
     ledger = Ledger(path, variants[0].base.device, config.resume, config.name)
     bench = Bench(variants, ledger, budget, config.repeats, config.new_lengths)
     for bench.wanted in dict.fromkeys(config.batch_sizes):

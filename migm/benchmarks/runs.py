@@ -9,9 +9,9 @@ import torch
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.bases.base import Inputs
 from migm.benchmarks.ledger import Row
-from migm.benchmarks.timing import Job, Timed, seconds_of
+from migm.benchmarks.timing import Job, Timed
 from migm.benchmarks.variants import Variant
-from migm.evaluation.cost import Cost, costs, warm_ups
+from migm.evaluation.cost import Cost, costs, seconds_of, warm_ups
 from migm.sampling.sampler import Sampler
 
 Costs = dict[tuple[int, str, str], Cost]  # of a base, by the sampler's label and accelerator

@@ -1,7 +1,7 @@
 """The parts of a step as calls to time: full step, cheap step, what follows either, and decoding."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,5 +111,5 @@ def step_jobs(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str
 
 def step_flops(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str, int]:
     """Return the FLOPs of each of STEPS, which are counted without compiling."""
-    jobs = step_jobs(replace(vanilla, runtime=PLAIN), predictor, inputs)
+    jobs = step_jobs(vanilla.in_runtime(PLAIN), predictor, inputs)
     return {part: counted(job) for part, job in jobs.items()}

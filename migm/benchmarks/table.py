@@ -1,11 +1,14 @@
 """Tables and the figure of a benchmark's rows, variants side by side; all rows are of one device."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 from rich.table import Table
 
@@ -124,14 +127,20 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
     variants = list(dict.fromkeys(row["variant"] for row in timed))
     most = max(len({(r["kind"], r["part"]) for r in timed if r["batch_size"] == b}) for b in batches)
     height = 1.2 + len(batches) * (0.8 + most / 2 * (0.25 + 0.22 * len(variants)))
-    figure, grid = plt.subplots(len(batches), 2, figsize=(11, height), layout="constrained", squeeze=False)
-    for line, batch in zip(grid, batches, strict=True):
-        for axes, kind, what in zip(line, ("step", "run"), ("parts of a step", "whole runs"), strict=True):
-            chosen = [row for row in timed if (row["batch_size"], row["kind"]) == (batch, kind)]
+    kinds = [kind for kind in ("step", "run") if any(row["kind"] == kind for row in timed)]
+    shape, size = (len(batches), len(kinds)), (1 + 5 * len(kinds), height)
+    figure, grid = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    for axes, (batch, kind) in zip(grid.flat, itertools.product(batches, kinds), strict=True):
+        chosen = [row for row in timed if (row["batch_size"], row["kind"]) == (batch, kind)]
+        if chosen:
             bars(axes, chosen, variants)
+            what = {"step": "parts of a step", "run": "whole runs"}[kind]
             axes.set(title=f"{what}, batch {batch}", xlabel="ms an image")
-    handles, labels = max((axes.get_legend_handles_labels() for axes in grid.flat), key=lambda found: len(found[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+        else:
+            axes.set_axis_off()
+    colours: list[Any] = [Patch(color=f"C{i}", label=variant) for i, variant in enumerate(variants)]
+    handles = [*colours, Line2D([], [], color="black", label="floor")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(device)
     write_figure(figure, path)
     return True
@@ -140,19 +149,20 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
 def bars(axes: Axes, rows: Sequence[Row], variants: Sequence[str]) -> None:
     """Draw one bar for each row on a logarithmic axis, grouped by part, and a line at its floor."""
     parts: list[str] = list(dict.fromkeys(row["part"] for row in rows))
-    width = 0.8 / len(variants)
-    for i, variant in enumerate(variants):
+    present = [variant for variant in variants if any(row["variant"] == variant for row in rows)]
+    width = 0.8 / len(present)
+    for i, variant in enumerate(present):
         chosen = [row for row in rows if row["variant"] == variant]
-        places = [parts.index(row["part"]) + (i - (len(variants) - 1) / 2) * width for row in chosen]
-        drawn = axes.barh(places, [row["ms_per_image"] for row in chosen], 0.9 * width, label=variant)
-        axes.bar_label(drawn, fmt=lambda ms: f"{ms:.3g}", padding=3, fontsize=8)
+        places = [parts.index(row["part"]) + (i - (len(present) - 1) / 2) * width for row in chosen]
+        colour = f"C{list(variants).index(variant)}"
+        drawn = axes.barh(places, [row["ms_per_image"] for row in chosen], 0.9 * width, color=colour)
+        axes.bar_label(drawn, fmt=lambda ms: f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}", padding=3, fontsize=8)
         floors: Any = [row["floor_ms"] for row in chosen]
         ends = ([place - width / 2 for place in places], [place + width / 2 for place in places])
-        axes.vlines(floors, *ends, color="black", label="" if i else "floor")
+        axes.vlines(floors, *ends, color="black")
     axes.set_yticks(range(len(parts)), [NAMES.get(part, part) for part in parts])
     axes.invert_yaxis()
-    if rows:
-        values = [row[key] for row in rows for key in ("ms_per_image", "floor_ms") if row[key] > 0]
-        axes.set(xscale="log", xlim=(min(values) / 2, 4 * max(values)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda ms, _: ""))
+    values = [row[key] for row in rows for key in ("ms_per_image", "floor_ms") if row[key] > 0]
+    axes.set(xscale="log", xlim=(min(values) / 2, 4 * max(values)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda ms, _: ""))

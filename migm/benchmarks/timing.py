@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import Progress
 
-from migm.evaluation.cost import synchronise
+from migm.evaluation.cost import num_compiled, seconds_of, settled_seconds
 
 Key = TypeVar("Key", bound=Hashable)
 TURN_SECONDS, MOST_CALLS = 0.05, 20  # a short call is made often in one turn, since the clock's own error is large
@@ -55,13 +55,14 @@ class Budget:
         return time.monotonic() >= self.end
 
 
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Return seconds of one call, with the device idle before and after."""
-    synchronise(device)
-    start = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - start
+def warmed_up(job: Job, device: torch.device) -> list[float]:
+    """Return seconds of the calls that a job needs, and of further ones until a call compiles nothing."""
+    seconds: list[float] = []
+    before = -1
+    while len(seconds) < job.warm_ups or (num_compiled() > before and len(seconds) < MOST_CALLS):
+        before = num_compiled()
+        seconds.append(seconds_of(job.call, device))
+    return seconds
 
 
 def in_turns(
@@ -75,7 +76,7 @@ def in_turns(
     before: dict[Key, list[float]] = {}
     for key, job in jobs.items():
         if not budget.over():
-            before[key] = [seconds_of(job.call, device) for _ in range(job.warm_ups)]
+            before[key] = warmed_up(job, device)
         if bar and task is not None:
             bar.advance(task)
     seconds: dict[Key, list[float]] = {key: [] for key in before}
@@ -91,7 +92,7 @@ def in_turns(
 
 def turn(call: Callable[[], object], device: torch.device) -> float:
     """Return the median seconds of the calls of one turn."""
-    taken = [seconds_of(call, device)]
-    while sum(taken) < TURN_SECONDS and len(taken) < MOST_CALLS:
-        taken.append(seconds_of(call, device))
+    taken: list[float] = []
+    while not taken or (sum(taken) < TURN_SECONDS and len(taken) < MOST_CALLS):
+        taken.append(settled_seconds(call, device))
     return statistics.median(taken)

@@ -9,6 +9,7 @@ take turns; the result is the median over the rounds.
 
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from migm.runtime.kinds import Latency
 from migm.sampling.capture import MOST_RUNS
 from migm.sampling.sampler import Sampler, vanilla
 
+MOST_REPEATED = 10  # calls of one turn that compile
 ADAPTIVE_IMAGES = 20  # images to average over where the policy decides per image which steps are full
 
 
@@ -41,15 +43,37 @@ def interleaved(
     seconds: list[list[float]] = [[] for _ in jobs]
     for round_ in range(repeats + warm_up):
         for job, taken in zip(jobs, seconds, strict=True):
-            synchronise(device)
-            start = time.perf_counter()
-            job()
-            synchronise(device)
+            seconds_taken = settled_seconds(job, device)
             if round_ >= warm_up:
-                taken.append(time.perf_counter() - start)
+                taken.append(seconds_taken)
             if bar and task is not None:
                 bar.advance(task)
     return [statistics.median(taken) for taken in seconds]
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Return seconds of one call, with the device idle before and after."""
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def settled_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return seconds of a call in which nothing was compiled; calls that compile are repeated, up to MOST_REPEATED."""
+    for _ in range(MOST_REPEATED):
+        before = num_compiled()
+        seconds = seconds_of(call, device)
+        if num_compiled() == before:
+            return seconds
+    raise RuntimeError(f"each of {MOST_REPEATED} calls compiled something anew: its time would be that of compiling")
+
+
+def num_compiled() -> int:
+    """Return how many graphs torch has compiled in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +142,7 @@ def peaks(
 
 def uncaptured(sampler: Sampler) -> Sampler:
     """Return the sampler with runs that are not captured."""
-    return replace(sampler, runtime=replace(sampler.runtime, cuda_graphs=False))
+    return sampler.in_runtime(replace(sampler.runtime, cuda_graphs=False))
 
 
 def flops(sampler: Sampler, inputs: InputSource) -> int:

@@ -1,6 +1,5 @@
 """Count the work of one generation, step by step: rows through blocks and head, FLOPs, bytes of caches."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -116,7 +115,7 @@ def read_meter(sampler: Sampler, source: InputSource, images: int) -> Reading:
     planned = sampler.plan() is not None and sampler.sampling.select.rule == "count"
     metered: Any = _Metered(sampler.base, rows, counter, planned)
     with counter:
-        plain = dataclasses.replace(sampler, base=metered, runtime=PLAIN)
+        plain = Sampler(metered, sampler.sampling, sampler.accelerator, runtime=PLAIN)
         generation = plain.start(source(numbers), sampler.noise(0, numbers))
         for _ in generation:
             reading.flops.append(counter.get_total_flops() + metered.repeated - sum(reading.flops))

@@ -95,6 +95,10 @@ class Sampler:
             noise = DrawnAhead(noise, n, num_tokens)
         return start(self.base, branches, self.sampling, self.accelerator, noise, initial, fast)
 
+    def in_runtime(self, runtime: Runtime) -> "Sampler":
+        """Return a sampler of the same images with another runtime."""
+        return Sampler(self.base, self.sampling, self.accelerator, self.variant, runtime)
+
     @property
     def fast(self) -> Fast:
         """What turns a function of a step into the one to call: compiled, or as it is."""

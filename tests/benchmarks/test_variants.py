@@ -6,7 +6,7 @@ import pytest
 
 import migm.bench
 from migm.benchmarks import variants
-from migm.benchmarks.variants import as_override
+from migm.config.compare import as_override
 
 ARGS = ["+experiment=tiny_shortcut", "device=cpu", "repeats=1", "batch_sizes=[1]", "points={vanilla: [2]}"]
 
