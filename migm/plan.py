@@ -4,11 +4,11 @@ import hydra
 from omegaconf import DictConfig
 from rich.table import Table
 
+from migm.bases.footprint import footprint
 from migm.config.building import class_of, conf_path, load
 from migm.config.points import Chosen, points
 from migm.config.roots import PlanConfig
 from migm.evaluation.cost import planned_seconds
-from migm.evaluation.footprint import footprint
 from migm.runtime.console import Plain
 from migm.runtime.errors import command
 from migm.sampling.sampler import point_label

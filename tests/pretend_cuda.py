@@ -182,6 +182,7 @@ def pretended() -> Iterator[torch.device]:
         "get_device_capability": (7, 0),
         "is_bf16_supported": True,
         "memory_allocated": 0,
+        "mem_get_info": (2**40, 2**40),
         "max_memory_allocated": 0,
         "get_rng_state_all": [],
     }

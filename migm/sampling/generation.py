@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from migm.bases.base import Base, Inputs, StepRecord
+from migm.bases.footprint import footprint
 from migm.bases.inputs import read_prompts, review
 from migm.config.building import build
 from migm.config.points import point
 from migm.config.roots import GenerateConfig
 from migm.runtime.compiling import notice
 from migm.runtime.console import Plain
+from migm.runtime.device import pick_device
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.pictures import is_grid
@@ -82,8 +84,12 @@ def run(config: GenerateConfig) -> None:
 def make(config: GenerateConfig) -> None:
     """Build the sampler, then fill the grid and the folder."""
     inputs, inpainting = wanted_inputs(config), photo_and_mask(config)
+    console, memory = Plain(), footprint(config.base)
+    if memory:
+        console.print(str(memory))
+        memory.refuse_too_large(pick_device(config.device), config.batch_size or len(config.seeds or [0]))
     base = build(config.base)
-    sampler, console = Sampler(base, *point(config)), Plain()
+    sampler = Sampler(base, *point(config))
     # Eight seeds by default, but one seed for large images, which take long.
     seeds = list(range(8 if base.spec.num_tokens <= 256 else 1)) if config.seeds is None else config.seeds
     review(base, [str(shown) for shown in inputs] if isinstance(inputs[0], str) else torch.tensor(inputs))

@@ -43,6 +43,10 @@ class Sampler:
     runtime: Runtime = field(default=PLAIN, compare=False)
     captured: CapturedRuns = field(default_factory=CapturedRuns, init=False, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if True in (self.runtime.compile, self.runtime.cuda_graphs):
+            _ = self.fast, self.replays  # refuse what cannot be, before any work
+
     @property
     def num_steps(self) -> int:
         """The number of steps, N."""

@@ -72,9 +72,10 @@ def accelerators(net: torch.nn.Module) -> dict[str, Accelerator]:
     }
 
 
-def compare(dtype: str) -> None:
+def compare(dtype: str, names: list[str]) -> None:
     for family, (base, sampling, net, *kinds) in cases(dtype).items():
-        for name, accelerator in accelerators(net).items():
+        for name in names:
+            accelerator = accelerators(net)[name]
             plain = Sampler(base, sampling, accelerator)
             fast = replace(plain, runtime=compiling.Runtime(compile=True, cuda_graphs=False))
             for inputs in kinds:
@@ -84,10 +85,9 @@ def compare(dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    backend, *dtypes = sys.argv[1:]
+    backend, dtype, *names = sys.argv[1:]
     if backend != "inductor":
         with_inductor = torch.compile
         torch.compile = lambda f, *, options, **rest: with_inductor(f, backend=backend, **rest)  # type: ignore
     torch.set_num_threads(1)
-    for each in dtypes:
-        compare(each)
+    compare(dtype, names)

@@ -20,15 +20,16 @@ def compared(*arguments):
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
-def test_every_step_is_one_graph_and_draws_the_same_tokens():
-    """Traced as for a device, sizes that vary included, and run operator by operator: no C++ compiler is needed."""
-    rows = compared("aot_eager", "float32")
-    assert {(row["family"], row["accelerator"]) for row in rows} >= {("maskgit", "shortcut"), ("dimoo", "ml_cache")}
-    assert [row for row in rows if row["same"] < 1] == []
-
-
-@pytest.mark.slow
-def test_compiled_code_draws_the_same_tokens():
-    rows = compared("inductor", "float32")
-    assert len(rows) == 20
+@pytest.mark.parametrize(
+    ("backend", "names"),
+    [
+        ("aot_eager", ["shortcut"]),
+        pytest.param("aot_eager", ["vanilla", "reuse", "taylorseer", "ml_cache"], marks=pytest.mark.slow),
+        pytest.param("inductor", ["vanilla", "shortcut", "reuse", "taylorseer", "ml_cache"], marks=pytest.mark.slow),
+    ],
+)
+def test_every_step_is_one_graph_and_draws_the_same_tokens(backend, names):
+    """`aot_eager` traces as for a device, sizes that vary included, but needs no C++ compiler; `inductor` compiles."""
+    rows = compared(backend, "float32", *names)
+    assert [row["family"] for row in rows] == [f for f in ("maskgit", "dimoo") for _ in names for _ in range(2)]
     assert [row for row in rows if row["same"] < 1] == []

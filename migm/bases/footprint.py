@@ -13,6 +13,7 @@ from migm.bases.llada import LLaDA
 from migm.bases.maskgit import MaskGIT
 from migm.config.building import build, class_of
 from migm.runtime.device import pick_device, pick_dtype
+from migm.runtime.errors import UserError
 from migm.runtime.resources import readable
 
 
@@ -24,6 +25,18 @@ class Footprint(NamedTuple):
     features: int  # of the image tokens; a prompt adds its rows
     decoding: int
     precision: str
+
+    def refuse_too_large(self, device: torch.device, images: int) -> None:
+        """Raise a UserError if a CUDA device has less memory free than batches of so many images take."""
+        if device.type != "cuda":
+            return
+        needed = self.transformer + self.tokenizer + images * self.features + self.decoding
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free:
+            raise UserError(
+                f"batches of {images} need about {readable(needed)}, the GPU has {readable(free)} free: less take "
+                "base.linear=int8_weights, base.tokenizer_dtype=bfloat16 and a smaller batch_size"
+            )
 
     def __str__(self) -> str:
         held = f"{readable(self.transformer)} ({self.precision}) and tokenizer {readable(self.tokenizer)}"

@@ -1,12 +1,14 @@
 """The memory of a base, said before it is loaded, is what the built base holds."""
 
 import pytest
+import torch
 from tiny_parts import composed
 
 from migm.bases.decoding import BYTES
+from migm.bases.footprint import Footprint, footprint, held
 from migm.config.building import build, load
 from migm.config.roots import PlanConfig
-from migm.evaluation.footprint import footprint, held
+from migm.runtime.errors import UserError
 
 
 def node_of(*overrides):
@@ -42,3 +44,15 @@ def test_lumina_dimoo_takes_half_in_8_bits():
 
 def test_a_base_of_another_class_is_not_guessed():
     assert footprint({"_target_": "migm.bases.tokenizer.ConvVQ"}) is None
+
+
+def test_a_card_with_too_little_memory_is_refused_before_anything_is_loaded(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    memory = Footprint(
+        transformer=16 * 10**9, tokenizer=10**9, features=10**8, decoding=2 * 10**9, precision="bfloat16"
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
+    memory.refuse_too_large(cuda, images=10)
+    with pytest.raises(UserError, match=r"batches of 11 need about 20\.10 GB, the GPU has 20\.00 GB .*int8_weights"):
+        memory.refuse_too_large(cuda, images=11)
+    memory.refuse_too_large(torch.device("cpu"), images=10**6)
