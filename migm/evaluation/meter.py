@@ -59,7 +59,7 @@ class _Metered:
             features, flops, rows = self.passes[id(branch)]
             self.repeated += flops
             self.rows.update(rows)
-            return features
+            return features.clone()  # as the pass would return: states that keep several hold as many bytes
         before, rows = self.counter.get_total_flops(), self.rows.copy()
         features = self._features(tokens, branch, mask_ratio, runner)
         self.passes[id(branch)] = features, self.counter.get_total_flops() - before, self.rows - rows

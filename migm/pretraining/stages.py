@@ -73,7 +73,7 @@ class Recipe:
 
     def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
         """Run `stages` in their given order; the stages base and text_base train the transformer of `base`."""
-        if base.linear != "plain":
+        if {"base", "text_base"} & set(stages) and base.linear != "plain":
             raise UserError(f"base.linear={base.linear} cannot be trained; choose base.linear=plain")
         bundled = "|".join(re.escape(path.name) for path in ASSETS.iterdir())
         refuse_foreign(self.assets, "assets", "paths.assets", only(self.assets, bundled))

@@ -34,12 +34,13 @@ class Runtime:
 
     def compiles(self, device: torch.device, num_parameters: int) -> bool:
         """Return whether functions of a base of this size are compiled; UserError if they have to be and cannot."""
-        if not self.compile:
+        pays = device.type == "cuda" and num_parameters > TINY
+        if not self.compile or (self.compile == "auto" and not pays):
             return False
         lacking = lacking_compiler(device)
         if self.compile != "auto" and lacking:
             raise UserError(f"runtime.compile=true, but {lacking}; choose auto or false")
-        return not lacking and (self.compile != "auto" or (device.type == "cuda" and num_parameters > TINY))
+        return not lacking
 
     def fast(self, device: torch.device, num_parameters: int) -> "Fast":
         """Return what turns a function into the one to call: compiled, or as it is."""

@@ -97,7 +97,7 @@ def parts_of(part: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "accelerator").glob("*.yaml")))
 def test_parts_cannot_be_changed_once_they_are_made(name):
-    sampling, accelerator, _ = made(f"accelerator={name}", "sampling.num_steps=16", "sampling.num_full_steps=4")
+    sampling, accelerator, *_ = made(f"accelerator={name}", "sampling.num_steps=16", "sampling.num_full_steps=4")
     for part in (*parts_of(sampling), *parts_of(accelerator)):
         first, *_ = [each.name for each in fields(part)] or ["anything"]
         with pytest.raises(FrozenInstanceError):
