@@ -72,8 +72,9 @@ def accelerators(net: torch.nn.Module) -> dict[str, Accelerator]:
     }
 
 
-def compare(dtype: str, names: list[str]) -> None:
-    for family, (base, sampling, net, *kinds) in cases(dtype).items():
+def compare(dtype: str, families: list[str], names: list[str]) -> None:
+    for family in families:
+        base, sampling, net, *kinds = cases(dtype)[family]
         for name in names:
             accelerator = accelerators(net)[name]
             plain = Sampler(base, sampling, accelerator)
@@ -85,9 +86,9 @@ def compare(dtype: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    backend, dtype, *names = sys.argv[1:]
+    backend, dtype, families, *names = sys.argv[1:]
     if backend != "inductor":
         with_inductor = torch.compile
         torch.compile = lambda f, *, options, **rest: with_inductor(f, backend=backend, **rest)  # type: ignore
     torch.set_num_threads(1)
-    compare(dtype, names)
+    compare(dtype, families.split(","), names)
