@@ -18,7 +18,7 @@ from migm.runtime.resources import readable
 
 
 class Footprint(NamedTuple):
-    """Bytes that a base holds, and that decoding takes beyond them; `features` are those of both halves of an image."""
+    """Bytes that a base holds, and that the features of both halves and decoding take for each image."""
 
     transformer: int
     tokenizer: int
@@ -30,7 +30,8 @@ class Footprint(NamedTuple):
         """Raise a UserError if a CUDA device has less memory free than batches of so many images take."""
         if device.type != "cuda":
             return
-        needed = self.transformer + self.tokenizer + images * self.features + self.decoding
+        needed = self.transformer + self.tokenizer + images * self.features
+        needed += min(images * self.decoding, max(BYTES, self.decoding))  # it is done in parts
         free, _ = torch.cuda.mem_get_info(device)
         if needed > free:
             raise UserError(
@@ -42,7 +43,7 @@ class Footprint(NamedTuple):
         held = f"{readable(self.transformer)} ({self.precision}) and tokenizer {readable(self.tokenizer)}"
         return (
             f"memory: transformer {held}; features {readable(self.features)} an image; "
-            f"decoding up to {readable(self.decoding)}"
+            f"decoding {readable(self.decoding)} an image"
         )
 
 
@@ -69,7 +70,7 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
         grid, channels = (node["height"] // tokenizer.stride, node["width"] // tokenizer.stride), made.d_model
     features = 2 * grid[0] * grid[1] * channels * dtype.itemsize
     name = str(dtype).removeprefix("torch.") + ("" if linear == "plain" else f", linear={linear}")
-    return Footprint(held(net), held(tokenizer), features, max(BYTES, image_bytes(tokenizer, grid)), name)
+    return Footprint(held(net), held(tokenizer), features, image_bytes(tokenizer, grid), name)
 
 
 def held(module: nn.Module) -> int:

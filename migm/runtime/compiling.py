@@ -77,11 +77,11 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VERSIONS)
     torch.fx.experimental._config.use_duck_shape = False  # else sizes that are equal at first have to stay equal
-    # A softmax over the vocabulary is one kernel unless its rows are split, for which sizes that vary are a reason.
-    options: dict[str, Any] = {"emulate_precision_casts": True, "split_reductions": False}
+    options: dict[str, Any] = {"emulate_precision_casts": True}
     return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
 
+@functools.cache  # asked at the start of every generation
 def lacking_compiler(device: torch.device) -> str:
     """Return what compiling for this device lacks here, or an empty text."""
     names = (os.environ.get("CC"), os.environ.get("CXX"), "cc", "gcc", "g++", "clang", "clang++")

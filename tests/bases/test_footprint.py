@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_parts import composed
 
-from migm.bases.decoding import BYTES
+from migm.bases.decoding import image_bytes
 from migm.bases.footprint import Footprint, footprint, held
 from migm.config.building import build, load
 from migm.config.roots import PlanConfig
@@ -24,7 +24,7 @@ def test_it_is_what_the_built_base_holds(name, dtype, kind):
     assert said is not None
     assert (said.transformer, said.tokenizer) == (held(base.transformer), held(base.tokenizer))
     assert said.features == 2 * base.spec.num_tokens * base.spec.channels * base.dtype.itemsize
-    assert said.decoding == BYTES
+    assert said.decoding == image_bytes(base.tokenizer, base.spec.grid)
 
 
 def test_lumina_dimoo_takes_half_in_8_bits():
@@ -48,11 +48,9 @@ def test_a_base_of_another_class_is_not_guessed():
 
 def test_a_card_with_too_little_memory_is_refused_before_anything_is_loaded(monkeypatch):
     cuda = torch.device("cuda", 0)
-    memory = Footprint(
-        transformer=16 * 10**9, tokenizer=10**9, features=10**8, decoding=2 * 10**9, precision="bfloat16"
-    )
+    memory = Footprint(transformer=16 * 10**9, tokenizer=10**9, features=10**8, decoding=10**8, precision="bfloat16")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
-    memory.refuse_too_large(cuda, images=10)
-    with pytest.raises(UserError, match=r"batches of 11 need about 20\.10 GB, the GPU has 20\.00 GB .*int8_weights"):
-        memory.refuse_too_large(cuda, images=11)
+    memory.refuse_too_large(cuda, images=8)
+    with pytest.raises(UserError, match=r"batches of 16 need about 20\.20 GB, the GPU has 20\.00 GB .*int8_weights"):
+        memory.refuse_too_large(cuda, images=16)
     memory.refuse_too_large(torch.device("cpu"), images=10**6)
