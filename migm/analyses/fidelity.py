@@ -28,9 +28,10 @@ class Fidelity:
     """Predictions along true trajectories, by the steps since the last full one (g), over all masked rows.
 
     The trajectories are vanilla ones: the first `num_images` of `store`, a folder of `migm.collect`, or without one the
-    images from number 0 on of the config's seed. The accelerator gets their tokens in their order. At full steps it gets
-    the true features, and what it predicts from there on goes on as in sampling. ReCAP ranks as the trajectory does, and its rows that are not
-    ranked stand still. A full step of dLLM-Cache leaves the prompt as it was, so that it has errors too.
+    images from number 0 on of the config's seed. The accelerator gets their tokens in their order. At full steps it
+    gets the true features; what it predicts from there on goes on as in sampling. ReCAP ranks as the trajectory does,
+    and its rows that are not ranked stand still. A full step of dLLM-Cache may leave the prompt as it was, so that it
+    has errors too.
 
     - `error`: squared distance from the true features over their squared length, both guidance halves.
     - `kl`: KL(true, predicted) of the distributions by guided logits, in nats.

@@ -94,9 +94,10 @@ class Walk:
             run = point.accelerator.start(point.base, record.branches, counts, point.fast)
             known = isinstance(run.order, RankedSets) and self.order is not None
             if run.order is not None and not known:
+                name, order = point.accelerator.name, type(run.order).__name__
                 raise UserError(
-                    f"analysis=fidelity follows the order of true trajectories, but accelerator={point.accelerator.name} "
-                    f"decides by {type(run.order).__name__} what is revealed; leave the point out"
+                    f"analysis=fidelity follows the order of true trajectories, but accelerator={name} decides by {order} "
+                    "what is revealed; leave the point out"
                 )
             self.runs.append(run)
             self.since.append(torch.zeros(len(tokens), dtype=torch.long))
