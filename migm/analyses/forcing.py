@@ -96,8 +96,8 @@ class Walk:
             if run.order is not None and not known:
                 name, order = point.accelerator.name, type(run.order).__name__
                 raise UserError(
-                    f"analysis=fidelity follows the order of true trajectories, but accelerator={name} decides by {order} "
-                    "what is revealed; leave the point out"
+                    f"analysis=fidelity follows the order of true trajectories, but accelerator={name} decides by "
+                    f"{order} what is revealed; leave the point out"
                 )
             self.runs.append(run)
             self.since.append(torch.zeros(len(tokens), dtype=torch.long))

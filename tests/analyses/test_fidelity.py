@@ -68,11 +68,10 @@ def test_the_command_writes_figure_tables_and_records(call_main, tmp_path):
 @pytest.mark.parametrize("storage", [["data/storage=tokens"], ["data.storage.dtype=float32"]])
 def test_a_store_gives_the_numbers_of_what_is_sampled(call_main, tmp_path, storage):
     store = ["data.num_images=6", "data.num_val_images=1", "data.shard_images=3"]
-    config = tiny(tmp_path, *store, *storage, command="collect", root=CollectConfig)
-    collected(config)
-    place = f"analyses.fidelity.store={config.data['folder']}"
+    collected(tiny(tmp_path, *store, *storage, command="collect", root=CollectConfig))
+    place = [*store, *storage, "analyses.fidelity.store=${data.folder}"]
     outputs = {}
-    for name, more in {"sampled": [], "stored": [place]}.items():
+    for name, more in {"sampled": [], "stored": place}.items():
         folder = tmp_path / name
         code, _, err = call_main(migm.analyse.main, *ALONE, *more, f"paths.output_dir={tmp_path}", f"folder={folder}")
         assert code == 0, err
