@@ -22,6 +22,7 @@ from migm.runtime.resources import available_memory, refuse_full_disk, refuse_fu
 
 MAINS = {"collect": migm.collect.main, "train": migm.train.main, "evaluate": migm.evaluate.main}
 Run = Callable[..., tuple[int, str]]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def refused(outcome: tuple[int, str]) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])  # header, first shard, its line, second shard
+# header, first shard, its line, second shard
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_a_full_disk_while_collecting_stops_cleanly_and_goes_on_later(run, tmp_path, monkeypatch, after):
     with monkeypatch.context() as patch:
         fill_up(patch, after)
@@ -95,7 +97,8 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(run, tmp_path, monkey
     assert (folder / "shortcut.safetensors").exists()
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 5])  # the first is of what was asked for
+# the first is of what was asked for
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=SLOW), 3, pytest.param(5, marks=SLOW)])
 def test_a_full_disk_while_evaluating_keeps_what_was_measured(run, tmp_path, monkeypatch, after):
     with monkeypatch.context() as patch:
         fill_up(patch, after)

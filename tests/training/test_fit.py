@@ -71,12 +71,23 @@ def same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("saved", "killed"),
-    [(7, 9), (5, 5), (10, 10), (10, 13), (12, 23)],
-    ids=["inside an epoch", "at a validation", "at an epoch's end", "in the next epoch", "after two checkpoints' time"],
-)
+def moments() -> Iterator[Any]:
+    """Every moment with and without workers; those beyond one of each kind are slow."""
+    named = {
+        "inside an epoch": (7, 9),
+        "at a validation": (5, 5),
+        "at an epoch's end": (10, 10),
+        "in the next epoch": (10, 13),
+        "after two checkpoints' time": (12, 23),
+    }
+    quick = {("inside an epoch", 0), ("at an epoch's end", 0), ("in the next epoch", 2)}
+    for workers in (0, 2):
+        for name, (saved, killed) in named.items():
+            marks = [] if (name, workers) in quick else [pytest.mark.slow]
+            yield pytest.param(saved, killed, workers, id=f"{name}, {workers} workers", marks=marks)
+
+
+@pytest.mark.parametrize(("saved", "killed", "workers"), moments())
 def test_a_resumed_training_equals_an_uninterrupted_one(stored, whole, tmp_path, monkeypatch, saved, killed, workers):
     every = f"callbacks.checkpoint.every_n_train_steps={saved}"
     step = ShortcutModule.training_step
