@@ -2,7 +2,9 @@
 
 import errno
 import os
+import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -192,3 +194,17 @@ def test_refusals_say_what_is_needed_and_what_is_there(tmp_path, monkeypatch):
     refuse_full_disk(tmp_path / "new", 1, "they", "lower it")
     with pytest.raises(UserError, match=naming("they needs", tmp_path, "free; lower it")):
         refuse_full_disk(tmp_path / "new", 10**18, "they", "lower it")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_command_keeps_freed_memory_unless_the_user_set_malloc(kept):
+    code = (
+        "import resource, torch; from migm.runtime.resources import keep_freed_memory; keep_freed_memory();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "new = lambda: -faults() + 0 * torch.ones(10_000_000).add(1).sum().long().item() + faults();"
+        "print(min(new() for _ in range(20)))"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if kept else {"MALLOC_TRIM_THRESHOLD_": "131072"})}
+    least = int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
+    assert (least < 1000) == kept  # 80 MB anew each time are 20,000 pages; the first calls always take some

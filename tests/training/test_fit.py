@@ -12,6 +12,7 @@ from tiny_parts import collected, naming, same_tensors, tiny
 from torch import Tensor
 
 from migm.config.building import build
+from migm.runtime import device
 from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import load_shortcut
 from migm.training.module import ShortcutModule
@@ -254,6 +255,7 @@ def test_the_precision_is_the_machines_unless_one_is_asked_for(stored, tmp_path,
     config = config_for(stored, tmp_path, f"trainer.precision={asked}")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(device, "product_seconds", lambda dtypes: [1.0, 0.2])
     assert Training(config, build(config.base)).trainer.precision == precision
 
 
