@@ -17,19 +17,8 @@ from migm.config.building import load
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKING = [
-    *PAGES,
-    ROOT / "CHANGELOG.md",
-    *sorted(ROOT.glob("*/**/README.md")),
-    *sorted((ROOT / "docs" / "originals").glob("*.md")),
-]
-LINKING = sorted(
-    {
-        page
-        for page in [*LINKING, ROOT / "CHANGELOG.md"]
-        if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
-    }
-)
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", *ROOT.glob("*/**/README.md"), *(ROOT / "docs" / "originals").glob("*.md")]
+LINKING = sorted({page for page in LINKING if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)})
 EXAMPLE = ROOT / "docs" / "add_a_method.md"  # shows files that are not there: test_add_a_method.py makes and runs them
 OF_CONFIGS = {**ROOTS, "needs": ROOTS["evaluate"]}
 
