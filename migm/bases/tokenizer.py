@@ -1,5 +1,7 @@
 """An image tokenizer: a vector-quantised autoencoder between uint8 images and a grid of token ids."""
 
+from typing import Literal
+
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from jaxtyping import Float
@@ -21,24 +23,30 @@ class ResidualConv(nn.Module):
 
 
 class ConvVQ(nn.Module):
-    """Convolutional VQ autoencoder with stride 4, without norm layers, which would double its time on a CPU.
+    """Convolutional VQ autoencoder of stride 2 or 4, without norm layers, which would double its time on a CPU.
 
-    Pixels are folded 2x2 into channels first, so that no wide convolution runs at full resolution. The networks see
-    images in [-1, 1], and latents of `code_channels` channels, a quarter as high and as wide.
+    Pixels are folded 2x2 into channels first, so that no wide convolution runs at full resolution. Stride 4 halves once
+    more, to twice the channels. The networks see images in [-1, 1], and latents of `code_channels` channels, `stride`
+    times less high and wide. `depth` is the number of residual blocks of the encoder at the tokens' resolution; the
+    decoder has twice as many.
     """
 
-    stride = 4
-
-    def __init__(self, num_codes: Count = 256, code_channels: Count = 16, channels: Count = 96, depth: Whole = 2):
+    def __init__(
+        self,
+        num_codes: Count = 256,
+        code_channels: Count = 16,
+        channels: Count = 96,
+        depth: Whole = 2,
+        stride: Literal[2, 4] = 4,
+    ):
         super().__init__()
-        wide = 2 * channels
+        self.stride, halved = stride, stride == 4
+        wide = 2 * channels if halved else channels
         self.pixel_channels = max(channels // 4, 12)
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
             nn.Conv2d(12, channels, 3, padding=1),
-            ResidualConv(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, wide, 4, stride=2, padding=1),
+            *([ResidualConv(channels), nn.ReLU(), nn.Conv2d(channels, wide, 4, 2, padding=1)] if halved else []),
             *(ResidualConv(wide) for _ in range(depth)),
             nn.Conv2d(wide, code_channels, 1),
         )
@@ -46,8 +54,7 @@ class ConvVQ(nn.Module):
         self.decoder = nn.Sequential(
             nn.Conv2d(code_channels, wide, 3, padding=1),
             *(ResidualConv(wide) for _ in range(depth)),
-            nn.Conv2d(wide, 4 * channels, 1),
-            nn.PixelShuffle(2),
+            *([nn.Conv2d(wide, 4 * channels, 1), nn.PixelShuffle(2)] if halved else []),
             *(ResidualConv(channels) for _ in range(depth)),
             nn.ReLU(),
             nn.Conv2d(channels, 48, 3, padding=1),

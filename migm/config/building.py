@@ -17,6 +17,7 @@ from migm.config.checks import check, refuse_split_sweep
 from migm.config.fitting import GROUP
 from migm.config.roots import Common, TrainConfig
 from migm.runtime.errors import UserError
+from migm.runtime.resources import keep_freed_memory
 
 Root = TypeVar("Root", bound="Common")
 
@@ -55,7 +56,7 @@ ConfigStore.instance().store(name="open_nodes", node=OmegaConf.create(open_nodes
 
 
 def load(cfg: DictConfig, root: type[Root]) -> Root:
-    """Check a command's config and return it, after setting torch's seed and number of threads.
+    """Check a command's config and return it, after setting torch's seed and number of threads, and malloc.
 
     Raises UserError with the key and what is allowed.
     """
@@ -64,6 +65,7 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     torch.manual_seed(config.seed)  # for random bases and new shortcuts
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     return config
 
 
