@@ -3,9 +3,9 @@
 from typing import Literal
 
 import torch
-from diffusers.models.autoencoders.vae import VectorQuantizer
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from migm.runtime.kinds import Count, Whole
 from migm.runtime.shapes import Images, Tokens
@@ -20,6 +20,37 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x + self.body(x)
+
+
+class Codebook(nn.Module):
+    """The vectors that tokens stand for; a latent becomes the nearest one (van den Oord et al. 2017).
+
+    It equals diffusers' `VectorQuantizer` without remapping, which a start of a command would wait seconds for.
+    """
+
+    def __init__(self, num_codes: int, code_channels: int, commitment: float = 0.25):
+        super().__init__()
+        self.num_codes, self.commitment = num_codes, commitment
+        self.embedding = nn.Embedding(num_codes, code_channels)
+        nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
+
+    def nearest(self, latents: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h*w"]:
+        """Return the ids of the nearest codes, row-major, compared in float32."""
+        rows = latents.permute(0, 2, 3, 1).flatten(1, 2).float()
+        return torch.cdist(rows, self.embedding.weight.float()).argmin(-1)
+
+    def forward(
+        self, latents: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, ""], Int[Tensor, "b h*w"]]:
+        """Return the nearest codes, the loss of codes and latents, and the ids.
+
+        The codes' gradient goes to the latents. The loss draws codes to their latents, and, `commitment` times as
+        strongly, latents to their codes.
+        """
+        ids = self.nearest(latents)
+        codes = self.embedding(ids).unflatten(1, latents.shape[2:]).permute(0, 3, 1, 2)
+        loss = mse_loss(codes, latents.detach()) + self.commitment * mse_loss(latents, codes.detach())
+        return latents + (codes - latents).detach(), loss, ids
 
 
 class ConvVQ(nn.Module):
@@ -50,7 +81,7 @@ class ConvVQ(nn.Module):
             *(ResidualConv(wide) for _ in range(depth)),
             nn.Conv2d(wide, code_channels, 1),
         )
-        self.quantize = VectorQuantizer(num_codes, code_channels, beta=0.25, legacy=False)
+        self.quantize = Codebook(num_codes, code_channels)
         self.decoder = nn.Sequential(
             nn.Conv2d(code_channels, wide, 3, padding=1),
             *(ResidualConv(wide) for _ in range(depth)),
@@ -65,9 +96,7 @@ class ConvVQ(nn.Module):
     @torch.inference_mode()
     def to_tokens(self, images: Images) -> Tokens:
         """Encode images as int64 tokens, row-major, l = (h / stride) * (w / stride)."""
-        latents = self.encoder(self._like_weights(images.float() / 127.5 - 1))
-        rows = latents.permute(0, 2, 3, 1).flatten(1, 2).float()
-        return torch.cdist(rows, self.quantize.embedding.weight.float()).argmin(-1)
+        return self.quantize.nearest(self.encoder(self._like_weights(images.float() / 127.5 - 1)))
 
     @torch.inference_mode()
     def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:

@@ -33,8 +33,14 @@ class Given:
     def features(self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio) -> list[Tensor]:
         return list(self.given)
 
+    def receive(self, step: int, features: Sequence[Tensor]) -> bool:
+        return False
+
     def is_full(self, step: int) -> bool:
         return False
+
+    def full_images(self, step: int) -> list[bool]:
+        return [False] * len(self.given[0])
 
     def mean_full_steps(self) -> float:
         return 0.0

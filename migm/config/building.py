@@ -49,10 +49,10 @@ def choice(group: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
-# Stands in the defaults of common.yaml, so that `points` takes further accelerators without a +. Their names are
-# checked in `migm.config.points`.
-open_points = DictConfig({}, flags={"struct": False})
-ConfigStore.instance().store(name="open_points", node=OmegaConf.create({"points": open_points}))
+# Stand in the defaults of common.yaml. `points` takes further accelerators without a +, whose names are checked in
+# `migm.config.points`. Unknown keys of `data` come to `check`, which has a hint for those of earlier versions.
+open_nodes = {name: DictConfig({}, flags={"struct": False}) for name in ("points", "data")}
+ConfigStore.instance().store(name="open_nodes", node=OmegaConf.create(open_nodes))
 
 
 def load(cfg: DictConfig, root: type[Root]) -> Root:

@@ -7,7 +7,7 @@ from families import METHODS, Family, N, tokens_before
 from migm.analyses.forcing import Walk, compare
 from migm.sampling.sampler import Sampler
 
-CHEAP = [name for name in METHODS if name != "vanilla" and "bundled" not in name]  # those are for another base
+CHEAP = [name for name in METHODS if name != "vanilla"]
 
 
 def walked(family: Family, method: str):

@@ -1,11 +1,13 @@
 """The small VQ tokenizer between uint8 images and token grids."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from migm.bases.tokenizer import ConvVQ, ResidualConv
+from migm.bases.tokenizer import Codebook, ConvVQ, ResidualConv
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,30 @@ def test_depth_adds_a_block_to_the_encoder_and_two_to_the_decoder_of_stride_2(de
     net = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=depth, stride=2)
     blocks = [sum(isinstance(part, ResidualConv) for part in half) for half in (net.encoder, net.decoder)]
     assert blocks == [depth, 2 * depth]
+
+
+def test_the_codebook_equals_that_of_diffusers():
+    from diffusers.models.autoencoders.vae import VectorQuantizer
+
+    torch.manual_seed(0)
+    reference = VectorQuantizer(24, 4, beta=0.25, legacy=False)
+    torch.manual_seed(0)
+    codebook = Codebook(24, 4)
+    assert torch.equal(codebook.embedding.weight, reference.embedding.weight)
+    torch.nn.init.normal_(codebook.embedding.weight)
+    reference.load_state_dict(codebook.state_dict())
+    latents, target = torch.randn(2, 2, 4, 3, 5).unbind()
+    results = []
+    for net in (codebook, reference):
+        x = latents.clone().requires_grad_()
+        codes, loss, ids = net(x)
+        (loss + (codes - target).square().sum()).backward()
+        ids = ids if net is codebook else ids[2].view(2, -1)
+        results.append((codes.detach(), loss.detach(), ids, x.grad, net.embedding.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_base_without_a_model_of_diffusers_does_not_import_diffusers():
+    code = "import sys, migm.bases.footprint, migm.bases.tokenizer; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
