@@ -25,6 +25,7 @@ COMPONENTS = (
     "data",
     "evalset",
     "trainer",
+    "runtime",
 )
 # Keys that commands read themselves, in any component.
 LOOKED_INTO: dict[str, Any] = {

@@ -87,6 +87,9 @@ def refuse_unwritable_store(data: "TrajectoryData") -> None:
 def _fill(sampler: Sampler, data: "TrajectoryData", seed: int, expected: Any, train_steps: int, console: Plain) -> None:
     store = data.store(expected)  # read again, now that no other command writes
     store.verify(contents=False)  # nothing is added to a damaged store
+    if rank() == 0:
+        with writing(store.manifest, f"data.folder={data.folder}", waiting=console.print):
+            pass  # this removes the lock of a command that was killed while it appended
     unlisted = Unlisted(store, data.num_images, data.shard_images)
     # Only rank 0 looks for missing shards, so that all processes follow the same plan.
     missing = from_first(unlisted.missing() if rank() == 0 else [])

@@ -15,9 +15,10 @@ import migm.trajectories.collect
 from migm.config.building import build
 from migm.config.roots import CollectConfig
 from migm.runtime.errors import UserError
+from migm.runtime.writing import LOCK
 from migm.sampling.sampler import Sampler
 from migm.trajectories.estimate import TrainingWork
-from migm.trajectories.store import Store
+from migm.trajectories.store import MANIFEST, Store
 
 
 def config_for(output: Path, *overrides: str) -> CollectConfig:
@@ -180,6 +181,15 @@ def test_a_complete_store_is_left_alone(whole, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     collected(config_for(tmp_path))
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_locks_of_a_command_that_was_killed_while_it_listed_the_last_shard_go(whole, tmp_path):
+    folder = _copy(whole, tmp_path)
+    before = {path.name for path in folder.iterdir()}
+    for lock in (LOCK, f".{MANIFEST}.lock"):
+        (folder / lock).touch()
+    collected(config_for(tmp_path))
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_the_number_of_full_steps_does_not_shape_trajectories(whole, tmp_path):
