@@ -10,7 +10,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count
 from migm.sampling.sampler import Sampler
 from migm.trajectories.collect import announce_online
-from migm.trajectories.dataset import InMemory, PairDataset, Pairs
+from migm.trajectories.dataset import InMemory, PairDataset, Pairs, pinned
 from migm.trajectories.estimate import Costs, TrainingWork
 from migm.trajectories.storage import DTYPES, DTypeName
 
@@ -50,7 +50,8 @@ class OnlineLoader:
             pairs = self._pairs(use // self.reuse)
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + use))
             self._consumed += 1
-            yield pairs.__getitems__(order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist())
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            yield pinned(pairs.__getitems__(chosen))
 
     def _pairs(self, shard: int) -> PairDataset:
         if self._shard is None or self._shard[0] != shard:
