@@ -1,7 +1,6 @@
 """Recognise the operators of torch that make the host wait for the device."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +23,15 @@ COPIED = {aten._to_copy.default, aten.copy_.default}
 
 
 def waits(
-    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on: Callable[[Tensor], bool] = lambda x: True
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, on: Callable[[Tensor], bool] = lambda x: True
 ) -> bool:
-    """Whether the host waits in an operator for a device; `on` says which tensors are there, by default all.
+    """Whether the host waited in an operator for a device; `on` says which tensors are there, by default all.
 
     A copy from one device to another waits unless it says `non_blocking`.
     """
     if func in COPIED:
-        return not _non_blocking(func, args, kwargs) and _leaves_or_arrives(args, kwargs, on)
+        source = args[1] if func is aten.copy_.default else args[0]
+        return not _non_blocking(func, args, kwargs) and on(source) != on(out)
     tensors = [x for x in args if isinstance(x, Tensor)]
     if func in INDEXED:
         return any(x is not None and x.dtype in (torch.bool, torch.uint8) and on(x) for x in args[1])
@@ -42,13 +42,6 @@ def _non_blocking(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return bool(kwargs.get("non_blocking", args[2] if func is aten.copy_.default and len(args) > 2 else False))
 
 
-def _leaves_or_arrives(args: Sequence[Any], kwargs: Mapping[str, Any], on: Callable[[Tensor], bool]) -> bool:
-    if isinstance(args[1] if len(args) > 1 else None, Tensor):
-        return on(args[0]) != on(args[1])
-    device = kwargs.get("device")
-    return device is not None and on(args[0]) != (device.type != "cpu")
-
-
 class Waits(TorchDispatchMode):
     """Notes every operator that waits, by the last lines of the program that led to it."""
 
@@ -57,6 +50,7 @@ class Waits(TorchDispatchMode):
         self.on, self.where, self.found = on, where, list[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if waits(func, args, kwargs or {}, self.on):
+        out = func(*args, **(kwargs or {}))
+        if waits(func, args, kwargs or {}, out, self.on):
             self.found.append(f"{func} {self.where()}")
-        return func(*args, **(kwargs or {}))
+        return out
