@@ -100,9 +100,13 @@ def stored(batch: Pairs, base: Base) -> Pairs:
 def step_flops(shortcut: nn.Module, base: Base, objective: Objective, batch: Pairs) -> tuple[int, int]:
     """Return FLOPs of the base's features and of forward and backward of the shortcut, counted without compiling."""
     here = move_data_to_device(batch, base.device)
-    whole: list[Pairs] = []
-    features = counted(lambda: whole.append(with_features(here, base)))
-    return features, counted(lambda: objective(shortcut, base, whole[0])[0].backward())
+    features = counted(lambda: with_features(here, base))
+
+    def both_ways() -> None:
+        objective(shortcut, base, whole)[0].backward()
+
+    whole = with_features(here, base)
+    return features, counted(both_ways)
 
 
 def timed_steps(config: BenchConfig, base: Base, batch: Pairs) -> tuple[Rounds, tuple[int, int], torch.dtype]:

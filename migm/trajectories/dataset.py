@@ -146,7 +146,8 @@ def pinned(batch: Pairs) -> Pairs:
     """Return the pairs in memory from which CUDA copies while the host goes on; unchanged where there is no CUDA."""
     if not torch.cuda.is_available():
         return batch
-    return Pairs(*(value.pin_memory() if isinstance(value, Tensor) else value for value in batch))
+    tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    return batch._replace(**{name: value.pin_memory() for name, value in tensors.items()})
 
 
 def padded_positions(new: TokenMask, width: int) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:

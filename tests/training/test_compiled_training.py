@@ -1,5 +1,6 @@
 """A compiled training step has the losses and gradients of a plain one; compared in a process of its own."""
 
+import functools
 import json
 import os
 import subprocess
@@ -47,7 +48,7 @@ def test_checkpoints_are_alike_and_a_training_goes_on_in_another_runtime(tmp_pat
 
     def fast(function):
         names.append(function.__name__)
-        return lambda *arguments: function(*arguments)
+        return functools.partial(function)
 
     monkeypatch.setattr(compiling, "compiled", fast)
     monkeypatch.setattr(compiling, "lacking_compiler", lambda device: "")
