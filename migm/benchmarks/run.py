@@ -56,9 +56,9 @@ def bench_training(config: BenchConfig, planned: Sequence[Plan]) -> None:
             about = ledger.about(variant, "train", form, b, b)
             if ledger.lacks(about) and not budget.over():
                 given = batch if form == "tokens" else training.stored(batch, base)
-                *timed, dtype = training.timed_steps(plan.config, base, given)
+                rounds, work, dtype = training.timed_steps(plan.config, base, given)
                 rates |= {kind: matmul_rate(device, kind) for kind in {dtype, base.dtype} - rates.keys()}
-                ledger.add(about, training.row(*timed, (rates[base.dtype], rates[dtype]), b))
+                ledger.add(about, training.row(rounds, work, (rates[base.dtype], rates[dtype]), b))
             elif ledger.lacks(about):
                 Plain().print(f"left out, since max_seconds is over: {form} {variant.name}", style="yellow")
     table.show(ledger.rows, f"pairs from a store of {' or '.join(training.FORMS)}, {ledger.environment['device']}")

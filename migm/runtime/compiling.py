@@ -22,7 +22,7 @@ MOST_VERSIONS = 256  # of one compiled function: kinds of bases, precisions and 
 class Runtime:
     """How a sampler and a training run.
 
-    `compile` fuses the operators of blocks, shortcut, drawing and selection, and those of a training's shortcut and loss
+    `compile` fuses the operators of blocks, shortcut, drawing and selection, and of a training's shortcut and loss
     (torch.compile, shapes that vary).
     `cuda_graphs` captures a whole run of one batch size and replays it, with new inputs and noise. "auto" takes either
     on CUDA where it was measured to pay (experiments/020-speed): a small base is captured, since starting its kernels

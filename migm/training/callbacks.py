@@ -40,7 +40,8 @@ class StepProgress(L.Callback):
         done, ended = trainer.global_step, trainer.global_step == trainer.max_steps
         if self.bar and (done % self.refresh_every == 0 or ended):
             metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
-            if ended or (trainer.log_every_n_steps and done % trainer.log_every_n_steps == 0):
+            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if ended or (every and done % every == 0):
                 known, named = trainer.callback_metrics, getattr(pl_module, "shown", ())
                 metrics |= {name: known[name].item() for name in named if name in known}
             if metrics:
@@ -101,5 +102,6 @@ def move(averages: Iterable[torch.Tensor], values: Iterable[torch.Tensor], decay
             average.copy_(decay * average + (1 - decay) * value)
     old, new = ([pair[i] for pair in both if pair[0].is_floating_point()] for i in (0, 1))
     if old:
-        torch._foreach_mul_(old, decay)
-        torch._foreach_add_(old, torch._foreach_mul(new, 1 - decay))
+        torch._foreach_mul_(old, decay)  # type: ignore[attr-defined]
+        scaled = torch._foreach_mul(new, 1 - decay)  # type: ignore[attr-defined]
+        torch._foreach_add_(old, scaled)  # type: ignore[attr-defined]

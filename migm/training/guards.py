@@ -74,7 +74,8 @@ class FiniteGuard(L.Callback):
             self._skip(trainer, pl_module, made)
             return
         self.unread.append(made)
-        if (made.number + 1) % (trainer.log_every_n_steps or MOST_UNREAD) == 0 or len(self.unread) >= MOST_UNREAD:
+        every: int = trainer.log_every_n_steps or MOST_UNREAD  # type: ignore[attr-defined]
+        if (made.number + 1) % every == 0 or len(self.unread) >= MOST_UNREAD:
             self._read(trainer)
 
     def _skip(self, trainer: L.Trainer, pl_module: L.LightningModule, made: Step) -> None:

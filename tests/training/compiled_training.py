@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "sampling"))
 
-from compiled_equality import PROMPTS, cases, with_backend
+from compiled_equality import PROMPTS, cases, with_backend  # type: ignore[import-not-found]
 
 from migm.bases.base import Base
 from migm.evaluation.cost import num_compiled

@@ -62,7 +62,7 @@ def waited(output: Path, kind: str, *overrides: str) -> dict[int, Counter[str]]:
     data.storage.prepare(sampler, data, config.seed, STEPS)
     training = Training(config, base)
     with Waits(lambda x: isinstance(x, Pretended), where) as waits:
-        training.trainer.callbacks.append(marks := Marks(waits))
+        training.trainer.callbacks.append(marks := Marks(waits))  # type: ignore[attr-defined]
         training._fit(data)
     return {step: found for step, found in marks.of.items() if step >= WARM}
 
