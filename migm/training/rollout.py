@@ -77,7 +77,7 @@ class Rollout:
     ) -> tuple[Situation, Features]:
         """Return the situation of every pair before its last step, and the target features of that step.
 
-        `fast` compiles the shortcut's steps and the base's blocks.
+        `fast` compiles the shortcut and the base's blocks; drawing tokens is traced too long to be worth it.
         """
         now, last = Situation.of(batch, base), self.sampling.num_steps - 1
         on = [i for i, s in enumerate(batch.host_steps) if s + 1 < last]
@@ -89,7 +89,7 @@ class Rollout:
         for ahead in range(1, 1 + iteration % self.max_length):
             goes_on = batch.steps + ahead < last
             index = (batch.steps + ahead).clamp(max=last)
-            after = fast(advanced)(shortcut, base, self.sampling, now, index[:, None], counts[index], noise)
+            after = self._step(fast(predict)(shortcut, base, now), base, now, index[:, None], counts[index], noise)
             rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:-1], strict=True))
             now = Situation(now.branch, *rows, width=width)
         # The rows that went on, ascending, found without asking the device how many there are.
@@ -99,6 +99,16 @@ class Rollout:
         true = frozen_features(base, branch, now.tokens[went_on], now.mask_ratio[went_on], fast)
         return now, batch.target.index_copy(0, went_on, true.to(batch.target.dtype))
 
+    def _step(
+        self, features: Features, base: Base, now: Situation, index: Int[Tensor, "b 1"], count: PerImage, noise: Noise
+    ) -> tuple[Features, Tokens, TokenMask, TokenMask]:
+        """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
+        positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
+        wide = features.to(base.dtype)
+        stepped = step(base, self.sampling, [now.branch], [wide], positions, count, noise, index, now.masked)
+        tokens = stepped.drawn.where(stepped.revealed, now.tokens)
+        return features.to(now.features.dtype), tokens, stepped.revealed, now.masked & ~stepped.revealed
+
     def _counts(self, base: Base) -> tuple[int, PerImage]:
         """Return how many tokens every step reveals, on the base's device, and the most of one step."""
         key = base.spec.num_tokens, base.device
@@ -106,24 +116,6 @@ class Rollout:
             planned = self.sampling.schedule.counts(base.spec.num_tokens, self.sampling.num_steps)
             self.counts[key] = max(planned), torch.tensor(planned, device=base.device)
         return self.counts[key]
-
-
-def advanced(
-    shortcut: nn.Module,
-    base: Base,
-    sampling: Sampling,
-    now: Situation,
-    index: Int[Tensor, "b 1"],
-    count: PerImage,
-    noise: Noise,
-) -> tuple[Features, Tokens, TokenMask, TokenMask]:
-    """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
-    features = predict(shortcut, base, now)
-    positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
-    wide = features.to(base.dtype)
-    stepped = step(base, sampling, [now.branch], [wide], positions, count, noise, index, now.masked)
-    tokens = stepped.drawn.where(stepped.revealed, now.tokens)
-    return features.to(now.features.dtype), tokens, stepped.revealed, now.masked & ~stepped.revealed
 
 
 def where_rows(rows: Bool[Tensor, " b"], a: Each, b: Each) -> Each:
