@@ -1,10 +1,13 @@
 """Fixtures of all tests: a tiny random base, shortcuts for it, a short sampling."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy as well, and of every process that a test starts
 
 import pytest
 import shape_checks  # compiles the checks into what is imported from here on

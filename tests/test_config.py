@@ -1,6 +1,7 @@
 """Every file of the config tree composes with every command, and every typo is refused by its key."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf, open_dict
 from tiny_parts import naming
 
 from migm.config.building import build, conf_path, load
+from migm.config.earlier import RENAMED_KEYS
 from migm.config.points import entries, points
 from migm.config.roots import (
     AblationsConfig,
@@ -290,6 +292,43 @@ def test_a_point_of_an_unknown_accelerator_names_the_nearest():
 def test_a_wrong_key_or_value_is_refused_by_name(override, words):
     with pytest.raises(UserError, match=naming(*words)):
         load(compose("train", [override]), TrainConfig)
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.dtype=int8", ["data.dtype", "data.storage.dtype", "data/storage=features_int8"]),
+        ("data.reuse=2", ["data.reuse", "data.storage.reuse", "data/storage=online"]),
+        ("data.cache=there", ["data.cache", "data.source.cache", "data/source=url"]),
+        ("data.cache_bytes=1", ["data.cache_bytes", "data.source.cache_bytes", "data/source=url"]),
+        ("data.num_image=2", ["data.num_image", "did you mean num_images?"]),
+        ("data.storage.reuse=2", ["data.storage.reuse", "unknown"]),
+    ],
+)
+def test_a_key_of_data_that_was_renamed_or_mistyped_leads_to_its_name(sign, override, words):
+    with pytest.raises(UserError, match=naming(*words)):
+        load(compose("train", [sign + override]), TrainConfig)
+
+
+def test_every_new_name_of_a_key_is_one_that_this_version_takes():
+    chosen = ["data/storage=online", "data.storage.reuse=2", "data.storage.dtype=float32"]
+    chosen += ["data/source=url", "data.source.cache=there", "data.source.cache_bytes=1"]
+    config = load(compose("train", chosen), TrainConfig)
+    for text in RENAMED_KEYS.values():
+        for key in re.findall(r"\bdata(?:\.\w+)+", text):
+            node = {"data": config.data}
+            for part in key.split("."):
+                node = node[part]
+    files = {name for text in RENAMED_KEYS.values() for name in re.findall(r"data/[\w]+=\w+", text)}
+    assert files <= set(options())
+
+
+def test_values_below_the_old_group_of_storages_lead_to_the_new_one():
+    for override in ("+storage.dtype=int8", "++storage.reuse=2"):
+        with pytest.raises(UserError, match=naming("storage", "data/storage=<name>", "+storage=<name>")):
+            load(compose("train", [override]), TrainConfig)
+    assert load(compose("train", ["+storage=tokens"]), TrainConfig).data["storage"]["name"] == "tokens"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""README.md and docs/: every command is one that this version accepts, every link and file that they name is there."""
+"""The pages: every command is one that this version accepts, every link and file that they name is there."""
 
 import importlib.util
 import re
@@ -16,8 +16,8 @@ from migm.__main__ import commands
 from migm.config.building import load
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-LINKING = [*PAGES, *sorted(ROOT.glob("*/**/README.md")), *sorted((ROOT / "docs" / "originals").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", *ROOT.glob("*/**/README.md"), *(ROOT / "docs" / "originals").glob("*.md")]
 LINKING = sorted({page for page in LINKING if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)})
 EXAMPLE = ROOT / "docs" / "add_a_method.md"  # shows files that are not there: test_add_a_method.py makes and runs them
 OF_CONFIGS = {**ROOTS, "needs": ROOTS["evaluate"]}
@@ -141,7 +141,7 @@ def test_a_command_that_is_wrong_is_found(line, error, monkeypatch, tmp_path):
 def test_no_page_of_commands_is_passed_over():
     """A change of the form of blocks must not empty the list above; docs/add_a_method.md has a test of its own."""
     counts = {name_of(page): sum(page == other for other, _ in COMMANDS) for page in PAGES if page != EXAMPLE}
-    without = {"docs/methods.md"}
+    without = {"docs/methods.md", "docs/citing.md"}
     assert {name for name, count in counts.items() if not count} == without
     assert sum(counts.values()) >= 45
 
@@ -202,6 +202,6 @@ def test_every_name_in_a_table_is_that_of_a_config(page, heading, group):
 def test_the_readme_is_short_and_leads_to_every_page():
     text = text_of(README)
     assert len(text.split()) <= 1600
-    assert {f"docs/{page.name}" for page in PAGES[1:]} <= set(re.findall(r"\]\(([^()#\s]+)", text))
+    assert {name_of(page) for page in PAGES[1:]} - {"AGENTS.md"} <= set(re.findall(r"\]\(([^()#\s]+)", text))
     (results,) = re.findall(r"^<!-- results -->\n(.*?)^<!-- /results -->$", text, re.M | re.S)
     assert results.count("\n|") >= 13

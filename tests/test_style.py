@@ -153,7 +153,7 @@ def test_the_wheel_holds_code_configs_and_assets(tmp_path):
     configs = {f"migm/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert configs <= held
     assert {name_of(path) for path in SOURCES} <= held
-    assert "migm/assets/base.safetensors" in held
+    assert {"migm/assets/base.safetensors", "migm/py.typed"} <= held
     assert {"migm/human_eval/vote.html", *(f"migm/reporting/page.{kind}" for kind in ("html", "css", "js"))} <= held
     assert not [name for name in held if name.startswith(("tests", "experiments", "conf"))]
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from migm.runtime.kinds import Count, Length
@@ -27,6 +26,8 @@ class AmusedVQ(nn.Module):
         num_codes: Count = 8192,
         norm_groups: Count = 32,
     ):
+        from diffusers.models.autoencoders.vq_model import VQModel  # seconds, which other bases need not wait for
+
         super().__init__()
         levels = len(channels)
         self.stride, self.num_codes = 2 ** (levels - 1), num_codes

@@ -1,9 +1,11 @@
 """An image tokenizer: a vector-quantised autoencoder between uint8 images and a grid of token ids."""
 
+from typing import Literal
+
 import torch
-from diffusers.models.autoencoders.vae import VectorQuantizer
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from migm.runtime.kinds import Count, Whole
 from migm.runtime.shapes import Images, Tokens
@@ -20,34 +22,70 @@ class ResidualConv(nn.Module):
         return x + self.body(x)
 
 
-class ConvVQ(nn.Module):
-    """Convolutional VQ autoencoder with stride 4, without norm layers, which would double its time on a CPU.
+class Codebook(nn.Module):
+    """The vectors that tokens stand for; a latent becomes the nearest one (van den Oord et al. 2017).
 
-    Pixels are folded 2x2 into channels first, so that no wide convolution runs at full resolution. The networks see
-    images in [-1, 1], and latents of `code_channels` channels, a quarter as high and as wide.
+    It equals diffusers' `VectorQuantizer` without remapping, which a start of a command would wait seconds for.
     """
 
-    stride = 4
-
-    def __init__(self, num_codes: Count = 256, code_channels: Count = 16, channels: Count = 96, depth: Whole = 2):
+    def __init__(self, num_codes: int, code_channels: int, commitment: float = 0.25):
         super().__init__()
-        wide = 2 * channels
+        self.num_codes, self.commitment = num_codes, commitment
+        self.embedding = nn.Embedding(num_codes, code_channels)
+        nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
+
+    def nearest(self, latents: Float[Tensor, "b c h w"]) -> Int[Tensor, "b h*w"]:
+        """Return the ids of the nearest codes, row-major, compared in float32."""
+        rows = latents.permute(0, 2, 3, 1).flatten(1, 2).float()
+        return torch.cdist(rows, self.embedding.weight.float()).argmin(-1)
+
+    def forward(
+        self, latents: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, ""], Int[Tensor, "b h*w"]]:
+        """Return the nearest codes, the loss of codes and latents, and the ids.
+
+        The codes' gradient goes to the latents. The loss draws codes to their latents, and, `commitment` times as
+        strongly, latents to their codes.
+        """
+        ids = self.nearest(latents)
+        codes = self.embedding(ids).unflatten(1, latents.shape[2:]).permute(0, 3, 1, 2)
+        loss = mse_loss(codes, latents.detach()) + self.commitment * mse_loss(latents, codes.detach())
+        return latents + (codes - latents).detach(), loss, ids
+
+
+class ConvVQ(nn.Module):
+    """Convolutional VQ autoencoder of stride 2 or 4, without norm layers, which would double its time on a CPU.
+
+    Pixels are folded 2x2 into channels first, so that no wide convolution runs at full resolution. Stride 4 halves once
+    more, to twice the channels. The networks see images in [-1, 1], and latents of `code_channels` channels, `stride`
+    times less high and wide. `depth` is the number of residual blocks of the encoder at the tokens' resolution; the
+    decoder has twice as many.
+    """
+
+    def __init__(
+        self,
+        num_codes: Count = 256,
+        code_channels: Count = 16,
+        channels: Count = 96,
+        depth: Whole = 2,
+        stride: Literal[2, 4] = 4,
+    ):
+        super().__init__()
+        self.stride, halved = stride, stride == 4
+        wide = 2 * channels if halved else channels
         self.pixel_channels = max(channels // 4, 12)
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(2),
             nn.Conv2d(12, channels, 3, padding=1),
-            ResidualConv(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, wide, 4, stride=2, padding=1),
+            *([ResidualConv(channels), nn.ReLU(), nn.Conv2d(channels, wide, 4, 2, padding=1)] if halved else []),
             *(ResidualConv(wide) for _ in range(depth)),
             nn.Conv2d(wide, code_channels, 1),
         )
-        self.quantize = VectorQuantizer(num_codes, code_channels, beta=0.25, legacy=False)
+        self.quantize = Codebook(num_codes, code_channels)
         self.decoder = nn.Sequential(
             nn.Conv2d(code_channels, wide, 3, padding=1),
             *(ResidualConv(wide) for _ in range(depth)),
-            nn.Conv2d(wide, 4 * channels, 1),
-            nn.PixelShuffle(2),
+            *([nn.Conv2d(wide, 4 * channels, 1), nn.PixelShuffle(2)] if halved else []),
             *(ResidualConv(channels) for _ in range(depth)),
             nn.ReLU(),
             nn.Conv2d(channels, 48, 3, padding=1),
@@ -58,9 +96,7 @@ class ConvVQ(nn.Module):
     @torch.inference_mode()
     def to_tokens(self, images: Images) -> Tokens:
         """Encode images as int64 tokens, row-major, l = (h / stride) * (w / stride)."""
-        latents = self.encoder(self._like_weights(images.float() / 127.5 - 1))
-        rows = latents.permute(0, 2, 3, 1).flatten(1, 2).float()
-        return torch.cdist(rows, self.quantize.embedding.weight.float()).argmin(-1)
+        return self.quantize.nearest(self.encoder(self._like_weights(images.float() / 127.5 - 1)))
 
     @torch.inference_mode()
     def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:

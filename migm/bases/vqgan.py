@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from diffusers.models.autoencoders.vq_model import VQModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -52,6 +51,8 @@ class VQGAN(nn.Module):
         pixels: Literal["clamp", "min_max"] = "clamp",
         model_yaml: str | None = None,
     ):
+        from diffusers.models.autoencoders.vq_model import VQModel  # seconds, which other bases need not wait for
+
         super().__init__()
         if model_yaml:
             ddconfig, n_embed, embed_dim = read_model_yaml(model_yaml)

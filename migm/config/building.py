@@ -17,6 +17,7 @@ from migm.config.checks import check, refuse_split_sweep
 from migm.config.fitting import GROUP
 from migm.config.roots import Common, TrainConfig
 from migm.runtime.errors import UserError
+from migm.runtime.resources import keep_freed_memory
 
 Root = TypeVar("Root", bound="Common")
 
@@ -48,14 +49,14 @@ def choice(group: str, *, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
-# Stands in the defaults of common.yaml, so that `points` takes further accelerators without a +. Their names are
-# checked in `migm.config.points`.
-open_points = DictConfig({}, flags={"struct": False})
-ConfigStore.instance().store(name="open_points", node=OmegaConf.create({"points": open_points}))
+# Stand in the defaults of common.yaml. `points` takes further accelerators without a +, whose names are checked in
+# `migm.config.points`. Unknown keys of `data` come to `check`, which has a hint for those of earlier versions.
+open_nodes = {name: DictConfig({}, flags={"struct": False}) for name in ("points", "data")}
+ConfigStore.instance().store(name="open_nodes", node=OmegaConf.create(open_nodes))
 
 
 def load(cfg: DictConfig, root: type[Root]) -> Root:
-    """Check a command's config and return it, after setting torch's seed and number of threads.
+    """Check a command's config and return it, after setting torch's seed and number of threads, and malloc.
 
     Raises UserError with the key and what is allowed.
     """
@@ -64,6 +65,7 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     torch.manual_seed(config.seed)  # for random bases and new shortcuts
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     return config
 
 

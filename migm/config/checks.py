@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 
+from migm.config.earlier import RENAMED_KEYS
 from migm.config.fitting import GROUP, Component, fitted
 from migm.runtime.device import Precision
 from migm.runtime.errors import UserError, nearest
@@ -124,7 +125,8 @@ def check_arguments(
     """
     parameters, keys = inspect.signature(target).parameters, set(arguments) - HYDRA_KEYS
     for key in sorted(keys - set(parameters)):
-        raise UserError(f"config key {prefix}{key} is unknown{nearest(key, parameters)}")
+        renamed = RENAMED_KEYS.get(f"{prefix}{key}")
+        raise UserError(f"config key {prefix}{key} is unknown{f'; {renamed}' if renamed else nearest(key, parameters)}")
     required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
     if whole and required - keys:
         raise UserError(f"config key {prefix}{min(required - keys)} is missing")

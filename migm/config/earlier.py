@@ -16,6 +16,14 @@ MOVED = {
 }
 FILES = ("weights", "fit", "calibration")  # keys of files, which fingerprints tell apart, not their paths
 ADDED = (("linear", "plain"),)  # keys that configs lacked then, with the values that mean the same
+# Keys of command lines and configs of an earlier version -> what an error about them says.
+RENAMED_KEYS = {
+    "data.dtype": "it is data.storage.dtype now, and data/storage=features_int8 chooses int8",
+    "data.reuse": "it is data.storage.reuse now, beside data/storage=online",
+    "data.cache": "it is data.source.cache now, beside data/source=url",
+    "data.cache_bytes": "it is data.source.cache_bytes now, beside data/source=url",
+    "storage": "data/storage=<name> or +storage=<name> chooses a file, and data.storage.<key> changes a value of it",
+}
 STEPS = ("num_steps", "num_full_steps")
 
 

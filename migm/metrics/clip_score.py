@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchvision.transforms.v2.functional import to_pil_image
 
 from migm.metrics.files import Need
 from migm.metrics.metric import Batch, MeanMetric
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
 from migm.runtime.files import tensors_hash
+from migm.runtime.pictures import as_picture
 
 
 class CLIPScore(MeanMetric):
@@ -69,7 +69,7 @@ class CLIPScore(MeanMetric):
     @torch.inference_mode()
     def image_features(self, images: Tensor) -> Tensor:
         """Map uint8 (b, 3, h, w) to unit vectors (b, channels), resized and cropped in PIL as the model asks."""
-        pixels = torch.stack([self.preprocess(to_pil_image(image.cpu())) for image in images])
+        pixels = torch.stack([self.preprocess(as_picture(image)) for image in images])
         return normalize(self.clip[0].to(images.device).encode_image(pixels.to(images.device)), dim=1)
 
     @torch.inference_mode()

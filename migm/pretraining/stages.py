@@ -110,6 +110,10 @@ class Recipe:
 
     def tokenizer(self, vq: ConvVQ) -> None:
         """Train the VQ autoencoder, with the perceptual classifier in its loss."""
+        if not isinstance(vq, ConvVQ) or vq.stride != 4:
+            raise UserError(
+                "stages=[tokenizer] trains the ConvVQ of stride 4 in tokenizer.safetensors; choose base=cifar10"
+            )
         perceptual = CifarNet(16)
         load_strictly(perceptual, self.folder / "perceptual.safetensors", "pretrain.folder")
         images, _ = cifar10.load(self.source, "train")

@@ -33,7 +33,7 @@ class VQModule(L.LightningModule):
         self.seed, self.learning_rate = seed, learning_rate
         self.perceptual_weight, self.revive_every = perceptual_weight, revive_every
         self.usage: Tensor
-        self.register_buffer("usage", torch.zeros(vq.quantize.n_e))
+        self.register_buffer("usage", torch.zeros(vq.quantize.num_codes))
 
     def training_step(self, batch: tuple[Tensor], _: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step)
@@ -45,7 +45,7 @@ class VQModule(L.LightningModule):
         if self.global_step % self.revive_every == 0 and self.global_step < 0.8 * self.trainer.max_steps:
             self._revive(latents.detach(), generator)
         with torch.autocast(x.device.type, enabled=False):
-            quantized, codebook_loss, (_, _, indices) = self.vq.quantize(latents)
+            quantized, codebook_loss, indices = self.vq.quantize(latents)
         self.usage += torch.bincount(indices.flatten(), minlength=len(self.usage))
         output = self.vq.decoder(quantized).float()
         perceptual = self._perceptual(output, x)

@@ -6,7 +6,7 @@ imported because a file names it, and only a network class is called.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,22 @@ from migm.runtime.files import check_seal, tensors_hash, write_sealed
 from migm.shortcuts.network import ShortcutNetwork, address, networks
 
 FORMAT = "migm-shortcut/1"
+BETWEEN = ","  # fingerprints of one base in several precisions
 FIRST = "MaskGITShortcut"  # the only network when files did not name their class
 
 
-def save_shortcut(shortcut: ShortcutNetwork, base_fingerprint: str, path: Path) -> None:
-    """Replace `path` at once by a file with weights, class, constructor arguments and the hash of the base."""
+def save_shortcut(
+    shortcut: ShortcutNetwork, base_fingerprint: str | Sequence[str], path: Path, card: Mapping[str, Any] | None = None
+) -> None:
+    """Replace `path` at once by a file with weights, class, constructor arguments and the hash of the base.
+
+    Several hashes are those of one base in several precisions. `card` says how the shortcut was made and measured.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in shortcut.state_dict().items()}
     config, kind = json.dumps(shortcut.config), address(type(shortcut))
-    about = {"format": FORMAT, "kind": kind, "config": config, "base": base_fingerprint}
+    bases = base_fingerprint if isinstance(base_fingerprint, str) else BETWEEN.join(base_fingerprint)
+    about = {"format": FORMAT, "kind": kind, "config": config, "base": bases}
+    about |= {"card": json.dumps(card)} if card else {}
     write_sealed(tensors, path, about)
 
 
@@ -49,7 +57,7 @@ def load_shortcut(
         config.update((name, asked[name]) for name in signature(network).parameters if name in asked)
     else:
         if metadata.get("format") == FORMAT:
-            check_seal(tensors, metadata, {"format", "kind", "config", "base"}, origin)
+            check_seal(tensors, metadata, {"format", "kind", "config", "base", "card"}, origin)
         network, config = described(metadata, base_fingerprint, origin, plain_fingerprint)
     with torch.device("meta"):  # initial values of a large network would take seconds
         shortcut = network(**config)
@@ -71,7 +79,7 @@ def described(
     """
     if metadata.get("format") != FORMAT:
         raise UserError(f"{origin} is no {FORMAT} file but {metadata.get('format', 'of unknown format')}")
-    if metadata["base"] not in (base_fingerprint, plain_fingerprint):
+    if not {base_fingerprint, plain_fingerprint} & set(metadata["base"].split(BETWEEN)):
         raise UserError(
             f"{origin} was trained for base {metadata['base']}, this base is {base_fingerprint}; "
             "train a shortcut for it, or choose the other base"

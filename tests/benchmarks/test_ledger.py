@@ -24,8 +24,24 @@ def bench(tmp_path, call_main):
     return run
 
 
-def test_what_is_measured_already_is_measured_again_only_without_resume(bench):
-    path, first, _ = bench(FEW)
+@pytest.fixture(scope="module")
+def known():
+    return []
+
+
+@pytest.fixture
+def measured(bench, known, tmp_path):
+    """A file with the rows of FEW, which are measured once for all tests, and these rows."""
+    if not known:
+        known.append(bench(FEW)[0].read_text())
+    path = tmp_path / "tiny_shortcut" / "bench.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(known[0])
+    return path, [json.loads(line) for line in known[0].splitlines()]
+
+
+def test_what_is_measured_already_is_measured_again_only_without_resume(bench, measured):
+    path, first = measured
     assert len({row["identity"] for row in first}) == len(first) == 2 + 5 + 3
     assert bench(FEW, "resume=true")[1] == first
     cut = [row for row in first if row["part"] not in ("tail", "shortcut 6,2")]
@@ -40,15 +56,15 @@ def test_what_is_measured_already_is_measured_again_only_without_resume(bench):
 
 
 @pytest.mark.parametrize("change", ["shortcut.bottleneck_ratio=4", "runtime.compile=false", "sampling.num_steps=5"])
-def test_other_settings_are_other_rows(bench, change):
-    _, first, _ = bench(FEW)
+def test_other_settings_are_other_rows(bench, measured, change):
+    _, first = measured
     _, rows, _ = bench(FEW, "resume=true", change)
     assert len(rows) == 2 * len(first)
     assert len({row["identity"] for row in rows}) == len(rows)
 
 
-def test_rows_of_another_device_in_the_file_are_passed_over(bench):
-    path, first, _ = bench(FEW)
+def test_rows_of_another_device_in_the_file_are_passed_over(bench, measured):
+    path, first = measured
     path.write_text("".join(json.dumps({**row, "device": "NVIDIA H200"}) + "\n" for row in first))
     _, rows, out = bench(FEW, "resume=true")
     assert len(rows) == 2 * len(first)

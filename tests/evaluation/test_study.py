@@ -93,7 +93,12 @@ def test_a_second_run_adds_nothing(whole, assets):
     assert whole.read_bytes() == before
 
 
-@pytest.mark.parametrize("lost", range(1, 3 * PER_POINT + 1))
+# The last line, all of a point, and on both sides of where times are repeated; each line more is slow.
+QUICK = (1, PER_POINT, 15, 16, 3 * PER_POINT)
+EVERY = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 3 * PER_POINT + 1)]
+
+
+@pytest.mark.parametrize("lost", EVERY)
 def test_after_a_kill_only_what_is_missing_is_measured(whole, assets, tmp_path, lost):
     """`lost` of the last lines were never written, and half of another is left."""
     lines = whole.read_text().splitlines(keepends=True)

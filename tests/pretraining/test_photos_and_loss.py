@@ -1,10 +1,14 @@
 """What pretraining sees of a photo, and what it asks the base to predict."""
 
+import pytest
 import torch
 
+from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.cifar10.classes import augment
 from migm.pretraining.masked import MaskedModule
+from migm.pretraining.stages import Recipe
+from migm.runtime.errors import UserError
 
 
 def test_augmented_photos_are_flipped_and_shifted_by_up_to_two_pixels():
@@ -28,3 +32,9 @@ def test_known_and_masked_tokens_are_both_learned():
     loss = float(module.training_step((tokens, labels), 0).detach())
     low, high = sorted((logged["train/known"], logged["train/masked"]))
     assert low < loss < high
+
+
+def test_the_tokenizer_of_the_deeper_base_is_not_trained_over_the_other(tmp_path):
+    recipe = Recipe("x", tmp_path / "kept", tmp_path / "assets", 0, *5 * [1])
+    with pytest.raises(UserError, match=r"stages=\[tokenizer\].*choose base=cifar10"):
+        recipe.tokenizer(ConvVQ(8, 4, 8, 1, stride=2))

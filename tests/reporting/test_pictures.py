@@ -13,7 +13,7 @@ from tiny_parts import naming
 
 from migm.reporting.pictures import Pictures
 from migm.runtime.errors import UserError
-from migm.runtime.pictures import save_grid
+from migm.runtime.pictures import grid_pixels, save_grid
 
 
 def pixels(address: str) -> np.ndarray:
@@ -81,3 +81,13 @@ def test_images_of_another_base_or_without_description_are_refused_by_name(tmp_p
     (lacking / "00001_5.png").unlink()
     with pytest.raises(UserError, match=naming("00001_5.json")):
         Pictures().add_gallery(lacking, "b")
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 4), (3, 4), (4, 4), (7, 3)])
+def test_a_grid_is_that_of_torchvision(count, columns):
+    from torchvision.utils import make_grid
+
+    images = torch.randint(0, 256, (count, 3, 4, 6), dtype=torch.uint8)
+    large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = make_grid(large, nrow=columns, padding=2 if count > 1 else 0)
+    assert torch.equal(grid_pixels(images, columns, scale=2), expected)

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from migm.runtime.resources import available_memory, refuse_full_disk, refuse_fu
 
 MAINS = {"collect": migm.collect.main, "train": migm.train.main, "evaluate": migm.evaluate.main}
 Run = Callable[..., tuple[int, str]]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -66,7 +69,8 @@ def refused(outcome: tuple[int, str]) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3])  # header, first shard, its line, second shard
+# header, first shard, its line, second shard
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_a_full_disk_while_collecting_stops_cleanly_and_goes_on_later(run, tmp_path, monkeypatch, after):
     with monkeypatch.context() as patch:
         fill_up(patch, after)
@@ -95,7 +99,8 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(run, tmp_path, monkey
     assert (folder / "shortcut.safetensors").exists()
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 5])  # the first is of what was asked for
+# the first is of what was asked for
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=SLOW), 3, pytest.param(5, marks=SLOW)])
 def test_a_full_disk_while_evaluating_keeps_what_was_measured(run, tmp_path, monkeypatch, after):
     with monkeypatch.context() as patch:
         fill_up(patch, after)
@@ -189,3 +194,17 @@ def test_refusals_say_what_is_needed_and_what_is_there(tmp_path, monkeypatch):
     refuse_full_disk(tmp_path / "new", 1, "they", "lower it")
     with pytest.raises(UserError, match=naming("they needs", tmp_path, "free; lower it")):
         refuse_full_disk(tmp_path / "new", 10**18, "they", "lower it")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_command_keeps_freed_memory_unless_the_user_set_malloc(kept):
+    code = (
+        "import resource, torch; from migm.runtime.resources import keep_freed_memory; keep_freed_memory();"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
+        "new = lambda: -faults() + 0 * torch.ones(10_000_000).add(1).sum().long().item() + faults();"
+        "print(min(new() for _ in range(20)))"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if kept else {"MALLOC_TRIM_THRESHOLD_": "131072"})}
+    least = int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
+    assert (least < 1000) == kept  # 80 MB anew each time are 20,000 pages; the first calls always take some

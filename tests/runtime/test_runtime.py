@@ -7,23 +7,24 @@ import torch
 import migm.pretraining.fit as pretraining
 from migm.pretraining.fit import Rows
 from migm.runtime import device as device_module
-from migm.runtime.device import pick_dtype, pick_precision
+from migm.runtime.device import pick_dtype, pick_precision, product_seconds
 from migm.runtime.errors import command
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-MACHINES = {  # AMX, AVX512-BF16, CPU
-    "plain": (False, False, "AMD EPYC 7763"),
-    "Intel with AMX": (True, True, "Intel(R) Xeon(R) Platinum 8481C"),
-    "Intel without AMX": (False, True, "Intel(R) Xeon(R) Platinum 8380H"),
-    "AMD with AVX512-BF16": (False, True, "AMD EPYC 9B14"),
+MACHINES = {  # AMX, AVX512-BF16, seconds of a product in float32 and in bfloat16
+    "plain": (False, False, [1.0, 0.1]),
+    "Intel with AMX": (True, True, [1.0, 0.2]),
+    "Intel without AMX": (False, True, [1.0, 1.5]),
+    "AMD with AVX512-BF16": (False, True, [1.0, 0.6]),
+    "hardly faster": (False, True, [1.0, 0.9]),
 }
 
 
 def become(monkeypatch, machine: str) -> None:
-    amx, vectors, name = MACHINES[machine]
+    amx, vectors, seconds = MACHINES[machine]
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
-    monkeypatch.setattr(device_module, "_cpu_name", lambda: name)
+    monkeypatch.setattr(device_module, "product_seconds", lambda dtypes: seconds)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def become(monkeypatch, machine: str) -> None:
         ("Intel without AMX", CPU, False),
         ("Intel with AMX", CPU, True),
         ("AMD with AVX512-BF16", CPU, True),
+        ("hardly faster", CPU, False),
         ("plain", CUDA, True),
     ],
 )
@@ -40,6 +42,12 @@ def test_auto_is_bfloat16_only_where_that_is_the_faster_one(monkeypatch, machine
     become(monkeypatch, machine)
     assert pick_dtype("auto", device) == (torch.bfloat16 if fast else torch.float32)
     assert pick_precision("auto", device) == ("bf16-mixed" if fast else "32-true")
+
+
+def test_products_are_timed_without_those_that_prepare_them():
+    seconds = product_seconds((torch.float32, torch.float64), rounds=3)
+    assert len(seconds) == 2
+    assert 0 < seconds[0] < seconds[1]  # float64 has half the values in a register
 
 
 @pytest.mark.parametrize("machine", ["plain", "Intel with AMX"])

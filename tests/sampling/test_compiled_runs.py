@@ -24,7 +24,7 @@ def compared(*arguments):
 @pytest.mark.parametrize(
     ("backend", "families", "names"),
     [
-        ("aot_eager", ["dimoo"], ["shortcut"]),
+        ("aot_eager", ["maskgit"], ["shortcut"]),
         pytest.param("aot_eager", ["maskgit", "dimoo"], METHODS, marks=pytest.mark.slow),
         pytest.param("inductor", ["maskgit", "dimoo"], METHODS, marks=pytest.mark.slow),
     ],

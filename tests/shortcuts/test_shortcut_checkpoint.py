@@ -63,6 +63,27 @@ def test_a_shortcut_of_another_base_is_refused(file):
     assert "base02" in message
 
 
+def test_a_file_for_several_precisions_of_a_base_fits_each_and_carries_its_card(tmp_path, make_shortcut):
+    path = tmp_path / "shortcut.safetensors"
+    save_shortcut(make_shortcut().float(), ["base01", "base02"], path, {"trained": "a while"})
+    found = [load_shortcut(path, base, KEY)[1] for base in ("base01", "base02")]
+    assert found[0] == found[1]
+    load_shortcut(path, "base03", KEY, "base02")
+    for other in ("base03", "base0", "base01,base02"):
+        with pytest.raises(UserError, match="trained for base base01,base02"):
+            load_shortcut(path, other, KEY)
+    with safe_open(path, "pt") as opened:
+        assert opened.metadata()["card"] == '{"trained": "a while"}'
+
+
+def test_a_changed_card_is_damage(tmp_path, make_shortcut):
+    path = tmp_path / "shortcut.safetensors"
+    save_shortcut(make_shortcut().float(), "base01", path, {"trained": "a while"})
+    path.write_bytes(path.read_bytes().replace(b"a while", b"a whale"))
+    with pytest.raises(UserError, match="is damaged"):
+        load_shortcut(path, "base01", KEY)
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path, make_base):
     path = tmp_path / "base.safetensors"
     save_file(make_base().transformer.state_dict(), path)

@@ -59,8 +59,17 @@ def at_step(monkeypatch, number: int, act: Any) -> None:
     monkeypatch.setattr(ShortcutModule, "training_step", acting)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("step", [6, 9, 13], ids=["in an epoch", "at its end", "in the next"])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        pytest.param(signal.SIGTERM, 6, id="in an epoch"),
+        pytest.param(signal.SIGUSR1, 9, id="at its end"),
+        pytest.param(signal.SIGTERM, 9, id="at its end by another", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 6, id="in an epoch by another", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 13, id="in the next", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 13, id="in the next by another", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_step_at_hand_and_the_next_start_goes_on_exactly(
     stored, whole, tmp_path, monkeypatch, number, step
 ):

@@ -12,6 +12,7 @@ from tiny_parts import collected, naming, same_tensors, tiny
 from torch import Tensor
 
 from migm.config.building import build
+from migm.runtime import device
 from migm.runtime.errors import UserError
 from migm.shortcuts.checkpoint import load_shortcut
 from migm.training.module import ShortcutModule
@@ -71,12 +72,23 @@ def same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("saved", "killed"),
-    [(7, 9), (5, 5), (10, 10), (10, 13), (12, 23)],
-    ids=["inside an epoch", "at a validation", "at an epoch's end", "in the next epoch", "after two checkpoints' time"],
-)
+def moments() -> Iterator[Any]:
+    """Every moment with and without workers; those beyond one of each kind are slow."""
+    named = {
+        "inside an epoch": (7, 9),
+        "at a validation": (5, 5),
+        "at an epoch's end": (10, 10),
+        "in the next epoch": (10, 13),
+        "after two checkpoints' time": (12, 23),
+    }
+    quick = {("inside an epoch", 0), ("at an epoch's end", 0), ("in the next epoch", 2)}
+    for workers in (0, 2):
+        for name, (saved, killed) in named.items():
+            marks = [] if (name, workers) in quick else [pytest.mark.slow]
+            yield pytest.param(saved, killed, workers, id=f"{name}, {workers} workers", marks=marks)
+
+
+@pytest.mark.parametrize(("saved", "killed", "workers"), moments())
 def test_a_resumed_training_equals_an_uninterrupted_one(stored, whole, tmp_path, monkeypatch, saved, killed, workers):
     every = f"callbacks.checkpoint.every_n_train_steps={saved}"
     step = ShortcutModule.training_step
@@ -243,6 +255,7 @@ def test_the_precision_is_the_machines_unless_one_is_asked_for(stored, tmp_path,
     config = config_for(stored, tmp_path, f"trainer.precision={asked}")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(device, "product_seconds", lambda dtypes: [1.0, 0.2])
     assert Training(config, build(config.base)).trainer.precision == precision
 
 

@@ -14,7 +14,7 @@ from migm.bases.segments import other_rows
 
 @dataclass(frozen=True)
 class Target:
-    """Grouped decoding with context reuse (arXiv 2505.18597; docs/originals/methods.md, ReCAP).
+    """Grouped decoding with context reuse (arXiv 2505.19089; docs/originals/methods.md, ReCAP).
 
     The scores of a full step rank the positions that are revealed until the next full step. The local steps between
     compute the rows of these positions, revealed or not, and draw at the next positions in rank; all other rows keep

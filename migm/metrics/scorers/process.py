@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from migm.runtime.errors import UserError
+from migm.runtime.pictures import as_picture
 
 WORKER = Path(__file__).with_name("worker.py")
 START_SECONDS = 1800.0  # a model of 16 GB from a slow disk
@@ -46,7 +46,7 @@ class ScorerProcess:
         items = []
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
             path = Path(self._folder.name) / f"{i}.png"
-            to_pil_image(image.cpu()).save(path)
+            as_picture(image).save(path)
             items.append({"image": str(path), "prompt": prompt})
         return torch.tensor(self.score(items), dtype=torch.float64)
 
