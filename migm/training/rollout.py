@@ -77,7 +77,7 @@ class Rollout:
     ) -> tuple[Situation, Features]:
         """Return the situation of every pair before its last step, and the target features of that step.
 
-        `fast` compiles the shortcut and the base's blocks; drawing tokens is traced too long to be worth it.
+        `fast` compiles the shortcut and the base's blocks; tokens are drawn as they are.
         """
         now, last = Situation.of(batch, base), self.sampling.num_steps - 1
         on = [i for i, s in enumerate(batch.host_steps) if s + 1 < last]
