@@ -94,7 +94,9 @@ def stored(batch: Pairs, base: Base) -> Pairs:
     rows = with_features(move_data_to_device(batch, base.device), base).features.shape[1]
     shape, generator = (len(batch.steps), rows, base.spec.channels), torch.Generator().manual_seed(0)
     both = (torch.randn(shape, generator=generator).bfloat16() for _ in range(2))
-    return batch._replace(features=next(both), target=next(both))
+    # A store's features are as long as its longest prompt; here that is the batch's.
+    conditions = batch.conditions[:, : max(batch.lengths)]
+    return batch._replace(features=next(both), target=next(both), conditions=conditions)
 
 
 def step_flops(shortcut: nn.Module, base: Base, objective: Objective, batch: Pairs) -> tuple[int, int]:
