@@ -33,8 +33,19 @@ class Run(Protocol):
         """Return the features of every branch at this step, computed by the base or predicted."""
         ...
 
+    def receive(self, step: int, features: Sequence[Float[Tensor, "cb _ c"]]) -> bool:
+        """Take the base's features of every branch in place of computing a full step, and return True.
+
+        Return False, and do nothing, at a step that is not known to be full, and if a state keeps values of the layers.
+        """
+        ...
+
     def is_full(self, step: int) -> bool:
         """Return whether the base ran for every image at this step, which has been computed."""
+        ...
+
+    def full_images(self, step: int) -> list[bool]:
+        """Return for each image whether the base ran for it at this step, which has been computed."""
         ...
 
     def mean_full_steps(self) -> float:
@@ -71,6 +82,16 @@ class PlannedRun:
 
     def is_full(self, step: int) -> bool:
         return self.plan[step]
+
+    def full_images(self, step: int) -> list[bool]:
+        return [self.plan[step]] * (len(self.branches[0].rows) // self.branches[0].copies)
+
+    def receive(self, step: int, features: Sequence[Float[Tensor, "cb _ c"]]) -> bool:
+        if not self.plan[step] or any(isinstance(state, LayerState) for state in self.states):
+            return False
+        for state, of_branch in zip(self.states, features, strict=bool(self.states)):
+            state.update(step, of_branch)
+        return True
 
     def mean_full_steps(self) -> float:
         return float(sum(self.plan))
@@ -121,6 +142,12 @@ class AdaptiveRun:
 
     def is_full(self, step: int) -> bool:
         return all(self.full[step])
+
+    def full_images(self, step: int) -> list[bool]:
+        return self.full[step]
+
+    def receive(self, step: int, features: Sequence[Float[Tensor, "cb _ c"]]) -> bool:
+        return False  # the policy has yet to decide
 
     def mean_full_steps(self) -> float:
         return sum(map(sum, self.full)) / len(self.states)

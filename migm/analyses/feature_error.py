@@ -1,6 +1,8 @@
 """Distance of an accelerator's features from the true features, step by step."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +34,8 @@ class FeatureError:
             raise UserError("analysis=feature_error needs points with fewer full steps than steps")
         errors = {point.label: self._errors(setting, point) for point in points}
         drawn, (axis,) = panels(1, 8.0, 4.6)
-        shades = colours(point.accelerator.name for point in points)
-        styles = ["-", "--", ":", "-."]
-        for number, point in enumerate(points):
-            name = point.accelerator.name
-            same_accelerator = [p for p in points[:number] if p.accelerator.name == name]
-            look = {"color": shades[name], "linestyle": styles[len(same_accelerator) % 4], "marker": "o"}
-            axis.plot(range(len(errors[point.label])), errors[point.label], markersize=3.5, label=point.label, **look)
+        for point, look in zip(points, looks(points), strict=True):
+            axis.plot(range(len(errors[point.label])), errors[point.label], **look)
         axis.set(xlabel="step", ylabel="relative squared error at masked rows", ylim=(0, None))
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8)
@@ -50,6 +47,18 @@ class FeatureError:
         watch = _Errors(sampler.base)
         setting.watch(sampler, torch.arange(self.num_images), watch)
         return watch.errors
+
+
+def looks(points: Sequence[Sampler]) -> list[dict[str, Any]]:
+    """Return how the line of each point is drawn: a colour for each accelerator, a style for each of its points."""
+    shades, styles = colours(point.accelerator.name for point in points), ["-", "--", ":", "-."]
+    found: list[dict[str, Any]] = []
+    for number, point in enumerate(points):
+        name = point.accelerator.name
+        before = sum(other.accelerator.name == name for other in points[:number])
+        line = {"color": shades[name], "linestyle": styles[before % 4], "marker": "o", "markersize": 3.5}
+        found.append({**line, "label": point.label})
+    return found
 
 
 class _Errors:

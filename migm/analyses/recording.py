@@ -1,11 +1,12 @@
 """Record image rows of features along whole generations, forked ones included, for all analyses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,12 +20,20 @@ COLOURS = "viridis"  # colour map of steps, early to late
 
 @dataclass(frozen=True)
 class Setting:
-    """The vanilla sampler to analyse, and the `samplers` that some analyses compare."""
+    """The vanilla sampler to analyse, and the `samplers` that some analyses compare; `bar` shows progress."""
 
     vanilla: Sampler
     inputs: InputSource
     samplers: Sequence[Sampler]
     seed: int
+    bar: Progress | None = None
+
+    def advance(self, what: str, total: int) -> Callable[[int], None]:
+        """Show the progress of an analysis of many images: the result adds to the done steps of images."""
+        if self.bar is None:
+            return lambda steps: None
+        bar, task = self.bar, self.bar.add_task(what, total=total, unit="steps of images")
+        return lambda steps: bar.advance(task, steps)
 
     def watch(self, sampler: Sampler, images: Tensor, observer: Observer) -> None:
         """Generate the images numbered `images` (b,) while the observer watches."""

@@ -25,20 +25,21 @@ def run(config: AnalyseConfig, compared: Sequence[Chosen]) -> None:
     """Write a figure and its numbers for every analysis; some look at the points `compared`."""
     names, folder, console = chosen(config), Path(config.folder), Plain()
     name_pattern = "|".join(map(re.escape, config.analyses))
-    own(folder, "analyses", "folder", only(folder, rf"({name_pattern})\.(png|json)"))
+    own(folder, "analyses", "folder", only(folder, rf"({name_pattern})\.(png|jsonl?|md)"))
     base = build(config.base)
     vanilla = Sampler(base, build(config.sampling), runtime=build(config.runtime))
     samplers = [Sampler(base, *parts) for parts in compared]
-    setting = Setting(vanilla, build(config.evalset["inputs"]), samplers, config.seed)
     about = {"base": base.fingerprint(), "num_steps": vanilla.num_steps, **environment(base.device)}
     with progress(console, "analyses") as bar:
+        setting = Setting(vanilla, build(config.evalset["inputs"]), samplers, config.seed, bar)
         task = bar.add_task("", total=len(names))
         for name in names:
             bar.update(task, description=name)
             figure = folder / f"{name}.png"
             numbers = build(config.analyses[name]).run(setting, figure)
             write_atomic(folder / f"{name}.json", json.dumps({**numbers, "about": about}, indent=1) + "\n")
-            console.print(f"{name}: {figure} and {figure.with_suffix('.json').name}")
+            others = sorted(path.name for path in folder.glob(f"{name}.*") if path != figure)
+            console.print(f"{name}: {figure} and {', '.join(others)}")
             bar.advance(task)
 
 

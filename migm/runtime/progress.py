@@ -18,6 +18,17 @@ class Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
 
 
+class Unit(ProgressColumn):
+    """A column with what a bar counts; a task may count something else, its field `unit`."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("unit", self.unit))
+
+
 class LineProgress(Progress):
     """Progress for output that is not a terminal, such as a job's log: a line from time to time."""
 
@@ -42,7 +53,7 @@ class LineProgress(Progress):
 def progress(console: Plain, unit: str) -> Progress:
     """Show done, total, rate and remaining time: a bar in a terminal, lines elsewhere."""
     described = TextColumn("{task.description}", markup=False)
-    columns = (MofNCompleteColumn(), TextColumn(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
+    columns = (MofNCompleteColumn(), Unit(unit), Rate(), TextColumn("left"), TimeRemainingColumn())
     kind = Progress if console.is_terminal else LineProgress
     # The rate covers the last ten minutes: rich's default of half a minute would not contain two of the slowest steps.
     return kind(described, BarColumn(), *columns, console=console, speed_estimate_period=600)

@@ -1,10 +1,12 @@
 """Compute features that a store lacks, from its tokens and order (docs/originals/dimoo.md, Trajectories)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from migm.accelerators.runs import full_step
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, StepRecord
 from migm.runtime.compiling import Fast, as_it_is
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.record import unpacked
@@ -46,3 +48,25 @@ def stored_features(image: dict[str, Tensor], base: Base) -> Tensor:
     tokens, order = (image[name].long().to(base.device).expand(copies, -1) for name in ("tokens", "order"))
     steps = [replay(base, branch, tokens, order >= s).cpu() for s in range(num_steps)]
     return torch.stack(steps, 1)
+
+
+def replayed(images: dict[str, Tensor], base: Base) -> Iterator[StepRecord]:
+    """Yield the steps of images of a shard as observers of their generation saw them, each half a branch of its own.
+
+    All images have to reveal the same number of tokens at a step. Features that were not kept are computed.
+    """
+    stored, mask = images["features"], base.spec.vocab_size
+    num_steps, length = stored.shape[2], stored.shape[3] or None
+    tokens, order = (images[name].long().to(base.device) for name in ("tokens", "order"))
+    conditions = images["conditions"].long().to(base.device).unbind(1)
+    longest = [int((ids >= 0).sum(1).max()) for ids in conditions]
+    branches = [base.branch(ids[:, :width], length) for ids, width in zip(conditions, longest, strict=True)]
+    for s in range(num_steps):
+        masked = order >= s
+        if stored.numel():
+            features = [half.to(base.device, base.dtype) for half in unpacked(stored[:, :, s]).unbind(1)]
+        else:
+            features = [replay(base, branch, tokens, masked) for branch in branches]
+        new = (order == s).nonzero()[:, 1].view(len(tokens), -1)
+        ratio = masked.sum(1) / base.spec.num_tokens
+        yield StepRecord(s, num_steps, True, branches, features, tokens.where(order <= s, mask), new, ratio)

@@ -28,12 +28,12 @@ PROMPTS = ["a red bird on a lake at night, far away, under the moon", "a cat", "
 FOLDER = Path(conf_path()) / "accelerator"
 
 
-def published(file: Path) -> bool:
-    """Whether a method needs weights that cannot be had here."""
-    return "hf://" in file.read_text(encoding="utf-8")
+def of_another_base(file: Path) -> bool:
+    """Whether a method's weights are published or bundled for one base, which is not among the families."""
+    return any(origin in file.read_text(encoding="utf-8") for origin in ("hf://", "${paths.assets}"))
 
 
-METHODS = sorted(file.stem for file in FOLDER.glob("*.yaml") if not published(file))
+METHODS = sorted(file.stem for file in FOLDER.glob("*.yaml") if not of_another_base(file))
 
 
 @dataclass
