@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from migm.benchmarks.run import bench_compute, bench_loading, bench_waiting
+from migm.benchmarks.run import bench_compute, bench_loading, bench_training, bench_waiting
 from migm.config.building import conf_path, load
 from migm.config.compare import plans
 from migm.config.roots import BenchConfig
@@ -21,6 +21,8 @@ def main(cfg: DictConfig) -> None:
         bench_loading(config)
     elif config.part == "waiting":
         bench_waiting(config)
+    elif config.part == "train":
+        bench_training(config, plans(cfg, config))
     else:
         bench_compute(config, plans(cfg, config))
 

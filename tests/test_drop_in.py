@@ -70,7 +70,7 @@ class Table:
     def encode(self, inputs, guided):
         return [self.branch(inputs[:, None])] + guided * [self.branch(torch.full_like(inputs, 10)[:, None])]
 
-    def branch(self, condition, length=None):
+    def branch(self, condition, length=None, lengths=None):
         return Branch(condition, torch.arange(16).expand(len(condition), -1))
 
     def features(self, tokens, branch, mask_ratio):

@@ -148,7 +148,7 @@ class Apart:
         prompts = torch.where(torch.arange(int(known.max())) < known, labels, -1)
         return [self.branch(prompts), *map(self.branch, rest)]
 
-    def branch(self, condition: Tensor, length: int | None = None) -> Branch:
+    def branch(self, condition: Tensor, length: int | None = None, lengths: Sequence[int] | None = None) -> Branch:
         inner, known = self.base.branch(condition[:, :1]), (condition >= 0).sum(1, keepdim=True)
         lengths = self.base.spec.num_tokens + known
         mask = torch.arange(length or int(lengths.max())) < lengths

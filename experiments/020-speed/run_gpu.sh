@@ -42,4 +42,9 @@ bench "${dimoo[@]}" "${steps[@]}" repeats=2 new_lengths=1 max_seconds=85 \
 # operators, launches and host waits
 bench "${maskgit[@]}" "${few[@]}" part=profile "batch_sizes=[1, $large]" max_seconds=20 \
     'compare=[{}, {runtime.compile: false, runtime.cuda_graphs: false}]'
+# a training step of both recipes, from stores of features and of tokens
+for kind in dimoo maskgit; do
+    declare -n shape=$kind
+    bench "${shape[@]}" part=train repeats=3 max_seconds=40 'compare=[{}, {runtime.compile: false}]'
+done
 exit $failed

@@ -25,6 +25,11 @@ class BaseSpec:
     num_layers: int
 
 
+def block_parameters(spec: BaseSpec) -> int:
+    """Return about the number of parameters of a base: those of usual blocks of its width."""
+    return 12 * spec.num_layers * spec.channels**2
+
+
 @dataclass(frozen=True)
 class Branch:
     """The sequences of one forward pass.
@@ -95,10 +100,13 @@ class Base(Protocol):
         """Return one branch, or both guidance halves: one branch of two copies, or two branches of one copy."""
         ...
 
-    def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
+    def branch(
+        self, condition: Int[Tensor, "b q"], length: int | None = None, lengths: Sequence[int] | None = None
+    ) -> Branch:
         """Return the branch of single guidance halves with conditions that `encode` made and trajectories store.
 
-        Sequences of several lengths are padded to `length` rows, by default to the longest sequence.
+        Sequences of several lengths are padded to `length` rows, by default to the longest sequence. `lengths` are
+        those of the conditions; without them the host may have to wait until it can read them from the device.
         """
         ...
 

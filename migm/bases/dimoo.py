@@ -116,24 +116,34 @@ class LuminaDiMOO(Layered):
 
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
         prompts = self._prompts(inputs)
-        conditional = self.branch(padded_ids(prompts, self.device))
+        conditional = self._branch(prompts)
         if not guided:
             return [conditional]
         if self.one_pass:
             both = [*prompts, *[self.template.unconditional] * len(prompts)]
-            return [dataclasses.replace(self.branch(padded_ids(both, self.device)), copies=2)]
-        none = self.branch(self.unconditional.expand(len(prompts), -1))
+            return [dataclasses.replace(self._branch(both), copies=2)]
+        none = self._branch([self.template.unconditional] * len(prompts))
         return [conditional, dataclasses.replace(none, num_prompt=0, prompt=None)]
 
-    def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
-        lengths = (condition >= 0).sum(1)
-        num_rows = length or condition.shape[1] + self.layout.num_rows
-        mask = torch.arange(num_rows, device=condition.device) < lengths[:, None] + self.layout.num_rows
-        rows, prompt = lengths[:, None] + self.layout.places, self._prompt(condition)
-        ids = self.layout.sequence(condition, lengths, num_rows)
-        # Masks that are True everywhere would only cost time.
-        mask, prompt = (None if part.all() else part for part in (mask, prompt))
-        return Branch(condition, rows, 1, mask, condition.shape[1], prompt, ids)
+    def _branch(self, prompts: Sequence[Sequence[int]]) -> Branch:
+        return self.branch(padded_ids(prompts, self.device), lengths=[len(ids) for ids in prompts])
+
+    def branch(
+        self, condition: Int[Tensor, "b q"], length: int | None = None, lengths: Sequence[int] | None = None
+    ) -> Branch:
+        known = (condition >= 0).sum(1)
+        q = condition.shape[1]
+        num_rows = length or q + self.layout.num_rows
+        mask = torch.arange(num_rows, device=condition.device) < known[:, None] + self.layout.num_rows
+        rows, prompt = known[:, None] + self.layout.places, self._prompt(condition)
+        ids = self.layout.sequence(condition, known, num_rows)
+        if lengths is None:
+            lengths = known.tolist()
+        # Masks that are True everywhere would only cost time. Halves that read no prompt are told by their length, so
+        # that the host need not read the ids.
+        full = min(lengths) == q and len(self.unconditional) not in lengths
+        padded = min(lengths) + self.layout.num_rows < num_rows
+        return Branch(condition, rows, 1, mask if padded else None, q, None if full else prompt, ids)
 
     def _prompt(self, condition: Int[Tensor, "b q"]) -> Bool[Tensor, "b q"]:
         """Return a mask that is True at the prompt tokens of conditional halves."""

@@ -81,7 +81,9 @@ class MaskGIT(Layered):
         condition = torch.cat([labels, torch.full_like(labels, n)]) if guided else labels
         return [dataclasses.replace(self.branch(condition[:, None]), copies=2 if guided else 1)]
 
-    def branch(self, condition: Int[Tensor, "b q"], length: int | None = None) -> Branch:
+    def branch(
+        self, condition: Int[Tensor, "b q"], length: int | None = None, lengths: Sequence[int] | None = None
+    ) -> Branch:
         return Branch(condition, torch.arange(self.spec.num_tokens, device=self.device).expand(len(condition), -1))
 
     def prepare(

@@ -207,13 +207,14 @@ def random_trajectories(
     def length(image: int) -> int:
         return max(branch.condition.shape[1] for branch in base.encode(data.inputs(torch.tensor([image])), guided))
 
-    longest = base.encode(data.inputs(torch.tensor([max(range(images), key=length)])), guided)
-    empty, ratio = (
-        torch.full((1, spec.num_tokens), spec.vocab_size, device=base.device),
-        torch.ones(1, device=base.device),
-    )
-    with torch.inference_mode():
-        rows = max(base.features(empty, branch, ratio).shape[1] for branch in longest)
+    def most_rows() -> int:
+        longest = base.encode(data.inputs(torch.tensor([max(range(images), key=length)])), guided)
+        empty = torch.full((1, spec.num_tokens), spec.vocab_size, device=base.device)
+        with torch.inference_mode():
+            ratio = torch.ones(1, device=base.device)
+            return max(base.features(empty, branch, ratio).shape[1] for branch in longest)
+
+    rows = most_rows() if dtype else 0
     generator = torch.Generator().manual_seed(0)
     steps = torch.arange(spec.num_tokens) * n // spec.num_tokens
     for numbers in torch.arange(images).split(data.shard_images):

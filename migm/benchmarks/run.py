@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from migm.benchmarks import loading, table, waiting
+from migm.benchmarks import loading, table, training, waiting
 from migm.benchmarks.compute import Bench, fitting
 from migm.benchmarks.ledger import Ledger
 from migm.benchmarks.timing import Budget
@@ -15,6 +15,7 @@ from migm.benchmarks.variants import built
 from migm.config.building import build
 from migm.config.compare import Plan
 from migm.config.roots import BenchConfig
+from migm.evaluation.cost import matmul_rate
 from migm.runtime.console import Plain
 from migm.runtime.jsonl import append_line
 from migm.runtime.progress import progress
@@ -38,6 +39,30 @@ def bench_compute(config: BenchConfig, planned: Sequence[Plan]) -> None:
     figure = table.figure_path(path, config.name, ledger.environment["device"])
     drawn = table.draw(ledger.latest(), figure)
     Plain().print(f"appended to {path}" + (f", drawn in {figure}" if drawn else ""))
+
+
+def bench_training(config: BenchConfig, planned: Sequence[Plan]) -> None:
+    """Measure training steps of every variant from both kinds of stores, print a table, append lines to `output`."""
+    budget, path = Budget(config.max_seconds), Path(config.output)
+    variants = built(planned)
+    device = variants[0].base.device
+    ledger = Ledger(path, device, config.resume, config.name)
+    rates: dict[torch.dtype, float] = {}
+    for plan, built_variant in zip(planned, variants, strict=True):
+        data, base = build(plan.config.data), built_variant.base
+        b, variant = data.batch_size, training.with_settings(built_variant, plan.config)
+        batch = training.pairs(variant.vanilla, data, b)
+        for form in training.FORMS:
+            about = ledger.about(variant, "train", form, b, b)
+            if ledger.lacks(about) and not budget.over():
+                given = batch if form == "tokens" else training.stored(batch, base)
+                rounds, work, dtype = training.timed_steps(plan.config, base, given)
+                rates |= {kind: matmul_rate(device, kind) for kind in {dtype, base.dtype} - rates.keys()}
+                ledger.add(about, training.row(rounds, work, (rates[base.dtype], rates[dtype]), b))
+            elif ledger.lacks(about):
+                Plain().print(f"left out, since max_seconds is over: {form} {variant.name}", style="yellow")
+    table.show(ledger.rows, f"pairs from a store of {' or '.join(training.FORMS)}, {ledger.environment['device']}")
+    Plain().print(f"appended to {path}")
 
 
 def bench_loading(config: BenchConfig) -> None:

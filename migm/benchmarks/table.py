@@ -38,6 +38,15 @@ TIMES: list[Column] = [
     ("of it", number("of_ffe", ".0%")),
     ("against", lambda row: row.get("vanilla_from", "")),
 ]
+TRAINING: list[Column] = [
+    ("batch", number("batch_size", "d")),
+    ("ms a pair", number("ms_per_sample")),
+    ("pairs/s", number("samples_per_s", ".1f")),
+    ("GFLOP", number("gflop")),
+    ("floor ms", number("floor_ms")),
+    ("of floor", number("of_floor", ".0%")),
+    ("first step, s", number("first_s")),
+]
 WAITS: list[Column] = [
     ("first run, s", number("first_s")),
     ("runs before", number("runs_before", "d")),
@@ -60,6 +69,7 @@ PROFILE: list[Column] = [
 TABLES: list[tuple[str, tuple[str, ...], list[Column]]] = [
     ("times", ("step", "run"), TIMES),
     ("waiting for the first image, decoding excluded", ("run", "new_length"), WAITS),
+    ("training steps", ("train",), TRAINING),
     ("memory beyond weights", ("memory",), MEMORY),
     ("profile", ("profile",), PROFILE),
 ]

@@ -83,7 +83,7 @@ class GenerateConfig(Common):
 
 @dataclass
 class BenchConfig(Common):
-    part: Literal["compute", "profile", "loading", "waiting"] = "compute"
+    part: Literal["compute", "profile", "train", "loading", "waiting"] = "compute"
     compare: list[dict[str, Any]] = field(default_factory=list)  # overrides of each variant
     new_lengths: Whole = 3  # prompts of other lengths whose first run is timed
     max_seconds: Positive | None = None  # after which no measurement begins

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from migm.bases.base import Base, Branch
 from migm.bases.inputs import InputSource
@@ -16,9 +16,13 @@ from migm.bases.layers import Block, Runner, run_blocks
 from migm.runtime.compiling import PLAIN
 from migm.sampling.sampler import Sampler
 
-# torch counts its fused attention kernels on CUDA, not the one on CPUs.
+aten = torch.ops.aten
+# torch counts its fused attention kernels on CUDA, not those on CPUs.
 CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
+        g, q, k, v
+    ),
 }
 PARTS = ("k", "v", "attn_delta", "mlp_delta")
 

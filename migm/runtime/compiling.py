@@ -20,9 +20,10 @@ MOST_VERSIONS = 256  # of one compiled function: kinds of bases, precisions and 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a sampler runs.
+    """How a sampler and a training run.
 
-    `compile` fuses the operators of blocks, shortcut, drawing and selection (torch.compile, shapes that vary).
+    `compile` fuses the operators of blocks, shortcut, drawing and selection, and of a training's shortcut and loss
+    (torch.compile, shapes that vary).
     `cuda_graphs` captures a whole run of one batch size and replays it, with new inputs and noise. "auto" takes either
     on CUDA where it was measured to pay (experiments/020-speed): a small base is captured, since starting its kernels
     takes longer than running them, and one that is not tiny is compiled, which takes a minute when first done.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
-from migm.bases.base import Base, Branch, Inputs, StepRecord
+from migm.bases.base import Base, Branch, Inputs, StepRecord, block_parameters
 from migm.runtime.compiling import PLAIN, Fast, Runtime, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Images, Tokens
@@ -106,12 +106,7 @@ class Sampler:
     @property
     def fast(self) -> Fast:
         """What turns a function of a step into the one to call: compiled, or as it is."""
-        return self.runtime.fast(self.base.device, self._num_parameters)
-
-    @property
-    def _num_parameters(self) -> int:
-        """About the number of parameters of the base: those of usual blocks of its width."""
-        return 12 * self.base.spec.num_layers * self.base.spec.channels**2
+        return self.runtime.fast(self.base.device, block_parameters(self.base.spec))
 
     @property
     def replays(self) -> bool:
@@ -123,7 +118,7 @@ class Sampler:
         waits = self.plan() is None or self.sampling.select.rule != "count" or not self.accelerator.captured
         if waits and runtime.cuda_graphs is True:
             raise UserError(f"runtime.cuda_graphs=true, but {self.label} waits for its own results; choose auto")
-        return not waits and runtime.captures(self.base.device, self._num_parameters)
+        return not waits and runtime.captures(self.base.device, block_parameters(self.base.spec))
 
     @torch.inference_mode()
     def tokens(

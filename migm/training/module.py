@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from migm.bases.base import Base
+from migm.runtime.compiling import Fast, as_it_is
 from migm.shortcuts.network import ShortcutNetwork
-from migm.training.objective import Objective
+from migm.training.objective import CompiledObjective, Objective
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.replay import with_features
 
@@ -31,7 +32,13 @@ class Frozen(Generic[Held]):
 
 
 class ShortcutModule(L.LightningModule):
-    """Optimise `shortcut` for `objective`; `config` is the resolved config, kept in checkpoints."""
+    """Optimise `shortcut` for `objective`; `config` is the resolved config, kept in checkpoints.
+
+    `fast` compiles functions of the step, not modules, so that weights have the same names either way. By default the
+    host waits for the device at no step between two that log (`trainer.log_every_n_steps`).
+    """
+
+    shown = ("train/feature_mse",)  # in the progress
 
     def __init__(
         self,
@@ -41,8 +48,12 @@ class ShortcutModule(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         lr_schedule: Callable[..., LRScheduler],
         config: dict[str, Any],
+        fast: Fast = as_it_is,
     ):
         super().__init__()
+        self.fast = fast
+        if isinstance(objective, CompiledObjective):
+            objective.fast = fast
         self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), objective
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.seed = config.get("seed", 0)
@@ -54,15 +65,17 @@ class ShortcutModule(L.LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Pairs, _: int) -> Tensor:
-        batch = with_features(batch, self.frozen.base)
+        batch = with_features(batch, self.frozen.base, self.fast)
         loss, log = self.objective(self.shortcut, self.frozen.base, batch, self.global_step)
         log, share = self._of_all(log)
-        self.log("train/feature_mse", log.pop("feature_mse"), prog_bar=True)
+        bar = self.trainer.progress_bar_callback is not None  # of Lightning's own, which read at every step
+        self.log("train/feature_mse", log.pop("feature_mse"), prog_bar=bar)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
         return loss * share
 
     def validation_step(self, batch: Pairs, _: int) -> None:
-        log = self.objective(self.shortcut, self.frozen.base, with_features(batch, self.frozen.base))[1]
+        batch = with_features(batch, self.frozen.base, self.fast)
+        log = self.objective(self.shortcut, self.frozen.base, batch)[1]
         rows = int(log.pop("rows"))  # weights the mean by rows, however they are split into batches and processes
         self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=rows, sync_dist=True)
 

@@ -1,11 +1,12 @@
 """Training objectives of a shortcut, in plain torch."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from migm.bases.base import Base, Branch, image_rows
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.kinds import NotNegative, Positive
 from migm.runtime.shapes import FeatureRows, Features, RowMask, Scalar
 from migm.shortcuts.losses import Direction, masked_cosine, masked_kl, masked_mse
@@ -19,6 +20,13 @@ class Objective(Protocol):
     def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0) -> LossAndLog: ...
 
 
+@runtime_checkable
+class CompiledObjective(Protocol):
+    """An objective whose functions can be compiled: `fast` is set by the training's runtime."""
+
+    fast: Fast
+
+
 class FeatureLoss:
     """mse_weight * MSE + kl_weight * T^2 * KL on the rows that are still masked (paper, section 3.3).
 
@@ -29,8 +37,10 @@ class FeatureLoss:
     `rollout`, the shortcut is judged after several of its own steps.
 
     Returns the loss and a log: MSE and KL, the MSE of predicting no change (`reuse_mse`) and a cosine, all means over
-    the judged rows, and the number of these `rows`.
+    the judged rows, and the number of these `rows`. `fast` compiles shortcut, head and loss as one function.
     """
+
+    fast: Fast = staticmethod(as_it_is)
 
     def __init__(
         self,
@@ -49,22 +59,27 @@ class FeatureLoss:
 
     def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int = 0) -> LossAndLog:
         if self.rollout:
-            now, target = self.rollout(shortcut, base, batch, iteration)
+            now, target = self.rollout(shortcut, base, batch, iteration, self.fast)
         else:
             now, target = Situation.of(batch, base), batch.target
+        return self.fast(judged)(self, shortcut, base, now, target)
+
+    def judge(self, shortcut: nn.Module, base: Base, now: Situation, target: Features) -> LossAndLog:
+        """Return loss and log of the shortcut's next step from this situation, without waiting for the device."""
         predicted = predict(shortcut, base, now)
         predicted, target, before = (self._judged(x, now.branch) for x in (predicted, target, now.features))
-        judged = now.masked if self.rows == "masked" else now.branch.mask
-        if judged is None:
-            judged = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
-        mse = masked_mse(predicted, target, judged)
+        rows = now.masked if self.rows == "masked" else now.branch.mask
+        if rows is None:
+            rows = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
+        wide = target.float()  # once for all that compare with it
+        mse = masked_mse(predicted, wide, rows)
         loss = self.mse_weight * mse
         with torch.no_grad():
-            reuse = masked_mse(before, target, judged)
-            cosine = masked_cosine(predicted, target, judged)
-        log = {"feature_mse": mse.detach(), "reuse_mse": reuse, "feature_cosine": cosine, "rows": judged.sum().float()}
+            reuse = masked_mse(before, wide, rows)
+            cosine = masked_cosine(predicted, wide, rows)
+        log = {"feature_mse": mse.detach(), "reuse_mse": reuse, "feature_cosine": cosine, "rows": rows.sum().float()}
         if self.kl_weight:
-            kl = self.divergence(base, predicted, target, judged)
+            kl = self.divergence(base, predicted, target, rows)
             loss = loss + self.kl_weight * self.kl_temperature**2 * kl
             log["logit_kl"] = kl.detach()
         return loss, log
@@ -78,3 +93,8 @@ class FeatureLoss:
         with torch.no_grad():
             teacher = base.head(target.to(base.dtype)).float() / self.kl_temperature
         return masked_kl(student, teacher, judged, self.kl_direction)
+
+
+def judged(objective: FeatureLoss, shortcut: nn.Module, base: Base, now: Situation, target: Features) -> LossAndLog:
+    """Return `objective.judge`, as a function that is the same for all objectives: the compiler keeps one for each."""
+    return objective.judge(shortcut, base, now, target)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch
+from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.kinds import Count, Seed
 from migm.runtime.shapes import Features, PerImage, Ratio, TokenMask, Tokens
 from migm.sampling.loop import Draw, Sampling, step
@@ -14,6 +15,7 @@ from migm.sampling.noise import KeyedNoise, Noise
 from migm.sampling.schedule import Schedule
 from migm.sampling.select import Select
 from migm.trajectories.dataset import Pairs, padded_positions
+from migm.trajectories.replay import frozen_features
 
 Each = Shaped[Tensor, " b *each"]  # anything that has a row for each pair
 
@@ -32,7 +34,7 @@ class Situation(NamedTuple):
     def of(cls, batch: Pairs, base: Base) -> "Situation":
         """Return the situation at the start of stored pairs."""
         tokens = batch.tokens.where(~batch.masked, base.spec.vocab_size)
-        branch = base.branch(batch.conditions, batch.features.shape[1])
+        branch = base.branch(batch.conditions, batch.features.shape[1], batch.lengths)
         return cls(branch, batch.features, tokens, batch.new, batch.masked, batch.width)
 
     @property
@@ -54,7 +56,7 @@ class Rollout:
 
     The length cycles through 1...`max_length` with the iteration, and ends with the trajectory. Tokens are drawn
     without guidance, by the rules and the schedule of the sampler. The target of a pair that went on are the frozen
-    base's features of the tokens that it has then.
+    base's features of the tokens that it has then. Nothing waits for the device.
     """
 
     def __init__(
@@ -67,39 +69,53 @@ class Rollout:
             )
         self.max_length, self.seed = max_length, seed
         self.sampling = Sampling(num_steps, num_steps, schedule, draw, select)
+        self.counts: dict[tuple[int, torch.device], tuple[int, PerImage]] = {}
 
     @torch.no_grad()
-    def __call__(self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int) -> tuple[Situation, Features]:
-        """Return the situation of every pair before its last step, and the target features of that step."""
-        now, went_on = Situation.of(batch, base), torch.zeros_like(batch.steps, dtype=torch.bool)
-        planned = self.sampling.schedule.counts(base.spec.num_tokens, self.sampling.num_steps)
-        counts, last = torch.tensor(planned, device=now.tokens.device), self.sampling.num_steps - 1
+    def __call__(
+        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int, fast: Fast = as_it_is
+    ) -> tuple[Situation, Features]:
+        """Return the situation of every pair before its last step, and the target features of that step.
+
+        `fast` compiles the shortcut and the base's blocks; tokens are drawn as they are.
+        """
+        now, last = Situation.of(batch, base), self.sampling.num_steps - 1
+        on = [i for i, s in enumerate(batch.host_steps) if s + 1 < last]
+        if not on or not iteration % self.max_length:
+            return now, batch.target
+        width, counts = self._counts(base)
         # Both halves of an image get different noise, and every iteration too.
         noise = KeyedNoise(self.seed + iteration, 2 * batch.images + batch.halves)
         for ahead in range(1, 1 + iteration % self.max_length):
             goes_on = batch.steps + ahead < last
             index = (batch.steps + ahead).clamp(max=last)
-            after = self._step(shortcut, base, now, index[:, None], counts[index], noise)
+            after = self._step(fast(predict)(shortcut, base, now), base, now, index[:, None], counts[index], noise)
             rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:-1], strict=True))
-            now = Situation(now.branch, *rows, width=max(planned))
-            went_on |= goes_on
-        if not went_on.any():
-            return now, batch.target
-        target = batch.target.clone()
-        branch = base.branch(batch.conditions[went_on], target.shape[1])
-        target[went_on] = base.features(now.tokens[went_on], branch, now.mask_ratio[went_on]).to(target.dtype)
-        return now, target
+            now = Situation(now.branch, *rows, width=width)
+        # The rows that went on, ascending, found without asking the device how many there are.
+        stayed = (batch.steps + 1 >= last).to(torch.int8)
+        went_on = stayed.sort(stable=True).indices[: len(on)]
+        branch = base.branch(batch.conditions[went_on], batch.target.shape[1], [batch.lengths[i] for i in on])
+        true = frozen_features(base, branch, now.tokens[went_on], now.mask_ratio[went_on], fast)
+        return now, batch.target.index_copy(0, went_on, true.to(batch.target.dtype))
 
     def _step(
-        self, shortcut: nn.Module, base: Base, now: Situation, index: Int[Tensor, "b 1"], count: PerImage, noise: Noise
+        self, features: Features, base: Base, now: Situation, index: Int[Tensor, "b 1"], count: PerImage, noise: Noise
     ) -> tuple[Features, Tokens, TokenMask, TokenMask]:
         """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
-        features = predict(shortcut, base, now)
         positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
         wide = features.to(base.dtype)
         stepped = step(base, self.sampling, [now.branch], [wide], positions, count, noise, index, now.masked)
         tokens = stepped.drawn.where(stepped.revealed, now.tokens)
         return features.to(now.features.dtype), tokens, stepped.revealed, now.masked & ~stepped.revealed
+
+    def _counts(self, base: Base) -> tuple[int, PerImage]:
+        """Return how many tokens every step reveals, on the base's device, and the most of one step."""
+        key = base.spec.num_tokens, base.device
+        if key not in self.counts:
+            planned = self.sampling.schedule.counts(base.spec.num_tokens, self.sampling.num_steps)
+            self.counts[key] = max(planned), torch.tensor(planned, device=base.device)
+        return self.counts[key]
 
 
 def where_rows(rows: Bool[Tensor, " b"], a: Each, b: Each) -> Each:

@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 
-from migm.bases.base import Base
+from migm.bases.base import Base, block_parameters
 from migm.bases.inputs import InputSource
 from migm.config.building import build
 from migm.config.earlier import by_name, describes_run, training_data
 from migm.config.roots import TrainConfig
+from migm.runtime.compiling import notice
 from migm.runtime.device import pick_precision
 from migm.runtime.distributed import first_console
 from migm.runtime.errors import UserError
@@ -65,7 +66,8 @@ class Training:
             )
         shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
-        self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain)
+        self.fast = build(config.runtime).fast(base.device, block_parameters(base.spec))
+        self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain, self.fast)
         self.max_steps = config.trainer["max_steps"]
         self.ended = False  # whether this start reached the end of the training
         self.seconds: float | None = None  # of all steps, extrapolated from the steps made by this start
@@ -121,6 +123,8 @@ class Training:
     def _fit(self, data: TrajectoryData) -> None:
         if self.checkpoint:
             self.console.print(f"resuming from {self.checkpoint}, step {self.state['global_step']}")
+        if note := notice(self.fast):
+            self.console.print(note)
         # under a name that Lightning does not use: it logs the module's `config` and `base`
         for logger in self.followed:
             logger.log_hyperparams({"resolved": self.resolved})

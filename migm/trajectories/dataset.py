@@ -24,7 +24,10 @@ class Pairs(NamedTuple):
     conditions: Int[Tensor, "b q"]  # of the half, -1 at padding
     halves: PerImage  # 0 conditional, 1 unconditional
     images: PerImage  # numbers in the run
+    # What shapes depend on is known to the host as well, so that a training step need not wait for the device.
     width: int  # the most tokens that step s revealed in any row
+    lengths: Sequence[int]  # of the conditions
+    host_steps: Sequence[int]  # `steps`
 
 
 class Shards(Protocol):
@@ -102,7 +105,8 @@ class PairDataset:
         now, after = both.unbind(1)
         new, masked = order == s[:, None], order > s[:, None]
         width = int(new.sum(1).max())
-        return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, width)
+        host = (width, (conditions >= 0).sum(1).tolist(), s.tolist())
+        return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, *host)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         shard = self._open.pop(number, None)
@@ -136,6 +140,14 @@ def _two_steps(shards: Mapping[int, dict[str, Tensor]], shard: PerImage, first: 
         for row, start in zip(place.tolist(), starts, strict=True):
             both[row, :, :t] = flat[start : start + 2 * t * c].view(2, t, c)
     return unpacked(both)
+
+
+def pinned(batch: Pairs) -> Pairs:
+    """Return the pairs in memory from which CUDA copies while the host goes on; unchanged where there is no CUDA."""
+    if not torch.cuda.is_available():
+        return batch
+    tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    return batch._replace(**{name: value.pin_memory() for name, value in tensors.items()})
 
 
 def padded_positions(new: TokenMask, width: int) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:

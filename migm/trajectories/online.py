@@ -10,8 +10,9 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count
 from migm.sampling.sampler import Sampler
 from migm.trajectories.collect import announce_online
-from migm.trajectories.dataset import InMemory, PairDataset, Pairs
+from migm.trajectories.dataset import InMemory, PairDataset, Pairs, pinned
 from migm.trajectories.estimate import Costs, TrainingWork
+from migm.trajectories.loader import as_is
 from migm.trajectories.storage import DTYPES, DTypeName
 
 if TYPE_CHECKING:
@@ -23,14 +24,21 @@ class OnlineLoader:
 
     `make` returns the pairs of the shard of this process with a given number: the same `pairs` pairs at every call. A
     shard is used `reuse` times, each time in another order, which depends on (seed, use). An epoch has `num_shards`
-    shards. The state is the number of batches consumed: a loader that resumes from it makes the current shard again
-    and yields exactly the batches that were left.
+    shards. `ready` is applied to every batch. The state is the number of batches consumed: a loader that resumes from
+    it makes the current shard again and yields exactly the batches that were left.
     """
 
     def __init__(
-        self, make: Callable[[int], PairDataset], pairs: int, num_shards: int, reuse: int, batch_size: int, seed: int
+        self,
+        make: Callable[[int], PairDataset],
+        pairs: int,
+        num_shards: int,
+        reuse: int,
+        batch_size: int,
+        seed: int,
+        ready: Callable[[Pairs], Pairs] = as_is,
     ):
-        self.make, self.num_shards, self.reuse = make, num_shards, reuse
+        self.make, self.num_shards, self.reuse, self.ready = make, num_shards, reuse, ready
         self.batch_size, self.seed = batch_size, seed
         self.batches_a_use = pairs // batch_size
         if not self.batches_a_use:
@@ -50,7 +58,8 @@ class OnlineLoader:
             pairs = self._pairs(use // self.reuse)
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + use))
             self._consumed += 1
-            yield pairs.__getitems__(order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist())
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            yield self.ready(pairs.__getitems__(chosen))
 
     def _pairs(self, shard: int) -> PairDataset:
         if self._shard is None or self._shard[0] != shard:
@@ -113,4 +122,5 @@ class Online:
             return PairDataset(InMemory(data.record(images=images, dtype=DTYPES[self.dtype])))
 
         num_shards = max(1, data.first_val // (size * world_size))
-        return OnlineLoader(shard, size * data.pairs_an_image, num_shards, self.reuse, data.batch_size, data.seed)
+        pairs = size * data.pairs_an_image
+        return OnlineLoader(shard, pairs, num_shards, self.reuse, data.batch_size, data.seed, pinned)

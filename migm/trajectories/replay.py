@@ -5,28 +5,38 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from migm.accelerators.runs import full_step
 from migm.bases.base import Base, Branch, StepRecord
+from migm.runtime.compiling import Fast, as_it_is
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.record import unpacked
 
 
-def with_features(batch: Pairs, base: Base) -> Pairs:
-    """Return the pairs with the base's features of both steps, in its dtype; pairs that have features are unchanged."""
+def with_features(batch: Pairs, base: Base, fast: Fast = as_it_is) -> Pairs:
+    """Return the pairs with the base's features of both steps, in its dtype; pairs that have features are unchanged.
+
+    Nothing waits for the device. `fast` compiles the base's blocks.
+    """
     if batch.features.numel():
         return batch
-    conditions = batch.conditions[:, : int((batch.conditions >= 0).sum(1).max())]
-    branch = base.branch(conditions)
-    before = replay(base, branch, batch.tokens, batch.masked | batch.new)
-    after = replay(base, branch, batch.tokens, batch.masked)
+    conditions = batch.conditions[:, : max(batch.lengths)]
+    branch = base.branch(conditions, lengths=batch.lengths)
+    before = replay(base, branch, batch.tokens, batch.masked | batch.new, fast)
+    after = replay(base, branch, batch.tokens, batch.masked, fast)
     return batch._replace(features=before, target=after, conditions=conditions)
 
 
-@torch.no_grad()
-def replay(base: Base, branch: Branch, tokens: Tensor, masked: Tensor) -> Tensor:
+def replay(base: Base, branch: Branch, tokens: Tensor, masked: Tensor, fast: Fast = as_it_is) -> Tensor:
     """Return features (b, t, c) of final tokens (b, l) with the mask at all True entries of `masked` (b, l)."""
     now = tokens.where(~masked, base.spec.vocab_size)
+    return frozen_features(base, branch, now, masked.sum(1) / base.spec.num_tokens, fast)
+
+
+@torch.no_grad()  # not inference mode, whose tensors no gradient may need
+def frozen_features(base: Base, branch: Branch, tokens: Tensor, mask_ratio: Tensor, fast: Fast = as_it_is) -> Tensor:
+    """Return the base's features (b, t, c) in its own precision, also where a training is in another one."""
     with torch.autocast(base.device.type, enabled=False):  # a training's autocast is for the shortcut alone
-        return base.features(now, branch, masked.sum(1) / base.spec.num_tokens)
+        return full_step(base, branch, None, 0, tokens, mask_ratio, fast)
 
 
 def stored_features(image: dict[str, Tensor], base: Base) -> Tensor:

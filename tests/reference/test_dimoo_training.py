@@ -50,6 +50,8 @@ def batch(read_vector, base):
         halves=torch.zeros(1, dtype=torch.long),
         images=torch.zeros(1, dtype=torch.long),
         width=int(tensors["new_token_map"][places].sum()),
+        lengths=[start],
+        host_steps=[int(meta["step"])],
     )
 
 

@@ -50,6 +50,8 @@ def case(read_vector):
         halves=torch.tensor([int(half == "uncond")]),
         images=torch.tensor([0]),
         width=int(new.sum()),
+        lengths=[1],
+        host_steps=[int(meta["step"])],
     )
     return wrap(transformer, "float32"), student, batch, tensors, float(meta["kl_weight"])
 

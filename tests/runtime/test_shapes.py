@@ -53,7 +53,8 @@ def test_fields_of_dataclasses_and_named_tuples_are_checked():
 
 
 def test_checked_objects_are_copied_pickled_and_moved():
-    pairs = Pairs(torch.zeros(2, 5, 8), torch.zeros(2, 5, 8), ids(2, 4), *[ids(2, 4).bool()] * 2, *made(), width=1)
+    on_host = {"width": 1, "lengths": [1, 1], "host_steps": [0, 0]}
+    pairs = Pairs(torch.zeros(2, 5, 8), torch.zeros(2, 5, 8), ids(2, 4), *[ids(2, 4).bool()] * 2, *made(), **on_host)
     control = Control(torch.zeros(4, 3, 8), ids(4, 3))
     moved = [move_data_to_device(whole, "cpu") for whole in (pairs, control)]  # Lightning refuses a frozen dataclass
     for whole, *more in zip((pairs, control, BRANCH), [*moved, BRANCH], strict=True):

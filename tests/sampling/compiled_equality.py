@@ -85,10 +85,15 @@ def compare(dtype: str, families: list[str], names: list[str]) -> None:
                 print(json.dumps({"family": family, "accelerator": name, "dtype": dtype, "same": same}), flush=True)
 
 
-if __name__ == "__main__":
-    backend, dtype, families, *names = sys.argv[1:]
+def with_backend(backend: str) -> None:
+    """Let torch compile by this backend from here on."""
     if backend != "inductor":
         with_inductor = torch.compile
         torch.compile = lambda f, *, options, **rest: with_inductor(f, backend=backend, **rest)  # type: ignore
+
+
+if __name__ == "__main__":
+    backend, dtype, families, *names = sys.argv[1:]
+    with_backend(backend)
     torch.set_num_threads(1)
     compare(dtype, families.split(","), names)

@@ -1,0 +1,72 @@
+"""Prints, as JSON lines, how compiled training steps compare with plain ones; a process of its own.
+
+See `compiled_equality.py` of the sampling tests, whose bases and rules these are, for why, and for `backend`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "sampling"))
+
+from compiled_equality import PROMPTS, cases, with_backend  # type: ignore[import-not-found]
+
+from migm.bases.base import Base
+from migm.evaluation.cost import num_compiled
+from migm.runtime.compiling import as_it_is, compiled
+from migm.sampling.loop import Sampling
+from migm.sampling.sampler import Sampler
+from migm.training.objective import FeatureLoss
+from migm.training.rollout import Rollout
+from migm.trajectories.dataset import InMemory, PairDataset, Pairs
+from migm.trajectories.record import record
+from migm.trajectories.replay import with_features
+
+
+def objectives(sampling: Sampling) -> dict[str, FeatureLoss]:
+    rules = {name: getattr(sampling, name) for name in ("num_steps", "schedule", "draw", "select")}
+    return {
+        "mse": FeatureLoss(),
+        "mse_kl": FeatureLoss(kl_weight=0.5, kl_temperature=2.0),
+        "all_rows": FeatureLoss(rows="all"),
+        "rollout": FeatureLoss(rollout=Rollout(3, **rules)),
+    }
+
+
+def batches(base: Base, sampling: Sampling, family: str) -> list[Pairs]:
+    """Pairs without features, of several sizes and widths."""
+    known = {"maskgit": lambda n: n % 10, "dimoo": lambda n: [PROMPTS[i % 2] for i in n.tolist()]}[family]
+    made = record(Sampler(base, sampling), torch.arange(3), seed=0, inputs=known, batch_size=3, dtype=None)
+    pairs = PairDataset(InMemory(made))
+    return [pairs.__getitems__(range(start, len(pairs), step)) for start, step in ((0, 3), (1, 7))]
+
+
+def compare(family: str, names: list[str]) -> None:
+    base, sampling, net, *_ = cases("float32")[family]
+    net.train()
+    for name in names:
+        objective = objectives(sampling)[name]
+        for i, stored in enumerate(batches(base, sampling, family), 1):
+            found = []
+            for fast in (as_it_is, compiled):
+                objective.fast = fast
+                net.zero_grad()
+                loss, log = objective(net, base, with_features(stored, base, fast), i)
+                loss.backward()
+                gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+                found.append([loss.detach(), *log.values(), *gradients])
+            plain, fast_ones = found
+            off = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in zip(*found, strict=True))
+            row = {"family": family, "objective": name, "off": off, "tensors": [len(plain), len(fast_ones)]}
+            row["compiled"] = num_compiled()
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    backend, family, *names = sys.argv[1:]
+    with_backend(backend)
+    torch.set_num_threads(1)
+    compare(family, names)
