@@ -24,7 +24,7 @@ test: $(STAMP)
 
 # make test-slow   what takes longer: several processes, real kills, every option with every command
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "slow and not gpu"
 
 # make test-gpu    what needs a CUDA device: the whole chain on it, compared with the CPU
 test-gpu: $(STAMP)
