@@ -1,7 +1,7 @@
 """Fill a trajectory store with runs of the vanilla base."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,14 +68,21 @@ def collect(sampler: Sampler, data: "TrajectoryData", seed: int, train_steps: in
     return Store(data.folder, expected)
 
 
-def filling(store: Store, data: "TrajectoryData", console: Plain) -> AbstractContextManager[bool | None]:
+@contextmanager
+def filling(store: Store, data: "TrajectoryData", console: Plain) -> Iterator[None]:
     """Return a context in which only this command fills the store; other commands wait until it ends.
 
     A complete store without a lock file is not locked, so that it may lie in a read-only folder.
     """
     if len(store) >= data.num_images and not (store.folder / LOCK).exists():  # a kill leaves the lock file
-        return nullcontext()
-    return writing(store.folder, f"data.folder={data.folder}", folder=True, waiting=console.print)
+        yield
+        return
+    named = f"data.folder={data.folder}"
+    with writing(store.folder, named, folder=True, waiting=console.print) as first:
+        if first:
+            with writing(store.manifest, named, waiting=console.print):
+                pass  # this removes the lock of a command that was killed while it appended
+        yield
 
 
 def refuse_unwritable_store(data: "TrajectoryData") -> None:
@@ -87,9 +94,6 @@ def refuse_unwritable_store(data: "TrajectoryData") -> None:
 def _fill(sampler: Sampler, data: "TrajectoryData", seed: int, expected: Any, train_steps: int, console: Plain) -> None:
     store = data.store(expected)  # read again, now that no other command writes
     store.verify(contents=False)  # nothing is added to a damaged store
-    if rank() == 0:
-        with writing(store.manifest, f"data.folder={data.folder}", waiting=console.print):
-            pass  # this removes the lock of a command that was killed while it appended
     unlisted = Unlisted(store, data.num_images, data.shard_images)
     # Only rank 0 looks for missing shards, so that all processes follow the same plan.
     missing = from_first(unlisted.missing() if rank() == 0 else [])
