@@ -40,6 +40,7 @@ KINDS = {
     "dimoo": [
         "+experiment=dimoo_tiny",
         "base.random_weights=true",
+        "base.tokenizer_dtype=float32",  # auto decodes large maps in bfloat16 on CUDA
         "base.transformer.n_layers=2",
         "points.vanilla=[5]",
         "points.reuse=[[5,2]]",
