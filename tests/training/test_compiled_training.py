@@ -24,7 +24,6 @@ NAMES = ["mse", "mse_kl", "all_rows", "rollout"]
     ("backend", "family", "names"),
     [
         ("aot_eager", "maskgit", ["mse_kl"]),
-        ("aot_eager", "dimoo", ["all_rows"]),
         pytest.param("aot_eager", "maskgit", NAMES, marks=pytest.mark.slow),
         pytest.param("aot_eager", "dimoo", NAMES, marks=pytest.mark.slow),
         pytest.param("inductor", "maskgit", ["mse_kl"], marks=pytest.mark.slow),
