@@ -1,4 +1,4 @@
-"""What people expect of a repository says the same as the package: citation, issue forms, the workflow of checks."""
+"""Citation, issue forms and the workflow of checks agree with the package."""
 
 import re
 import tomllib

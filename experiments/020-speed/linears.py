@@ -1,4 +1,4 @@
-"""What linears in lower precision change in the tokens of the bundled bases, in float32 on a CPU.
+"""Measure how linears in lower precision change the tokens of the bundled bases, in float32 on a CPU.
 
 Run from the repository's root; it takes some eight minutes of one core and writes linears.jsonl and linears.md beside
 itself. `--shortcuts name=file ...` measures trained shortcuts instead of the short trainings that it makes.
@@ -116,7 +116,7 @@ def features_of(sampler: Sampler) -> Features:
 
 
 def of_base(name: str, plain: Base, sampling: Any, inputs: Any) -> list[dict[str, Any]]:
-    """Compare the kinds of a base, and bfloat16 as a measure of what counts as much, with plain linears in float32."""
+    """Compare all kinds of linears, and bfloat16 as a yardstick, with plain linears in float32."""
     kinds = (*((kind, "float32") for kind in KINDS), ("plain", "bfloat16"))
     bases = [migm.load_base(name, device="cpu", dtype=dtype, linear=kind) for kind, dtype in kinds]
     found = compared(Sampler(plain, sampling), [Sampler(base, sampling) for base in bases], inputs, features_of)

@@ -34,7 +34,7 @@ class Truth(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured along the trajectories of i images, of n steps each."""
+    """Measures along the trajectories of i images, of n steps each."""
 
     values: Float[Tensor, "i n m"]  # the `MEASURES`
     since: Int[Tensor, "i n"]  # steps since the last full one, 0 at a full one, -1 at steps that were not made
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What `divergence` adds up over rows."""
+    """Sums over rows, made by `divergence`."""
 
     kl: Float[Tensor, " b"]
     entropy: Float[Tensor, " b"]

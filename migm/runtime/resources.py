@@ -16,7 +16,7 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's numbers of settings, from malloc.h
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the activations of the next step.
 
-    New pages take the kernel a quarter of a full step of a large batch on a CPU (experiments/020-speed). It works with
+    New pages take the kernel a quarter of a full step of a large batch on a CPU (experiments/LOG.md). It works with
     glibc alone, and leaves settings of the environment (MALLOC_..., GLIBC_TUNABLES) as they are.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):

@@ -15,7 +15,7 @@ MOST_UNREAD = 50  # steps
 
 
 class Seen(NamedTuple):
-    """What a batch is named by, on the device."""
+    """Images, steps and a check of stored features, by which an error names a batch; on the device."""
 
     images: Tensor  # (b,)
     steps: Tensor  # (b,)

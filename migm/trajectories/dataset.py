@@ -24,7 +24,7 @@ class Pairs(NamedTuple):
     conditions: Int[Tensor, "b q"]  # of the half, -1 at padding
     halves: PerImage  # 0 conditional, 1 unconditional
     images: PerImage  # numbers in the run
-    # What shapes depend on is known to the host as well, so that a training step need not wait for the device.
+    # Known to the host, since shapes depend on them: a training step need not wait for the device.
     width: int  # the most tokens that step s revealed in any row
     lengths: Sequence[int]  # of the conditions
     host_steps: Sequence[int]  # `steps`

@@ -11,7 +11,7 @@ CHEAP = [name for name in METHODS if name != "vanilla"]
 
 
 def walked(family: Family, method: str):
-    """What is measured of a method along the vanilla run of the family's three images."""
+    """Measures of a method along the vanilla run of the family's three images."""
     records = family.vanilla[1]
     order = torch.full_like(records[0].tokens, -1)
     for record in records:

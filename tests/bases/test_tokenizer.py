@@ -28,7 +28,7 @@ def random_tokens(*shape):
 
 @pytest.fixture(scope="module")
 def fine():
-    """The same at stride 2."""
+    """A tokenizer of stride 2."""
     torch.manual_seed(0)
     net = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1, stride=2).eval()
     torch.nn.init.normal_(net.quantize.embedding.weight)

@@ -52,7 +52,7 @@ class Marks(L.Callback):
 
 
 def waited(output: Path, kind: str, *overrides: str) -> dict[int, Counter[str]]:
-    """What made the host wait at each step of a training, data and callbacks included."""
+    """Operators that made the host wait at each step of a training, data and callbacks included."""
     lines = [*KINDS[kind], *SMALL, *QUICK, f"paths.output_dir={output}", "device=cuda", "trainer.precision=32-true"]
     lines += [f"trainer.max_steps={STEPS}", f"trainer.log_every_n_steps={EVERY}", "+trainer.limit_val_batches=0"]
     config = load(composed("train", *lines, *overrides), TrainConfig)
