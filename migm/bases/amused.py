@@ -63,9 +63,9 @@ class AmusedVQ(nn.Module):
         return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def fine_parts(self) -> list[nn.Module]:
-        """Return the decoder's last three levels and what turns their maps into pixels."""
+        """Return the decoder's last two levels and what turns their maps into pixels."""
         decoder = self.decoder
-        return [*decoder.up_blocks[-3:], decoder.conv_norm_out, decoder.conv_out]
+        return [*decoder.up_blocks[-2:], decoder.conv_norm_out, decoder.conv_out]
 
     def _like_weights(self, x: Tensor) -> Tensor:
         weight = self.quantize.embedding.weight

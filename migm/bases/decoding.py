@@ -52,9 +52,9 @@ def placed(tokenizer: AnyTokenizer, dtype: DTypeName | torch.dtype, device: torc
 def narrow(tokenizer: Decoder) -> None:
     """Let the fine parts of a decoder run in bfloat16 with channels last; it is changed in place and kept once.
 
-    Each of five levels adds about the same error to an image, but the last three do nearly all the work. So the others
-    stay in float32, and so do the statistics and weights of norms and the layer of the pixels, since bfloat16 has steps
-    of half a grey level.
+    Each of five levels adds about the same error to an image, but the last two do seven tenths of the work. So the
+    others stay in float32 (three narrow levels were 1.1 grey levels off on an H200: experiments/LOG.md), and so do the
+    statistics and weights of norms and the layer of the pixels, since bfloat16 has steps of half a grey level.
     """
     *fine, last = tokenizer.fine_parts()
     inside = {module for part in fine for module in part.modules()}

@@ -29,6 +29,7 @@ from migm.runtime.kinds import Count, Whole
 from migm.runtime.shapes import Images, Positions, Ratio, Tokens
 
 SAMPLE = 65_536  # number of elements of each tensor that a fingerprint reads
+DRAWN_ON_CPU = 10**8  # parameters below which random weights are those of the CPU; drawing 8 billion takes minutes
 
 
 class LuminaDiMOO(Layered):
@@ -98,12 +99,15 @@ class LuminaDiMOO(Layered):
         return net.eval().requires_grad_(False)
 
     def _random(self, net: LLaDA, shrink: Shrinking) -> None:
-        """Draw the weights, the same ones for linears of every kind."""
+        """Draw the weights, the same ones for linears of every kind, and a small network's on every device."""
+        small = sum(weight.numel() for weight in net.parameters()) < DRAWN_ON_CPU
+        where = torch.device("cpu") if small else self.device
         for layer, block in enumerate(net.blocks if self.linear != "plain" else ()):
-            init_block(block.to_empty(device=self.device), layer)  # type: ignore[arg-type]
+            init_block(block.to_empty(device=where), layer)  # type: ignore[arg-type]
             for name in list(block.state_dict()):
                 shrink(f"blocks.{layer}.{name}")
-        net.to_empty(device=self.device).init_weights()  # linears that were replaced keep their values
+        net.to_empty(device=where).init_weights()  # linears that were replaced keep their values
+        net.to(self.device)
 
     def review(self, inputs: Inputs) -> str:
         self._prompts(inputs)

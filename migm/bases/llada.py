@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from migm.bases.transformer import attention
+from migm.bases.attention import attention
 from migm.runtime.errors import UserError
 from migm.runtime.files import write_json
 from migm.runtime.kinds import Count, NotNegative, Positive

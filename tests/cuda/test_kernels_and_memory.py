@@ -17,9 +17,9 @@ from torch.nn.functional import scaled_dot_product_attention
 import migm.benchmarks.compute
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
+from migm.bases.attention import attention
 from migm.bases.base import Control
 from migm.bases.tokenizer import ConvVQ
-from migm.bases.transformer import attention
 from migm.bases.vqgan import VQGAN
 from migm.evaluation.memory import peak_bytes
 from migm.shortcuts.dimoo import DiMOOShortcut
@@ -37,7 +37,7 @@ def take_fused(monkeypatch) -> Callable[[], None]:
         out = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p)
         return out if attn_mask is None else out.where(attn_mask.any(-1, keepdim=True), float("nan"))
 
-    return lambda: monkeypatch.setattr("migm.bases.transformer.scaled_dot_product_attention", kernel)
+    return lambda: monkeypatch.setattr("migm.bases.attention.scaled_dot_product_attention", kernel)
 
 
 def heads(keys: int = 9) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases import decoding
-from migm.bases.transformer import attention
+from migm.bases.attention import attention
 from migm.bases.vqgan import VQGAN
 from migm.evaluation.memory import peak_bytes
 

@@ -199,7 +199,7 @@ def test_a_kernel_is_never_asked_for_without_keys(case, monkeypatch):
         counts.append(k.shape[2])
         return scaled_dot_product_attention(q, k, v, **options)
 
-    monkeypatch.setattr("migm.bases.transformer.scaled_dot_product_attention", watched)
+    monkeypatch.setattr("migm.bases.attention.scaled_dot_product_attention", watched)
     make()(features, entries(new), ratio)
     assert counts == [11]
 
