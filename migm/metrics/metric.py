@@ -92,6 +92,13 @@ class QualityMetric(torchmetrics.Metric):
     def refuse_incomplete(self) -> None:
         """Raise UserError if something is missing without which `compute` must fail."""
 
+    def too_few(self, num_images: int) -> str:
+        """Return what is said of fewer images than `min_images`."""
+        return (
+            f"{self.metric_name} of {num_images} images cannot be compared with any published figure, which need "
+            f"{self.min_images:,} or more; raise evalset.num_images, or set metric.<name>.allow_small_n=true"
+        )
+
     def details(self) -> dict[str, Any]:
         """Return further fields of the record, about the images since the last reset."""
         return {}
@@ -105,10 +112,7 @@ def result_name(metric: QualityMetric, num_images: int) -> str:
     if num_images >= metric.min_images:
         return f"{metric.metric_name}_{num_images}"
     if not metric.allow_small_n:
-        raise UserError(
-            f"{metric.metric_name} of {num_images} images cannot be compared with any published figure, which need "
-            f"{metric.min_images:,} or more; raise evalset.num_images, or set metric.<name>.allow_small_n=true"
-        )
+        raise UserError(metric.too_few(num_images))
     return f"{metric.metric_name}_small_n_{num_images}"
 
 

@@ -9,8 +9,9 @@ from scipy.linalg import sqrtm
 from tiny_parts import feature_net, naming, reference_for
 from torch import Tensor
 
+from migm.metrics.extrapolated import FrechetCifarNetInf
 from migm.metrics.frechet import FrechetCifarNet, frechet_distance, moments
-from migm.metrics.metric import Batch
+from migm.metrics.metric import Batch, result_name
 from migm.runtime.errors import UserError
 
 
@@ -140,3 +141,38 @@ def test_the_reference_is_named_by_its_content(files, tmp_path):
     reference_for(net, tmp_path / "other.safetensors", seed=1)
     assert FrechetCifarNet(files[0], str(tmp_path / "other.safetensors")).reference_hash != first
     assert FrechetCifarNet(*files).reference_hash == first
+
+
+@pytest.mark.parametrize("narrower", [1.0, 0.8])
+def test_few_images_are_compared_without_their_bias(files, narrower):
+    """Normal features with a known distance: the plain one is too large at few images, the fitted one is not."""
+    plain, fitted = FrechetCifarNet(*files), FrechetCifarNetInf(*files)
+    mean, cov = plain.reference["mean"], plain.reference["cov"]
+    right = frechet_distance(mean, narrower**2 * cov, mean, cov).item()
+    root = narrower * torch.linalg.cholesky(cov + 1e-12 * torch.eye(len(cov)))
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(8):
+        rows = torch.randn(4 * len(cov), len(cov), dtype=torch.float64, generator=generator) @ root.T + mean
+        for metric in (plain, fitted):
+            metric.reset()
+            for part in rows.split(50):
+                metric.add(part)
+        found.append((plain.compute().item(), fitted.compute().item()))
+    biased, free = (sum(values) / len(found) for values in zip(*found, strict=True))
+    assert biased > right + 0.05 * cov.trace()
+    assert free == pytest.approx(right, abs=0.2 * (biased - right))
+
+
+def test_the_fitted_distance_does_not_depend_on_batches_and_refuses_too_few_images_beforehand(files):
+    metric, whole = FrechetCifarNetInf(*files), images(80)
+    expected = value(metric, [whole])
+    state = metric.state()
+    assert value(metric, [whole[:30], whole[30:]]) == pytest.approx(expected, rel=1e-9)
+    metric.reset()
+    metric.put_before(state)
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-9)
+    least = 3 * metric.net[0].channels // 2
+    assert result_name(metric, least) == f"fd_cifarnet_inf_{least}"
+    with pytest.raises(UserError, match=naming("evalset.num_images", str(least - 1), str(least))):
+        result_name(metric, least - 1)
