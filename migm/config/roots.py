@@ -5,7 +5,19 @@ from typing import Annotated, Any, Literal
 
 from migm.config.fitting import Component, PointEntry
 from migm.runtime.device import DeviceName
-from migm.runtime.kinds import Count, Filled, Latency, Length, NotNegative, Positive, Seed, Stage, Threads, Whole
+from migm.runtime.kinds import (
+    CostKind,
+    Count,
+    Filled,
+    Latency,
+    Length,
+    NotNegative,
+    Positive,
+    Seed,
+    Stage,
+    Threads,
+    Whole,
+)
 
 
 @dataclass
@@ -51,13 +63,13 @@ class CollectConfig(Common):
 class TrainConfig(Common):
     collect: bool = True  # fill the trajectory store first
     evaluate: bool = True  # measure `points` afterwards
-    cost: bool = True  # also measure their time, FFE and memory
+    cost: CostKind = True  # also measure their time, FFE and memory, or count FFE and caches alone
     report: bool = True  # write the report
 
 
 @dataclass
 class EvaluateConfig(Common):
-    cost: bool = True  # also measure time, FFE and memory
+    cost: CostKind = True  # also measure time, FFE and memory, or count FFE and caches alone
 
 
 @dataclass

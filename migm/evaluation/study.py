@@ -21,6 +21,7 @@ from migm.evaluation.unfinished import Part, Unfinished
 from migm.metrics.metric import Batch, QualityMetric, result_name
 from migm.runtime.console import Plain
 from migm.runtime.distributed import first_console, from_first, processes, rank, to_first, wait
+from migm.runtime.kinds import CostKind
 from migm.runtime.pictures import save_grid
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
@@ -54,21 +55,29 @@ class Study:
             result_name(metric, evalset.num_images)
             metric.to(self.base.device)
 
-    def run(self, cost: bool = True) -> None:
-        """Measure everything that is missing; `cost` False leaves out time, FFE and memory."""
+    def run(self, cost: CostKind = True) -> None:
+        """Measure everything that is missing; `cost` False leaves out time, FFE and memory.
+
+        "counted" leaves out time and peaks of memory: what other work on the machine could change.
+        """
         self.console = first_console()
         if cost and rank() == 0:
-            self.measure_cost()
+            if cost != "counted":
+                self.measure_times()
+            self.count_costs()
         wait()
         self.measure_quality()
         self.console.print(f"results in {self.results.path}")
 
-    def measure_cost(self) -> None:
-        """Measure time and memory of all points by every protocol, and FFE and memory of caches."""
+    def measure_times(self) -> None:
+        """Measure time and memory of all points by every protocol."""
         run = time.strftime("%Y-%m-%dT%H:%M:%S")
         for protocol in self.protocols:
             self._measure_time(protocol, run)
             self._measure_peaks(protocol)
+
+    def count_costs(self) -> None:
+        """Count FFE of all points, and the bytes of their caches."""
         equivalents = [self._record(s, "ffe", unit="full steps", higher_is_better=False) for s in self.samplers]
         memory = "cache_bytes_per_image"
         caches = [self._record(s, memory, unit="bytes", higher_is_better=False) for s in self.samplers]

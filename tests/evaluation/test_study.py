@@ -11,16 +11,17 @@ from migm.config.building import build
 from migm.config.points import points
 from migm.evaluation.results import IDENTITY, identity, read
 from migm.evaluation.study import study
+from migm.runtime.kinds import CostKind
 from migm.sampling.sampler import Sampler
 
 PER_POINT = 6  # seconds, peak memory, FFE, memory of caches, and two metrics of one seed set
 
 
-def measured(output: Path, assets: Path, *overrides: str) -> Path:
+def measured(output: Path, assets: Path, *overrides: str, cost: CostKind = True) -> Path:
     cfg, config = study_config(output, assets, "+points.vanilla=[2,6]", "+points.reuse=[[6,2]]", *overrides)
     done = study(points(cfg, config), config, build(config.base))
     done.repeats = 1
-    done.run()
+    done.run(cost)
     return done.results.path
 
 
@@ -52,6 +53,14 @@ def test_a_record_says_how_it_was_measured(whole):
         if quality:
             assert (record["n"], record["seed_set"], len(record["reference"])) == (20, 1, 12)
             assert len(record["evalset"]) == 12
+
+
+def test_costs_that_other_work_cannot_change_are_counted_alone(whole, assets, tmp_path):
+    counted = read(measured(tmp_path, assets, cost="counted"))
+    metrics = {"ffe", "cache_bytes_per_image", "fd_cifarnet_20", "class_agreement_20"}
+    assert {record["metric"] for record in counted} == metrics
+    values = {(r["metric"], r["accelerator"], r["num_steps"]): r["value"] for r in read(whole)}
+    assert all(values[r["metric"], r["accelerator"], r["num_steps"]] == r["value"] for r in counted)
 
 
 def test_further_protocols_of_time_and_memory_are_measured_beside_what_is_there(whole, assets, tmp_path):
