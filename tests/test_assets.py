@@ -173,6 +173,18 @@ def test_the_bundled_shortcuts_run_by_name(deep):
     assert not any(torch.equal(a, b) for a, b in ((one, other), (one, reuse), (other, reuse)))
 
 
+def test_the_shortcut_runs_by_the_bundled_file_where_none_was_trained(deep, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    sampler = migm.Sampler(deep, 2, 1, "shortcut")
+    said = capfd.readouterr().out.splitlines()
+    assert [line.partition(", ")[0] for line in said] == [f"shortcut: {DEEP / 'shortcut.safetensors'}"]
+    assert "bundled with the base (1,770 steps of 256 pairs" in said[0]
+    named = [migm.Sampler(deep, 2, 1, f"shortcut_bundled{end}").identity["predictor"] for end in ("", "_r1")]
+    record = sampler(labels=[3]).record
+    assert record["predictor"] == named[0] != named[1]
+    assert record["accelerator"] == "shortcut"
+
+
 def test_a_bundled_shortcut_fits_the_base_in_both_precisions_and_no_other(deep, deep_bfloat16):
     file = DEEP / "shortcut.safetensors"
     found = {migm.load_shortcut(file, base).fingerprint(base) for base in (deep, deep_bfloat16)}

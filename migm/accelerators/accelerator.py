@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from migm.accelerators.predictor import Learned, Predictor
+from migm.accelerators.predictor import Learned, Predictor, Sourced
 from migm.accelerators.refresh import AdaptivePolicy, Policy
 from migm.accelerators.runs import AdaptiveRun, PlannedRun, Run
 from migm.bases.base import Base, Branch
@@ -43,6 +43,11 @@ class Accelerator:
         """Return the hashes of learned or calibrated weights, joined by "+"; empty if there are none."""
         learned = [part for part in (self.policy, self.predictor) if isinstance(part, Learned)]
         return "+".join(filter(None, (part.fingerprint(base) for part in learned)))
+
+    def origin(self, base: Base) -> str:
+        """Return "<name>: <file and where it comes from>" of a predictor's weights that say so, else an empty text."""
+        words = self.predictor.origin(base) if isinstance(self.predictor, Sourced) else ""
+        return words and f"{self.name}: {words}"
 
     @property
     def captured(self) -> bool:

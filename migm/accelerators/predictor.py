@@ -57,6 +57,15 @@ class Learned(Protocol):
         ...
 
 
+@runtime_checkable
+class Sourced(Protocol):
+    """A predictor whose weights may be one of several files."""
+
+    def origin(self, base: Base) -> str:
+        """Return which file runs and where it comes from, empty without a file; refuse what is not there."""
+        ...
+
+
 class Predictor(Protocol):
     """A rule that replaces the base on cheap steps; a frozen dataclass."""
 

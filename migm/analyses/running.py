@@ -17,7 +17,7 @@ from migm.runtime.files import write_atomic
 from migm.runtime.owned import only, own
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
-from migm.sampling.sampler import Sampler
+from migm.sampling.sampler import Sampler, say_weights
 
 
 @torch.inference_mode()
@@ -29,6 +29,7 @@ def run(config: AnalyseConfig, compared: Sequence[Chosen]) -> None:
     base = build(config.base)
     vanilla = Sampler(base, build(config.sampling), runtime=build(config.runtime))
     samplers = [Sampler(base, *parts) for parts in compared]
+    say_weights(samplers, console)
     about = {"base": base.fingerprint(), "num_steps": vanilla.num_steps, **environment(base.device)}
     with progress(console, "analyses") as bar:
         setting = Setting(vanilla, build(config.evalset["inputs"]), samplers, config.seed, bar)

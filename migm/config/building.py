@@ -46,9 +46,18 @@ def choice(group: str, *, _root_: DictConfig) -> str:
     return choices.get(group) or "migm"
 
 
+def bundled(name: str, *, _root_: DictConfig) -> str | None:
+    """Return the path of `name` beside the base's weights, there or not; None if these are no local files."""
+    weights = OmegaConf.select(_root_, "base.weights")
+    if not isinstance(weights, str) or "://" in weights:
+        return None
+    return str((Path(weights) if Path(weights).is_dir() else Path(weights).parent) / name)
+
+
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
+OmegaConf.register_new_resolver("migm_bundled", bundled, replace=True)
 # Stand in the defaults of common.yaml. `points` takes further accelerators without a +, whose names are checked in
 # `migm.config.points`. Unknown keys of `data` come to `check`, which has a hint for those of earlier versions.
 open_nodes = {name: DictConfig({}, flags={"struct": False}) for name in ("points", "data")}

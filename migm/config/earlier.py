@@ -14,7 +14,7 @@ MOVED = {
     "migm.accelerators.predictors.dllm_cache.": "migm.accelerators.predictors.v_verify.",
     "migm.accelerators.predictors.ml_cache.": "migm.accelerators.predictors.subset.",
 }
-FILES = ("weights", "fit", "calibration")  # keys of files, which fingerprints tell apart, not their paths
+FILES = ("weights", "trained", "bundled", "fit", "calibration")  # files, told apart by their fingerprints
 ADDED = (("linear", "plain"),)  # keys that configs lacked then, with the values that mean the same
 # Keys of command lines and configs of an earlier version -> what an error about them says.
 RENAMED_KEYS = {

@@ -35,6 +35,13 @@ def file(group: str, name: str, key: str) -> DictConfig:
     return OmegaConf.select(cfg, group.replace("/", "."))
 
 
+def experiment_of(base: str) -> str | None:
+    """Return the experiment that trains a shortcut for a base: it chooses the data and evaluation set that fit it."""
+    files = (Path(conf_path()) / "experiment").glob("*.yaml")
+    about = [path.stem for path in files if f"override /base: {base}\n" in path.read_text(encoding="utf-8")]
+    return min(about, key=lambda name: (not name.endswith("_shortcut"), name), default=None)  # before studies
+
+
 def alternatives(group: str) -> dict[str, Any]:
     """Every file of a group, built with its own values, by name; none of them may refer to keys elsewhere."""
     built = {}

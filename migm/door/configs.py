@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from omegaconf import OmegaConf
 
 from migm.bases.base import Base
 from migm.config.building import build, checked, conf_path
-from migm.config.groups import names
+from migm.config.groups import experiment_of, names
 from migm.config.roots import Common, EvaluateConfig, TrainConfig
 from migm.runtime.errors import UserError, nearest
 
@@ -41,7 +40,7 @@ def config_of(
             for option in [choice] if isinstance(choice, str) else choice:
                 if option not in (options := names(group)):
                     raise UserError(f"{group}={option} is unknown{nearest(option, options)}")
-        if experiment := _experiment(name):  # it chooses the base too
+        if experiment := experiment_of(name):  # it chooses the base too
             del chosen["base"]
         texts = {group: c if isinstance(c, str) else f"[{','.join(c)}]" for group, c in chosen.items()}
         overrides = [f"{group}={text}" for group, text in texts.items()]
@@ -65,13 +64,6 @@ def built(node: Any, seed: int = 0) -> Any:
     with random_state():
         torch.manual_seed(seed)
         return build(node)
-
-
-def _experiment(base: str) -> str | None:
-    """Return the experiment that trains a shortcut for a base: it chooses the data and evaluation set that fit it."""
-    files = (Path(conf_path()) / "experiment").glob("*.yaml")
-    about = [path.stem for path in files if f"override /base: {base}\n" in path.read_text(encoding="utf-8")]
-    return min(about, key=lambda name: (not name.endswith("_shortcut"), name), default=None)  # before studies
 
 
 @contextmanager

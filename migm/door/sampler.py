@@ -56,6 +56,7 @@ class Sampler(core.Sampler):
             "sampling": sampling if isinstance(sampling, str) else None,
         }
         config = config_of(EvaluateConfig, base, {**changes, **(overrides or {})}, **named)
+        by_name = isinstance(accelerator, str)
         rules = replace(sampling, **steps) if isinstance(sampling, Sampling) else built(config.sampling)
         if accelerator is None or isinstance(accelerator, str):
             accelerator = built(config.accelerator)
@@ -63,6 +64,8 @@ class Sampler(core.Sampler):
             accelerator = Accelerator(Uniform(rules.num_full_steps), accelerator, type(accelerator).__name__.lower())
         accelerator.plan(rules.num_steps)  # raises an error if N does not fit
         super().__init__(base, rules, accelerator, variant, built(config.runtime))
+        if by_name:
+            core.say_weights([self], Plain())
 
     def __call__(
         self,

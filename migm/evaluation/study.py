@@ -21,11 +21,12 @@ from migm.evaluation.unfinished import Part, Unfinished
 from migm.metrics.metric import Batch, QualityMetric, result_name
 from migm.runtime.console import Plain
 from migm.runtime.distributed import first_console, from_first, processes, rank, to_first, wait
+from migm.runtime.errors import UserError
 from migm.runtime.kinds import CostKind
 from migm.runtime.pictures import save_grid
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
-from migm.sampling.sampler import Sampler
+from migm.sampling.sampler import Sampler, say_weights
 
 PREVIEW = 20  # images of each point in its preview
 
@@ -61,6 +62,11 @@ class Study:
         "counted" leaves out time and peaks of memory: what other work on the machine could change.
         """
         self.console = first_console()
+        found = say_weights(self.samplers, self.console)
+        if found != (first := from_first(found)):  # one process may see a new file before another does
+            raise UserError(
+                f"rank {rank()} found weights {', '.join(found)}, rank 0 {', '.join(first)}; start it again"
+            )
         if cost and rank() == 0:
             if cost != "counted":
                 self.measure_times()

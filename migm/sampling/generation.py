@@ -26,7 +26,7 @@ from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
 from migm.runtime.writing import writing
 from migm.sampling.gallery import Gallery, Grid, read_image, refuse_unknown_format
-from migm.sampling.sampler import Sampler
+from migm.sampling.sampler import Sampler, say_weights
 
 FIRST = 10  # number of the evalset's inputs that are drawn by default
 
@@ -90,6 +90,7 @@ def make(config: GenerateConfig) -> None:
         memory.refuse_too_large(pick_device(config.device), config.batch_size or len(config.seeds or [0]))
     base = build(config.base)
     sampler = Sampler(base, *point(config))
+    say_weights([sampler], console)
     # Eight seeds by default, but one seed for large images, which take long.
     seeds = list(range(8 if base.spec.num_tokens <= 256 else 1)) if config.seeds is None else config.seeds
     review(base, [str(shown) for shown in inputs] if isinstance(inputs[0], str) else torch.tensor(inputs))

@@ -12,6 +12,7 @@ from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, Branch, Inputs, StepRecord, block_parameters
 from migm.runtime.compiling import PLAIN, Fast, Runtime, as_it_is
+from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Images, Tokens
 from migm.sampling.capture import CapturedRuns
@@ -149,6 +150,18 @@ class Sampler:
     ) -> Images:
         """Return the images numbered `numbers` in the run of `seed`, decoded in parts."""
         return self.base.decode(self.tokens(inputs, self.noise(seed, numbers), observers, initial))
+
+
+def say_weights(samplers: Sequence[Sampler], console: Plain) -> list[str]:
+    """Print a line for every file of a shortcut that runs, and return the fingerprints of all learned weights.
+
+    Weights that could not be loaded later are refused here.
+    """
+    lines = [sampler.accelerator.origin(sampler.base) for sampler in samplers]
+    found = [sampler.accelerator.fingerprint(sampler.base) for sampler in samplers]
+    for line in filter(None, dict.fromkeys(lines)):
+        console.print(line)
+    return found
 
 
 def vanilla(sampler: Sampler) -> Sampler:

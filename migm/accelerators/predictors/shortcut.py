@@ -16,6 +16,7 @@ from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Positive
 from migm.shortcuts.checkpoint import load_shortcut
+from migm.shortcuts.choosing import KEY, Choice, choose
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Shortcut:
 
     `weights` is a file written by `migm.train`, refused if it was trained for another base, or a published checkpoint.
     A published checkpoint does not contain `num_heads`, `rope_theta` and `prompt`; their defaults are those of the
-    published network. A `module` may replace the file (tests, previews). `dropout` stays active while sampling, drawn
-    from torch's global generator: the paper's Table 1 was measured with 0.1, an oversight of its evaluation script
-    (docs/originals/maskgit.md, Evaluation with dropout). `linear` is the kind of the blocks' linears
-    (`migm.bases.linear`), whatever that of the base is. A base of another kind takes the shortcuts of the plain one.
+    published network. Without `weights` the file `trained` runs, which a training here writes, or else `bundled`, which
+    came with the base; the first use chooses. A `module` may replace the files (tests, previews). `dropout` stays
+    active while sampling, drawn from torch's global generator: the paper's Table 1 was measured with 0.1, an oversight
+    of its evaluation script (docs/originals/maskgit.md, Evaluation with dropout). `linear` is the kind of the blocks'
+    linears (`migm.bases.linear`), whatever that of the base is. A base of another kind takes the shortcuts of the plain
+    one.
     """
 
     weights: str | Path | None = field(default=None, compare=False)
@@ -37,6 +40,10 @@ class Shortcut:
     prompt: bool | None = None
     dropout: Dropout = 0.0
     linear: LinearKind = "plain"
+    trained: str | Path | None = field(default=None, compare=False)
+    bundled: str | Path | None = field(default=None, compare=False)
+    # By the base's fingerprint; kept, so that all images of a run are by one file, whatever is trained meanwhile.
+    _choices: dict[str, Choice] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.module is not None:  # copied, since the module may still be in training, in another precision
@@ -51,6 +58,10 @@ class Shortcut:
     def fingerprint(self, base: Base) -> str:
         return self._network(base)[1]
 
+    def origin(self, base: Base) -> str:
+        """Say which file runs and where it comes from; empty for a `module`."""
+        return "" if self.module is not None else self._chosen(base).words
+
     def start(self, base: Base, branch: Branch) -> "_Advance":
         return _Advance(self._network(base)[0], base, branch)
 
@@ -59,9 +70,20 @@ class Shortcut:
         if self.module is not None:
             return self.module, ""
         options = (("num_heads", self.num_heads), ("rope_theta", self.rope_theta), ("prompt", self.prompt))
-        plain = getattr(base, "plain_fingerprint", base.fingerprint)()
-        base_key = (base.fingerprint(), plain, base.spec.channels, str(base.device))
-        return _load(self.weights, version(self.weights), *base_key, options, self.dropout, self.linear)
+        base_key = (*_fingerprints(base), base.spec.channels, str(base.device))
+        file = self._chosen(base).file
+        return _load(file, version(file), *base_key, options, self.dropout, self.linear)
+
+    def _chosen(self, base: Base) -> Choice:
+        fingerprint, plain = _fingerprints(base)
+        if fingerprint not in self._choices:
+            self._choices[fingerprint] = choose(self.weights, self.trained, self.bundled, {fingerprint, plain})
+        return self._choices[fingerprint]
+
+
+def _fingerprints(base: Base) -> tuple[str, str]:
+    """Return the fingerprint of a base, and that of the same one with plain linears."""
+    return base.fingerprint(), getattr(base, "plain_fingerprint", base.fingerprint)()
 
 
 @functools.lru_cache(maxsize=8)
@@ -76,11 +98,10 @@ def _load(
     dropout: float,
     kind: LinearKind,
 ) -> tuple[nn.Module, str]:
-    key = "accelerator.predictor.weights"
-    module, fingerprint = load_shortcut(weights, base_fingerprint, key, plain_fingerprint, **dict(options))
+    module, fingerprint = load_shortcut(weights, base_fingerprint, KEY, plain_fingerprint, **dict(options))
     if module.config["channels"] != channels:
         raise UserError(
-            f"{key}={weights} is for features of {module.config['channels']} channels, this base has {channels}"
+            f"{KEY}={weights} is for features of {module.config['channels']} channels, this base has {channels}"
         )
     return keep_dropout(lowered(module, kind), dropout), with_linear(fingerprint, kind)
 
