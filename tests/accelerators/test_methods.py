@@ -22,9 +22,18 @@ OFF = {
     "vanilla": [{}],
     **{
         name: [{"policy.interval": 1}]
-        for name in ("foca", "hicache", "newton", "shortcut_interval", "taylorseer", "taylorseer_module")
+        for name in (
+            *("foca", "hicache", "newton", "reuse_interval", "shortcut_interval"),
+            *("taylorseer", "taylorseer_module"),
+        )
     },
-    **{name: [{"num_full_steps": N}] for name in ("l2p", "no_cross_attention", "reuse", "shortcut")},
+    **{
+        name: [{"num_full_steps": N}]
+        for name in (
+            *("foca_uniform", "hicache_uniform", "l2p", "no_cross_attention", "reuse", "shortcut"),
+            "taylorseer_uniform",
+        )
+    },
     **{name: [{"policy.delta": 0.0}] for name in ("shortcut_adaptive", "teacache", "teacache_first_block")},
     **{
         name: [{"predictor.cache_ratio": 0.0}, {"policy.refresh_interval": 1}, {"policy.warmup_ratio": 1.0}]
