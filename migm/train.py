@@ -12,7 +12,7 @@ from migm.config.points import former_identities, points
 from migm.config.roots import TrainConfig
 from migm.evaluation.study import study
 from migm.reporting.sweep import TrialRecorder
-from migm.reporting.trained import show_trained
+from migm.reporting.trained import parts, show_trained
 from migm.reporting.wandb import refuse_untracked
 from migm.runtime.distributed import join, rank
 from migm.runtime.errors import command
@@ -50,7 +50,7 @@ def run(config: TrainConfig, cfg: DictConfig, recorder: TrialRecorder) -> float:
     measured = study(chosen, config, base, lambda: former_identities(cfg, config, chosen)) if chosen else None
     if rank_zero_only.rank == 0:
         write_atomic(training.folder / "config.yaml", OmegaConf.to_yaml(with_own_points(cfg), resolve=True))
-    with closing(training):
+    with closing(training), parts(config, training, data, measured):
         error = collect_and_train(config, training, sampler, data)
         if rank() == 0:
             recorder.trained(training.module.shortcut, error, training.seconds, base.device)

@@ -27,6 +27,7 @@ from migm.runtime.kinds import Latency
 from migm.sampling.capture import MOST_RUNS
 from migm.sampling.sampler import Sampler, vanilla
 
+CHEAP = 0.1  # a guess of a cheap step's cost in full steps
 MOST_REPEATED = 10  # calls of one turn that compile
 ADAPTIVE_IMAGES = 20  # images to average over where the policy decides per image which steps are full
 
@@ -193,6 +194,11 @@ def costs(samplers: Sequence[Sampler], inputs: InputSource, bar: Progress | None
         )
 
     return [cost(sampler) for sampler in (bar.track(samplers, description="count FLOPs") if bar else samplers)]
+
+
+def effort(sampler: Sampler) -> float:
+    """Return about the cost of an image in full steps before anything is counted, to tell what is left."""
+    return planned_seconds(sampler.num_full_steps or sampler.num_steps, sampler.num_steps, 1.0, CHEAP)
 
 
 def planned_seconds(full_steps: float, num_steps: int, full: float, cheap: float) -> float:

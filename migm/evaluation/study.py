@@ -13,7 +13,7 @@ from migm.bases.inputs import captioned, review
 from migm.config.building import build
 from migm.config.points import Chosen
 from migm.config.roots import Common
-from migm.evaluation.cost import LatencyProtocol, costs, latency, peaks
+from migm.evaluation.cost import LatencyProtocol, costs, effort, latency, peaks
 from migm.evaluation.evalset import EvalSet
 from migm.evaluation.memory import COUNTERS
 from migm.evaluation.results import Results, file_name, identity, is_former
@@ -101,7 +101,7 @@ class Study:
         records = [self._record(s, f"seconds_per_image/{protocol.name}", **about) for s in self.samplers]
         if all(map(self.results.has, records)):
             return
-        with progress(self.console, "runs") as bar:
+        with progress(self.console, "runs", part=protocol.name) as bar:
             seconds = latency(self.samplers, self.evalset.inputs, protocol, self.repeats, bar)
         # One write: times compare only within a run, so a kill must not leave a part of the run.
         taken = zip(records, seconds, strict=True)
@@ -143,12 +143,20 @@ class Study:
             ]
         )
         self.unfinished = Unfinished(self.results.path.parent, rank())
-        with progress(self.console, "images") as bar:
-            task = bar.add_task("", total=len(tasks) * self.evalset.num_images)
+        with progress(self.console, "images", part="evaluate") as bar:
+            n, efforts = self.evalset.num_images, [effort(self.samplers[i]) for i, _ in tasks]
+            task = bar.add_task("", total=len(tasks) * n, share=0.0)
+
+            def advance(images: int) -> None:
+                bar.advance(task, images)
+                done, part = divmod(min(bar.tasks[0].completed, len(tasks) * n - 1), n)
+                reached = sum(efforts[: int(done)]) + efforts[int(done)] * part / n
+                bar.update(task, share=reached / sum(efforts))
+
             for done, (i, seed_set) in enumerate(tasks, 1):
                 bar.update(task, description=f"{self.samplers[i].label}, seed set {seed_set}")
-                self._measure_point(self.samplers[i], seed_set, lambda n: bar.advance(task, n * processes()))
-                bar.update(task, completed=done * self.evalset.num_images)
+                self._measure_point(self.samplers[i], seed_set, lambda images: advance(images * processes()))
+                bar.update(task, completed=done * n, share=sum(efforts[:done]) / sum(efforts))
         if rank() == 0:
             self.unfinished.clear_stale()
 

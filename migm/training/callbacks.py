@@ -30,7 +30,7 @@ class StepProgress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.bar = progress(Plain(), "steps")
+            self.bar = progress(Plain(), "steps", part="train")
             self.bar.start()
             self.task = self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step)
 

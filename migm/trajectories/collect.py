@@ -143,7 +143,7 @@ def make(
     shards: Sequence[Planned], unlisted: Unlisted, sampler: Sampler, data: "TrajectoryData", seed: int, console: Plain
 ) -> None:
     """Write and note the shards of this process; rank 0 also lists the noted shards of all processes."""
-    with progress(console, "images") as bar:
+    with progress(console, "images", part="collect") as bar:
         task = bar.add_task("collect", total=unlisted.lacking)
         for shard in shards:
             images = torch.arange(shard.first, shard.last)

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from migm.runtime.progress import LineProgress, progress
+import migm.runtime.progress as progress_module
+from migm.runtime.progress import LineProgress, Parts, job, progress
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, every: float) -> list[str]:
@@ -32,3 +33,40 @@ def test_lines_come_no_more_often_than_said(monkeypatch):
 def test_a_terminal_has_a_moving_bar_and_no_lines():
     assert not isinstance(progress(Console(force_terminal=True), "images"), LineProgress)
     assert isinstance(progress(Console(file=io.StringIO()), "images"), LineProgress)
+
+
+def test_what_is_left_of_all_parts_follows_from_the_rate_so_far(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    parts = Parts({"collect": 100.0, "train": 50.0, "evaluate": 200.0})
+    assert parts.left("collect", 0.0) is None  # nothing is known yet
+    now[0] = 10.0
+    assert parts.left("collect", 0.5) == pytest.approx((10, 10 + 250 / 5))  # 5 units a second
+    now[0] = 20.0
+    assert parts.left("train", 0.0) == pytest.approx((50 / 5, 250 / 5))
+    now[0] = 40.0  # half of the training took 20 seconds, so 20 more, and 125 units took 40 seconds
+    assert parts.left("train", 0.5) == pytest.approx((20, 20 + 200 * 40 / 125))
+    now[0] = 60.0
+    assert parts.left("evaluate", 1.0) == pytest.approx((0, 0))
+
+
+def test_a_part_that_goes_on_counts_only_what_this_start_did(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    parts = Parts({"collect": 100.0, "train": 50.0, "evaluate": 200.0})
+    assert parts.left("train", 0.8) is None  # collected before, and trained for the most part
+    now[0] = 5.0
+    assert parts.left("train", 0.9) == pytest.approx((5, 5 + 200))  # 5 units in 5 seconds
+
+
+def test_only_the_parts_of_a_job_show_what_is_left_of_it(monkeypatch):
+    monkeypatch.setattr(LineProgress, "line_every", 0.0)
+    file = io.StringIO()
+    with job({"collect": 4.0, "train": 4.0}):
+        for part in ("collect", "other"):
+            with progress(Console(file=file, width=120), "images", part=part) as bar:
+                bar.advance(bar.add_task(part, total=2))
+    with progress(Console(file=file, width=120), "images", part="train") as bar:
+        bar.advance(bar.add_task("train", total=2))
+    lines = file.getvalue().splitlines()
+    assert [line.split()[0] for line in lines if "in all" in line] == ["collect"] * sum("collect" in x for x in lines)
