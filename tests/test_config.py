@@ -29,6 +29,7 @@ from migm.config.roots import (
     PlanConfig,
     PretrainConfig,
     ReportConfig,
+    SideBySideConfig,
     TrainConfig,
 )
 from migm.reporting.sweep import grid
@@ -44,6 +45,7 @@ ROOTS: dict[str, type[Common]] = {
     "plan": PlanConfig,
     "report": ReportConfig,
     "generate": GenerateConfig,
+    "side_by_side": SideBySideConfig,
     "bench": BenchConfig,
     "pretrain": PretrainConfig,
     "humaneval": HumanevalConfig,

@@ -81,16 +81,29 @@ class ReportConfig(Common):
 
 
 @dataclass
-class GenerateConfig(Common):
+class ImagesConfig(Common):
+    """Keys of commands that make images of labels or prompts by seeds."""
+
     labels: Annotated[list[Whole], Length()] | None = None
     prompt: str | None = None
     prompts: str | None = None  # a file
     seeds: Annotated[list[Whole], Length()] | None = None
     batch_size: Count | None = None
+
+
+@dataclass
+class GenerateConfig(ImagesConfig):
     image: str | None = None
     mask: str | None = None
     output: str = ""
     folder: str | None = None
+
+
+@dataclass
+class SideBySideConfig(ImagesConfig):
+    max_seconds: Positive | None = None  # within which rounds end
+    note: str = ""
+    folder: str = ""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from migm.bases.footprint import footprint
 from migm.bases.inputs import read_prompts, review
 from migm.config.building import build
 from migm.config.points import point
-from migm.config.roots import GenerateConfig
+from migm.config.roots import GenerateConfig, ImagesConfig
 from migm.runtime.compiling import notice
 from migm.runtime.console import Plain
 from migm.runtime.device import pick_device
@@ -132,12 +132,7 @@ def make(config: GenerateConfig) -> None:
 
 def refuse(config: GenerateConfig) -> None:
     """Refuse keys that contradict each other or ask for nothing, before anything is built."""
-    named = {"labels": config.labels, "prompt": config.prompt, "prompts": config.prompts}
-    chosen = [f"{key}={value}" for key, value in named.items() if value is not None]
-    if len(chosen) > 1:
-        raise UserError(f"{', '.join(chosen)}: give one of labels, prompt and prompts")
-    if config.prompt is not None and not config.prompt.strip():
-        raise UserError(f"prompt={config.prompt} is empty: give one, or null")
+    refuse_inputs(config)
     if (config.image is None) != (config.mask is None):
         raise UserError(f"image={config.image}, mask={config.mask}: in-painting needs both")
     refuse_unknown_format(config.output)
@@ -145,7 +140,17 @@ def refuse(config: GenerateConfig) -> None:
         raise UserError(f"output={config.output} is there, and not a grid that migm made; choose another, or delete it")
 
 
-def wanted_inputs(config: GenerateConfig) -> list[int] | list[str]:
+def refuse_inputs(config: ImagesConfig) -> None:
+    """UserError unless at most one of labels, prompt and prompts is given, and the prompt is not empty."""
+    named = {"labels": config.labels, "prompt": config.prompt, "prompts": config.prompts}
+    chosen = [f"{key}={value}" for key, value in named.items() if value is not None]
+    if len(chosen) > 1:
+        raise UserError(f"{', '.join(chosen)}: give one of labels, prompt and prompts")
+    if config.prompt is not None and not config.prompt.strip():
+        raise UserError(f"prompt={config.prompt} is empty: give one, or null")
+
+
+def wanted_inputs(config: ImagesConfig) -> list[int] | list[str]:
     """Return the labels or prompts of the config, by default the first inputs of its evalset."""
     if config.prompts is not None:
         prompts = read_prompts(Path(config.prompts), "prompts")

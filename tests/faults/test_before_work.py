@@ -83,6 +83,7 @@ KEYS = [
     ("calibrate", "output", "migm.calibrate.build"),
     ("analyse", "folder", "migm.analyses.running.build"),
     ("report", "folder", "migm.report.write_report"),
+    ("side_by_side", "folder", "migm.side_by_side.run"),
     ("ablations", "folder", "migm.ablations.write_ablations"),
     ("humaneval", "folder", "migm.humaneval.export"),
     ("pretrain", "pretrain.folder", "migm.pretrain.build"),
