@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 
 import pytest
@@ -136,6 +138,17 @@ def test_a_command_that_is_wrong_is_found(line, error, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error):
         check(shlex.split(line), monkeypatch)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_run_shows_a_page_and_then_does_the_main_job_by_commands_that_are_accepted(monkeypatch, tmp_path):
+    told = subprocess.run(["make", "--dry-run", "run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    prefix = [".venv/bin/python", "-m"]
+    lines = [words for words in map(shlex.split, told.splitlines()) if words[:2] == prefix and words[2] != "pip"]
+    assert [words[2] for words in lines] == ["migm.side_by_side", "migm.train"]
+    monkeypatch.chdir(tmp_path)
+    for words in lines:
+        check(["python", *words[1:]], monkeypatch)
 
 
 def test_no_page_of_commands_is_passed_over():
