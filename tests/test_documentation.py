@@ -206,7 +206,7 @@ def linked(page):
 
 def test_the_readme_is_short_and_leads_to_an_index_of_every_page():
     text, index = text_of(README), ROOT / "docs" / "README.md"
-    assert len(text.split()) <= 1290
+    assert len(text.split()) <= 1300
     assert len(text.splitlines()) <= 120
     assert {index, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "citing.md"} <= linked(README)
     assert {page for page in PAGES if page.parent == index.parent} - {index} <= linked(index)
