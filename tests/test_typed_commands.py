@@ -59,6 +59,10 @@ SMALLER = {
         "12 points of 32 images take an hour",
     ),
     r"migm\.analyse \+experiment=cifar10_shortcut": ("analyses.fidelity.num_images=8", "fewer are stored above"),
+    r"migm\.ablations ": (
+        "reference=ablation_attention/cross_attention_True_time_True",
+        "the usual reference is of a sweep that is not run",
+    ),
     r"migm\.bench .*part=train": (f"{TRAINED} repeats=1 max_seconds=10", "minutes"),
     r"migm\.bench .*part=loading": (
         "loading.num_images=32 loading.tar_images=8 loading.batches=2 loading.online_images=2 max_seconds=10",
