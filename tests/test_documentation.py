@@ -1,11 +1,13 @@
 """The pages: every command is one that this version accepts, every link and file that they name is there."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import tomllib
+from statistics import mean
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -154,7 +156,7 @@ def test_make_run_shows_a_page_and_then_does_the_main_job_by_commands_that_are_a
 def test_no_page_of_commands_is_passed_over():
     """A change of the form of blocks must not empty the list above; docs/add_a_method.md has a test of its own."""
     counts = {name_of(page): sum(page == other for other, _ in COMMANDS) for page in PAGES if page != EXAMPLE}
-    without = {"docs/citing.md"}
+    without = {"docs/README.md", "docs/python.md", "docs/citing.md"}
     assert {name for name, count in counts.items() if not count} == without
     assert sum(counts.values()) >= 45
 
@@ -194,9 +196,8 @@ def test_the_tree_of_the_readme_names_every_room():
     assert {"conf", "experiments", "tests", "docs", "examples"} <= named
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "commands.md"], ids=name_of)
-def test_the_table_of_commands_is_complete(page):
-    table = text_of(page).split("| command |", 1)[1].split("\n\n", 1)[0]
+def test_the_table_of_commands_is_complete():
+    table = text_of(ROOT / "docs" / "commands.md").split("| command |", 1)[1].split("\n\n", 1)[0]
     rows = re.findall(r"^\| `(\w+)` \|", table, re.M)
     assert sorted(rows) == sorted(commands())
 
@@ -212,9 +213,88 @@ def test_every_name_in_a_table_is_that_of_a_config(page, heading, group):
     assert [name for name in named if not (CONF / group / f"{name}.yaml").is_file()] == []
 
 
-def test_the_readme_is_short_and_leads_to_every_page():
-    text = text_of(README)
-    assert len(text.split()) <= 1600
-    assert {name_of(page) for page in PAGES[1:]} - {"AGENTS.md"} <= set(re.findall(r"\]\(([^()#\s]+)", text))
-    (results,) = re.findall(r"^<!-- results -->\n(.*?)^<!-- /results -->$", text, re.M | re.S)
-    assert results.count("\n|") >= 13
+def linked(page):
+    return {(page.parent / target).resolve() for target in re.findall(r"\]\(([^()#\s]+)", text_of(page))}
+
+
+def test_the_readme_is_short_and_leads_to_an_index_of_every_page():
+    text, index = text_of(README), ROOT / "docs" / "README.md"
+    assert len(text.split()) <= 1300
+    assert len(text.splitlines()) <= 120
+    assert {index, ROOT / "CONTRIBUTING.md", ROOT / "docs" / "citing.md"} <= linked(README)
+    assert {page for page in PAGES if page.parent == index.parent} - {index} <= linked(index)
+
+
+def rows(heading):
+    """The cells of the rows of README's table whose head begins so."""
+    table = text_of(README).split(f"| {heading}", 1)[1].split("\n\n", 1)[0]
+    lines = [line for line in table.splitlines()[2:] if line.startswith("|")]
+    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_base_is_in_the_table_of_models():
+    named = []
+    for first, *_ in rows("`base=`"):
+        name, *others = re.findall(r"`(\w+)`", first)
+        named += [name, *(name.removesuffix("_256") + other for other in others)]
+    assert sorted(named) == sorted(path.stem for path in (CONF / "base").glob("*.yaml"))
+
+
+def records(path):
+    return [json.loads(line) for line in (ROOT / "experiments" / path).read_text().splitlines()]
+
+
+DEEP = {  # row of README -> method, number of full steps in 32 or fewer, plan
+    "vanilla": ("vanilla", 32, "uniform"),
+    "TaylorSeer, interval 4, first 3 full": ("taylorseer order 1", 10, "interval 4, first 3"),
+    "fewer steps: vanilla 12": ("vanilla", 12, "uniform"),
+    "shortcut (32,8), trained for two minutes": ("shortcut R2", 8, "uniform"),
+    "fewer steps: vanilla 8": ("vanilla", 8, "uniform"),
+    "reuse of the last hidden state (32,8)": ("reuse", 8, "uniform"),
+}
+
+
+def test_the_quality_in_the_readme_is_that_of_the_records():
+    found = rows("`cifar10_deep`, N = 32 |")
+    assert [row[0] for row in found] == list(DEEP)
+    points = records("007-cifar10-deep/points_h200.jsonl")
+    whole = mean(r["ms_per_image"] for r in points if (r["method"], r["full_steps"]) == ("vanilla", 32))
+    for name, *cells in found:
+        method, full, plan = DEEP[name]
+        steps = full if method == "vanilla" else 32
+        wanted = {"method": method, "full_steps": full, "plan": plan, "N": steps, "num_images": 5000}
+        own = [r for r in points if wanted.items() <= r.items()]
+        assert own, name
+        runs, distance, agreement, ms, time = (float(cell.rstrip("%")) for cell in (c.strip(" *") for c in cells))
+        assert runs == full
+        assert distance == pytest.approx(mean(r["fd_cifarnet"] for r in own), abs=6e-4)
+        assert agreement == pytest.approx(mean(r["class_agreement"] for r in own), abs=6e-4)
+        assert ms == pytest.approx(mean(r["ms_per_image"] for r in own), abs=0.012)
+        assert time == pytest.approx(100 * mean(r["ms_per_image"] for r in own) / whole, abs=0.6)
+
+
+def test_the_times_in_the_readme_are_those_of_the_records():
+    runs = [r for r in records("020-speed/bench_gpu.jsonl") if r["kind"] == "run" and r["batch_size"] == 1]
+    before = records("020-speed/before/h200_original.jsonl")
+    found = rows("published shapes, batch 1, H200")
+    assert len(found) == 4
+    for name, original, plain, eight in found:
+        experiment = "dimoo_shortcut" if name.startswith("Lumina-DiMOO") else "maskgit_shortcut"
+        model = {"dimoo_shortcut": "dimoo", "maskgit_shortcut": "maskgit512"}[experiment]
+        part = re.search(r"(shortcut|vanilla) (.*)", name)[0]
+        theirs = re.sub(r"\((\d+),(\d+)\)", r"N=\1 B=\2", part) if model == "dimoo" else f"{part}, batch 1"
+        seconds = [r["seconds"] for r in before if r["model"] == model and theirs in r["what"] and r["seconds"]]
+        assert min(seconds) == pytest.approx(in_seconds(original), rel=0.005), name
+        own = [r for r in runs if (r["name"], r["part"]) == (experiment, re.sub(r"[()]", "", part))]
+        for cell, linear in ((plain, False), (eight, True)):
+            times = [r["ms_per_image"] / 1000 for r in own if is_variant(r["variant"], linear)]
+            assert not cell if linear and not times else in_seconds(cell) == pytest.approx(times[-1], rel=0.005), name
+
+
+def is_variant(variant, linear):
+    return variant == "default" if not linear else "fp8_rowwise" in variant
+
+
+def in_seconds(cell):
+    number, unit = cell.split()
+    return float(number) / {"s": 1, "ms": 1000}[unit]

@@ -12,4 +12,4 @@ python -m migm.evaluate +experiment=cifar10_study
 python -m migm.report +experiment=cifar10_study baseline="vanilla 16"
 cp $study/results.jsonl $study/bench.jsonl $here/
 cp $study/report/table.md $study/report/equal_time.md $here/
-mkdir -p $here/figures && cp $study/report/*.png $here/figures/
+mkdir -p $here/figures && cp $study/report/{fd_cifarnet_5000_by_ffe,{fd_cifarnet,class_agreement}_5000_by_time}.png $here/figures/

@@ -10,4 +10,4 @@ python -m migm.calibrate +experiment=rivals_cifar10
 python -m migm.evaluate +experiment=rivals_cifar10
 python -m migm.report +experiment=rivals_cifar10 baseline="vanilla 16"
 cp $study/results.jsonl $study/report/table.md $study/report/equal_time.md $study/report/best.md $study/report/fronts.md $here/
-mkdir -p $here/figures && cp $study/report/*.png $here/figures/
+mkdir -p $here/figures && cp $study/report/fd_cifarnet_500_by_*.png $here/figures/

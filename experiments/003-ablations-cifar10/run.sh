@@ -19,6 +19,6 @@ python -m migm.ablations +experiment=ablations_cifar10
 mkdir -p $here/figures
 cp $study/results.jsonl $here/
 cp $study/ablations/*.md $study/ablations/*.csv $here/
-cp $study/ablations/*.png $here/figures/
+cp $study/ablations/{rd,length}_{feature_mse,fd_cifarnet_500}.png $here/figures/
 sed -i.bak -e '/<!-- table -->/,/<!-- \/table -->/{//!d;}' -e "/<!-- table -->/r $here/ablations.md" $here/README.md
 rm -f $here/README.md.bak
