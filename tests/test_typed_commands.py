@@ -45,7 +45,7 @@ SMALLER = {
     r"(migm\.|migm )train .*experiment=(cifar10_shortcut|cifar10_quick|dimoo_tiny)": (SMALL, "10 minutes or more"),
     r"(migm\.|migm )train .*experiment=tiny_shortcut": ("trainer.max_steps=20", "a minute"),
     r"migm\.evaluate \+experiment=cifar10_deep": (
-        f"{FEW} cost=false 'points={{vanilla: [2], shortcut_bundled: [[4,1]]}}'",
+        f"{FEW} metric=[fd_cifarnet] cost=false 'points={{vanilla: [2], shortcut_bundled: [[4,1]]}}'",
         "hours",
     ),
     r"migm\.evaluate \+experiment=cifar10_shortcut": (

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study, in parts of a few minutes on a GPU; every line goes on where it stopped. From the repository's root:
 #   bash experiments/007-cifar10-deep/run.sh           all of it: 5,000 images a point, three seed sets, then times
-#   SEED_SETS=[1] bash experiments/007-cifar10-deep/run.sh           one seed set: 5 minutes on an H200
+#   SEED_SETS=[1] bash experiments/007-cifar10-deep/run.sh           one seed set: 4 minutes on an H200, and times
 #   IMAGES=500 POINTS='{vanilla: [12], taylorseer: [32]}' bash ...   some points at fewer images: about 25 minutes each on 2 CPU cores
 set -euo pipefail
 here=experiments/007-cifar10-deep
@@ -15,4 +15,4 @@ python -m migm.evaluate "${shared[@]}" "${few[@]}" cost=false
 if [ -z "${IMAGES:-}" ]; then python -m migm.evaluate "${shared[@]}" "${few[@]}"; fi
 python -m migm.report "${shared[@]}" baseline="vanilla 32"
 cp $study/results.jsonl $study/report/table.md $study/report/fronts.md $here/
-mkdir -p $here/figures && cp $study/report/*.png $here/figures/
+mkdir -p $here/figures && find $study/report -name '*.png' -exec cp {} $here/figures/ \;    # none before times are measured
