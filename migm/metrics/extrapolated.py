@@ -42,7 +42,7 @@ class FrechetCifarNetInf(FrechetCifarNet):
         features, reference = dim_zero_cat(self.kept), (self.reference["mean"], self.reference["cov"])
         sizes, distances = [], []
         generator = torch.Generator().manual_seed(0)
-        least = max(len(features) / 2, self.channels)
+        least = min(max(len(features) / 2, self.channels), len(features))
         for n in torch.linspace(least, len(features), SIZES).long().tolist():
             for _ in range(DRAWS if n < len(features) else 1):
                 drawn = features[torch.randperm(len(features), generator=generator)[:n]]

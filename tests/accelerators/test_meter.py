@@ -116,7 +116,8 @@ def expected_bytes(method, plan, s):
         return (2 * s.depth + 1) * boundary + 8 * (halves + 1) * largest  # rows of every sequence, positions ranked
     if method == "dllm_cache":
         return 4 * s.depth * boundary + 8 * s.depth * total + 8 * halves * s.span + 8 * total
-    order = {"taylorseer": 1, "taylorseer_module": 1, "hicache": 2, "newton": 2, "l2p": 2, "foca": 1}.get(method, 0)
+    orders = {"taylorseer": 1, "taylorseer_module": 1, "hicache": 2, "newton": 2, "l2p": 2, "foca": 1}
+    order = orders.get(method.removesuffix("_uniform"), 0)
     kept = min(order + 1, sum(plan))
     if method == "taylorseer_module":
         return 2 * s.depth * kept * boundary
