@@ -15,4 +15,5 @@ python -m migm.evaluate "${shared[@]}" "${few[@]}" cost=false
 if [ -z "${IMAGES:-}" ]; then python -m migm.evaluate "${shared[@]}" "${few[@]}"; fi
 python -m migm.report "${shared[@]}" baseline="vanilla 32"
 cp $study/results.jsonl $study/report/table.md $study/report/fronts.md $here/
-mkdir -p $here/figures && cp $study/report/*.png $here/figures/ || true    # there are none before times are measured
+mkdir -p $here/figures
+cp $study/report/*.png $here/figures/ || true    # there are none before times are measured

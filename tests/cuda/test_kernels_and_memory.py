@@ -19,6 +19,7 @@ from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
 from migm.bases.attention import attention
 from migm.bases.base import Control
+from migm.bases.llada import LLaDA
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.vqgan import VQGAN
 from migm.evaluation.memory import peak_bytes
@@ -187,3 +188,12 @@ def test_auto_decodes_in_two_precisions_on_cuda_alone(name):
         assert torch.equal(placed.to_images(tokens.to(CUDA), (4, 4)).cpu(), wanted)
         assert torch.equal(placed.to_tokens(images.to(CUDA)).cpu(), wide.to_tokens(images))
         assert decoding.fingerprint(placed) == decoding.fingerprint(narrow)
+
+
+def test_a_small_random_base_is_drawn_on_the_cpu_so_that_it_is_the_same_on_every_device(monkeypatch):
+    drawn, draw = [], LLaDA.init_weights
+    monkeypatch.setattr(LLaDA, "init_weights", lambda net: drawn.append(net.ff_out.weight.device.type) or draw(net))
+    with pretended():
+        base = text_base(device="cuda")
+        assert base.transformer.ff_out.weight.device.type == "cuda"
+    assert drawn == ["cpu"]
