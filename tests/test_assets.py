@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_parts import composed
+from tiny_parts import composed, moment
 from torch.nn import functional as F
 
 import migm
@@ -111,7 +111,7 @@ def test_features_and_logits_of_the_deeper_base_are_those_of_its_tensors(deep, p
     w = {key: tensor.float() for key, tensor in read_tensors(DEEP / "base.safetensors", "assets")[0].items()}
     shown, labels = masked(tokens[:2]), photos[1][:2]
     (branch,) = deep.encode(labels, guided=False)
-    features = deep.features(shown, branch, torch.ones(2))
+    features = deep.features(shown, branch, moment(torch.ones(2)))
     right = by_hand(w, torch.cat([shown, 513 + labels[:, None]], 1))
     torch.testing.assert_close(features, right, rtol=1e-3, atol=1e-3)
     logits = right[:, :256] @ w["tok_emb.weight"][:512].T + w["bias"][:256, :512]
@@ -128,7 +128,7 @@ def test_the_deeper_base_expects_what_photos_show(deep, photos, tokens):
     tokens, labels = tokens[::4], photos[1][::4]  # one of each class
     shown = masked(tokens)
     (branch,) = deep.encode(labels, guided=False)
-    logits = deep.head(deep.features(shown, branch, torch.ones(10))[:, :256])
+    logits = deep.head(deep.features(shown, branch, moment(torch.ones(10)))[:, :256])
     hidden = shown == 512
     assert F.cross_entropy(logits[hidden], tokens[hidden]) < 4.4
 
@@ -147,7 +147,7 @@ def test_a_bundled_shortcut_reads_new_tokens_and_predicts_better_than_reuse(deep
     )
     after = before.scatter(1, new, tokens.gather(1, new))
     (branch,) = deep.encode(labels, guided=False)
-    now, target = (deep.features(x, branch, torch.ones(4)) for x in (before, after))
+    now, target = (deep.features(x, branch, moment(torch.ones(4))) for x in (before, after))
     hidden = after == 512
 
     def error(found):

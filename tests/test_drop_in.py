@@ -73,7 +73,7 @@ class Table:
     def branch(self, condition, length=None, lengths=None):
         return Branch(condition, torch.arange(16).expand(len(condition), -1))
 
-    def features(self, tokens, branch, mask_ratio):
+    def features(self, tokens, branch, moment):
         return self.table[tokens] + self.table[25 + branch.condition]
 
     def head(self, features, positions=None, rows=None):
@@ -154,7 +154,7 @@ class _State:
     def update(self, step, features):
         self.features = features
 
-    def predict(self, step, tokens, new_positions, mask_ratio):
+    def predict(self, step, tokens, new_positions, moment):
         return self.by * self.features
 '''
 

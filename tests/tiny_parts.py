@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from migm.bases.base import Branch, Control
+from migm.bases.base import Branch, Control, Moment
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.llada import LLaDAConfig
 from migm.bases.maskgit import MaskGIT
@@ -122,11 +122,30 @@ def recorded_transformer(tensors: dict[str, Tensor], meta: dict[str, str], **cha
     return transformer
 
 
+def moment(mask_ratio: Tensor) -> Moment:
+    """The moment of a pass outside a generation: step 0 of 1, at the mask ratios (b,)."""
+    return Moment.at(0, 1, mask_ratio)
+
+
 def wrap(transformer: MaskTransformer, dtype: str, **changes: Any) -> MaskGIT:
     """A base of this transformer and a small tokenizer."""
     vq = ConvVQ(num_codes=transformer.vocab_size, code_channels=4, channels=8, depth=1)
     torch.nn.init.normal_(vq.quantize.embedding.weight)  # the default is too small to show in 8-bit pixels
     return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, device="cpu", **changes)
+
+
+class Watched:
+    """A base that notes the moments it is asked at."""
+
+    def __init__(self, base: Any):
+        self.base, self.asked = base, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+    def features(self, tokens: Tensor, branch: Branch, moment: Moment) -> Tensor:
+        self.asked.append(moment)
+        return self.base.features(tokens, branch, moment)
 
 
 class Apart:
@@ -154,8 +173,8 @@ class Apart:
         mask = torch.arange(length or int(lengths.max())) < lengths
         return Branch(condition, inner.rows + known - 1, mask=mask)
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> Tensor:
-        inner = self.base.features(tokens, self.base.branch(branch.condition[:, :1]), mask_ratio)
+    def features(self, tokens: Tensor, branch: Branch, moment: Moment) -> Tensor:
+        inner = self.base.features(tokens, self.base.branch(branch.condition[:, :1]), moment)
         places = branch.rows[:, :1] + torch.arange(inner.shape[1])
         sequence = inner.new_full((*branch.mask.shape, inner.shape[2]), 7)
         return sequence.scatter(1, places[..., None].expand_as(inner), inner)

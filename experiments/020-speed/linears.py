@@ -80,7 +80,7 @@ class Advanced:
         for branch, features in zip(record.branches, last.features, strict=True):
             run: Any = self.predictor.start(self.base, branch)
             run.update(last.index, features)
-            found.append(run.predict(record.index, last.tokens, last.new_positions, record.mask_ratio))
+            found.append(run.predict(record.index, last.tokens, last.new_positions, record.moment))
         return found
 
 
@@ -109,7 +109,7 @@ def features_of(sampler: Sampler) -> Features:
     """Return a function that runs a base on the state of every second step."""
     base, mask = sampler.base, sampler.base.spec.vocab_size
     return lambda record: [
-        base.features(record.tokens_before(mask), branch, record.mask_ratio)
+        base.features(record.tokens_before(mask), branch, record.moment)
         for branch in record.branches
         if not record.index % EVERY
     ]

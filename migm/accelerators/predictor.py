@@ -5,10 +5,10 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import Runner
 from migm.runtime.compiling import Fast
-from migm.runtime.shapes import Positions, Ratio, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 
 class PredictorState(Protocol):
@@ -18,9 +18,7 @@ class PredictorState(Protocol):
         """Receive the features of a full step."""
         ...
 
-    def predict(
-        self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio
-    ) -> Float[Tensor, "cb t c"]:
+    def predict(self, step: int, tokens: Tokens, new_positions: Positions, moment: Moment) -> Float[Tensor, "cb t c"]:
         """Return the features of a cheap step; `new_positions` were revealed by the step before."""
         ...
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import Block
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Length, Share, Whole
@@ -24,7 +24,7 @@ class Policy(Protocol):
 class Watch(Protocol):
     """The state of an adaptive policy during one generation."""
 
-    def full(self, step: int, tokens: Tensor, mask_ratio: Tensor) -> list[bool]:
+    def full(self, step: int, tokens: Tensor, moment: Moment) -> list[bool]:
         """Return for each image of tokens (b, l) whether the base runs at this step."""
         ...
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from migm.accelerators.order import Order, RankedSets
 from migm.accelerators.predictor import CompiledState, LayerState, Predictor, PredictorState, TargetedState
 from migm.accelerators.refresh import AdaptivePolicy
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import Runner, layered, run_blocks
 from migm.runtime.compiling import Fast, as_it_is
-from migm.runtime.shapes import Positions, Ratio, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 
 class Run(Protocol):
@@ -28,7 +28,7 @@ class Run(Protocol):
         ...
 
     def features(
-        self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio
+        self, step: int, tokens: Tokens, new_positions: Positions, moment: Moment
     ) -> list[Float[Tensor, "cb _ c"]]:
         """Return the features of every branch at this step, computed by the base or predicted."""
         ...
@@ -97,14 +97,14 @@ class PlannedRun:
         return float(sum(self.plan))
 
     def features(
-        self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio
+        self, step: int, tokens: Tokens, new_positions: Positions, moment: Moment
     ) -> list[Float[Tensor, "cb _ c"]]:
         if not self.plan[step]:
-            return [state.predict(step, tokens, new_positions, mask_ratio) for state in self.states]
+            return [state.predict(step, tokens, new_positions, moment) for state in self.states]
         if not self.states:
-            return [full_step(self.base, branch, None, step, tokens, mask_ratio, self.fast) for branch in self.branches]
+            return [full_step(self.base, branch, None, step, tokens, moment, self.fast) for branch in self.branches]
         return [
-            full_step(self.base, branch, state, step, tokens, mask_ratio, self.fast)
+            full_step(self.base, branch, state, step, tokens, moment, self.fast)
             for branch, state in zip(self.branches, self.states, strict=True)
         ]
 
@@ -153,9 +153,9 @@ class AdaptiveRun:
         return sum(map(sum, self.full)) / len(self.states)
 
     def features(
-        self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio
+        self, step: int, tokens: Tokens, new_positions: Positions, moment: Moment
     ) -> list[Float[Tensor, "cb _ c"]]:
-        self.full.append(self.watch.full(step, tokens, mask_ratio))
+        self.full.append(self.watch.full(step, tokens, moment))
         features_of: list[list[Tensor]] = [[] for _ in self.states]
         together = [i for i, full in enumerate(self.full[step]) if full]
         if any(isinstance(state, LayerState) for state in self.states[0]):
@@ -165,12 +165,12 @@ class AdaptiveRun:
         for group in groups:
             images = torch.tensor(group, device=tokens.device)
             for j in range(len(self.branches)):
-                self._full(step, j, images, tokens[images], mask_ratio[images], features_of)
+                self._full(step, j, images, tokens[images], moment.images(images), features_of)
         for i, full in enumerate(self.full[step]):
             if not full:
                 at = slice(i, i + 1)
                 features_of[i] = [
-                    s.predict(step, tokens[at], new_positions[at], mask_ratio[at]) for s in self.states[i]
+                    s.predict(step, tokens[at], new_positions[at], moment.images(at)) for s in self.states[i]
                 ]
         return [torch.stack(images, 1).flatten(0, 1) for images in zip(*features_of, strict=True)]
 
@@ -180,7 +180,7 @@ class AdaptiveRun:
         j: int,
         images: Int[Tensor, " b"],
         tokens: Tokens,
-        mask_ratio: Ratio,
+        moment: Moment,
         features_of: list[list[Float[Tensor, "copies _ c"]]],
     ) -> None:
         """Run the images of branch j through the base, update their states and append to `features_of`."""
@@ -192,7 +192,7 @@ class AdaptiveRun:
         if hasattr(self.base, "blocks"):
             options = {"runner": lambda blocks, x, ctx: runner(self.watch.blocks(blocks, j, images), x, ctx)}
         branch = self.branches[j].images(images)
-        features = self.base.features(tokens, branch, mask_ratio, **options)
+        features = self.base.features(tokens, branch, moment, **options)
         for i, image_features in zip(numbers, features.unflatten(0, (branch.copies, -1)).unbind(1), strict=True):
             self.states[i][j].update(step, image_features)
             features_of[i].append(image_features)
@@ -214,7 +214,7 @@ def full_step(
     state: PredictorState | None,
     step: int,
     tokens: Tokens,
-    mask_ratio: Ratio,
+    moment: Moment,
     fast: Fast = as_it_is,
 ) -> Float[Tensor, "{branch.copies}*b t c"]:
     """Return the base's features, computed by the state's runner if it has one, and update the state with them."""
@@ -223,7 +223,7 @@ def full_step(
         options = {"runner": state.runner(step)}
     elif fast is not as_it_is and hasattr(base, "blocks"):
         options = {"runner": partial(run_blocks, fast=fast)}
-    features = base.features(tokens, branch, mask_ratio, **options)
+    features = base.features(tokens, branch, moment, **options)
     if state is not None:
         state.update(step, features)
     return features

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from migm.accelerators.calibration import Calibration
-from migm.bases.base import Base, Branch, of_images
+from migm.bases.base import Base, Branch, Moment, of_images
 from migm.bases.layers import Block, LayerBase, layered
 from migm.runtime.kinds import NotNegative
 
@@ -65,14 +65,14 @@ class _Sum:
         self.indicator: Indicator = indicator
         self.last: list[Tensor] = []
 
-    def full(self, step: int, tokens: Tensor, mask_ratio: Tensor) -> list[bool]:
-        now = [signal(self.base, branch, tokens, mask_ratio, self.indicator) for branch in self.branches]
+    def full(self, step: int, tokens: Tensor, moment: Moment) -> list[bool]:
+        signals = [signal(self.base, branch, tokens, moment, self.indicator) for branch in self.branches]
         if step == 0:
             self.sum = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         else:
-            change = relative_change(self.last, now, self.branches)
+            change = relative_change(self.last, signals, self.branches)
             self.sum = self.sum + sum(c * change**i for i, c in enumerate(reversed(self.coefficients)))
-        self.last = now
+        self.last = signals
         full = self.sum >= self.delta
         if step in (0, self.num_steps - 1):
             full = torch.ones_like(full)
@@ -99,9 +99,9 @@ class _Done:
         return self.out
 
 
-def signal(base: LayerBase, branch: Branch, tokens: Tensor, mask_ratio: Tensor, indicator: Indicator) -> Tensor:
+def signal(base: LayerBase, branch: Branch, tokens: Tensor, moment: Moment, indicator: Indicator) -> Tensor:
     """Return the tensor that `indicator` compares: (copies * b, t, c)."""
-    x, ctx = base.prepare(tokens, branch, mask_ratio)
+    x, ctx = base.prepare(tokens, branch, moment)
     return x if indicator == "input" else base.blocks[0](x, ctx)
 
 

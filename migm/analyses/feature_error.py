@@ -76,7 +76,7 @@ class _Errors:
         masked = before == self.base.spec.vocab_size
         squared_error, squared_norm = 0.0, 0.0
         for branch, features in zip(record.branches, record.features, strict=True):
-            true = image_rows(self.base.features(before, branch, record.mask_ratio), branch).float()
+            true = image_rows(self.base.features(before, branch, record.moment), branch).float()
             difference = (image_rows(features, branch).float() - true)[masked.repeat(branch.copies, 1)]
             squared_error += float(squared(difference))
             squared_norm += float(squared(true[masked.repeat(branch.copies, 1)]))

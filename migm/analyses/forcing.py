@@ -105,7 +105,7 @@ class Walk:
     def _predict(self, run: Run, record: StepRecord, before: Tokens) -> Features:
         if run.receive(record.index, record.features):
             return record.features
-        features = run.features(record.index, before, self.new, record.mask_ratio)
+        features = run.features(record.index, before, self.new, record.moment)
         if run.order is not None and self.order is not None:  # ranked as the trajectory reveals
             steps = self.order.gather(1, self.masked)
             chosen = (steps == record.index).nonzero()[:, 1].view(len(steps), -1)

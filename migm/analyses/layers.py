@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from migm.analyses.recording import Setting, cosine
-from migm.bases.base import Base, Branch, StepRecord, image_rows
+from migm.bases.base import Base, Branch, Moment, StepRecord, image_rows
 from migm.bases.layers import layered
 from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Count
@@ -62,16 +62,16 @@ class _Layers:
 
     def on_step(self, record: StepRecord) -> None:
         before, branch = record.tokens_before(self.base.spec.vocab_size), record.branches[0]
-        outputs = layer_outputs(self.base, before, branch, record.mask_ratio)
+        outputs = layer_outputs(self.base, before, branch, record.moment)
         rows = [image_rows(x, branch)[: len(before)].float().cpu() for x in outputs]
         self.layers.append(torch.stack(rows))
         self.masked.append((before == self.base.spec.vocab_size).cpu())
 
 
-def layer_outputs(base: Base, tokens: Tensor, branch: Branch, mask_ratio: Tensor) -> list[Tensor]:
+def layer_outputs(base: Base, tokens: Tensor, branch: Branch, moment: Moment) -> list[Tensor]:
     """Return the input of the first layer and the output of every layer, (copies * b, t, c) each."""
     layers = layered(base, "analysis=layers")
-    x, ctx = layers.prepare(tokens, branch, mask_ratio)
+    x, ctx = layers.prepare(tokens, branch, moment)
     outputs = [x]
     for block in layers.blocks:
         outputs.append(block(outputs[-1], ctx))

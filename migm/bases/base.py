@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from migm.runtime.errors import UserError
-from migm.runtime.shapes import Images, Positions, Ratio, Tokens
+from migm.runtime.shapes import Images, PerImage, Positions, Ratio, Tokens
 
 Inputs = Int[Tensor, " b"] | Sequence[str]  # labels or prompts of the images to draw
 
@@ -57,6 +57,28 @@ def of_images(
 ) -> Shaped[Tensor, " {copies}*k *each"]:
     """Return the rows of the images with these numbers, in every copy."""
     return values.unflatten(0, (copies, -1))[:, images].flatten(0, 1)
+
+
+class Moment(NamedTuple):
+    """How far the images of a pass are in their generation."""
+
+    mask_ratio: Ratio  # share of each image that is still masked, 1 = all
+    step: PerImage  # index of the step, 0 first
+    num_steps: int
+
+    @classmethod
+    def at(cls, step: int, num_steps: int, mask_ratio: Ratio) -> "Moment":
+        """Return the moment of images that are all at this step."""
+        return cls(mask_ratio, torch.full(mask_ratio.shape, step, device=mask_ratio.device), num_steps)
+
+    @classmethod
+    def first(cls, batch: int, num_steps: int, device: torch.device) -> "Moment":
+        """Return the moment of the first step, at which everything is masked."""
+        return cls.at(0, num_steps, torch.ones(batch, device=device))
+
+    def images(self, images: Int[Tensor, " k"] | slice) -> "Moment":
+        """Return the moment of the images with these numbers."""
+        return self._replace(mask_ratio=self.mask_ratio[images], step=self.step[images])
 
 
 class Control(NamedTuple):
@@ -110,7 +132,7 @@ class Base(Protocol):
         """
         ...
 
-    def features(self, tokens: Tokens, branch: Branch, mask_ratio: Ratio) -> Float[Tensor, "{branch.copies}*b t c"]:
+    def features(self, tokens: Tokens, branch: Branch, moment: Moment) -> Float[Tensor, "{branch.copies}*b t c"]:
         """Return the output of the backbone, which `head` and the predictors read."""
         ...
 
@@ -154,13 +176,20 @@ class StepRecord:
     """One step as an observer sees it; tensors must not be changed."""
 
     index: int
-    num_steps: int
     is_full: bool
     branches: Sequence[Branch]
     features: Sequence[Float[Tensor, "cb _ c"]]  # of every branch
     tokens: Tokens  # after the step
     new_positions: Positions  # revealed by this step, ascending
-    mask_ratio: Ratio  # before the step
+    moment: Moment  # before the step
+
+    @property
+    def num_steps(self) -> int:
+        return self.moment.num_steps
+
+    @property
+    def mask_ratio(self) -> Ratio:
+        return self.moment.mask_ratio
 
     def tokens_before(self, mask: int) -> Tokens:
         """Return the tokens before the step; `mask` is the base's id of the mask."""

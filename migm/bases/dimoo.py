@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
 from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, Markers, padded_ids
 from migm.bases.linear import LinearKind, Shrinking, with_linear
@@ -26,7 +26,7 @@ from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.kinds import Count, Whole
-from migm.runtime.shapes import Images, Positions, Ratio, Tokens
+from migm.runtime.shapes import Images, Positions, Tokens
 
 SAMPLE = 65_536  # number of elements of each tensor that a fingerprint reads
 DRAWN_ON_CPU = 10**8  # parameters below which random weights are those of the CPU; drawing 8 billion takes minutes
@@ -156,7 +156,7 @@ class LuminaDiMOO(Layered):
         return (condition >= 0) & (ids != none).any(1, keepdim=True)
 
     def prepare(
-        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
+        self, tokens: Tokens, branch: Branch, moment: Moment, rows: Int[Tensor, "cb r"] | None = None
     ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Context]:
         """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         assert branch.ids is not None  # for the type checker: `branch` sets them

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
-from migm.runtime.shapes import Ratio, Tokens
+from migm.runtime.shapes import Tokens
 
 
 class LayerContext(Protocol):
@@ -53,7 +53,7 @@ class LayerBase(Base, Protocol):
     def blocks(self) -> Sequence[Block]: ...
 
     def prepare(
-        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
+        self, tokens: Tokens, branch: Branch, moment: Moment, rows: Int[Tensor, "cb r"] | None = None
     ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Any]:
         """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         ...
@@ -63,7 +63,7 @@ class LayerBase(Base, Protocol):
         ...
 
     def features(
-        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, runner: Runner | None = None
+        self, tokens: Tokens, branch: Branch, moment: Moment, runner: Runner | None = None
     ) -> Float[Tensor, "{branch.copies}*b t c"]: ...
 
 
@@ -75,10 +75,10 @@ class Layered:
     finalize: Callable[[Tensor], Tensor]
 
     def features(
-        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, runner: Runner | None = None
+        self, tokens: Tokens, branch: Branch, moment: Moment, runner: Runner | None = None
     ) -> Float[Tensor, "{branch.copies}*b t c"]:
         """Run all blocks on the whole sequence, by `runner` if one is given."""
-        x, ctx = self.prepare(tokens, branch, mask_ratio)
+        x, ctx = self.prepare(tokens, branch, moment)
         return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
 
 

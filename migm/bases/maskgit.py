@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from migm.bases import decoding
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
 from migm.bases.layers import Block, Layered
 from migm.bases.linear import LinearKind, quantise, with_linear
 from migm.bases.tokenizer import ConvVQ
@@ -20,7 +20,7 @@ from migm.bases.weights import load_strictly
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
-from migm.runtime.shapes import Images, Positions, Ratio, Tokens
+from migm.runtime.shapes import Images, Positions, Tokens
 
 
 class MaskGIT(Layered):
@@ -87,7 +87,7 @@ class MaskGIT(Layered):
         return Branch(condition, torch.arange(self.spec.num_tokens, device=self.device).expand(len(condition), -1))
 
     def prepare(
-        self, tokens: Tokens, branch: Branch, mask_ratio: Ratio, rows: Int[Tensor, "cb r"] | None = None
+        self, tokens: Tokens, branch: Branch, moment: Moment, rows: Int[Tensor, "cb r"] | None = None
     ) -> tuple[Float[Tensor, "{branch.copies}*b _ c"], Positioned]:
         """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         ids = self.transformer.sequence(tokens.repeat(branch.copies, 1), branch.condition[:, 0])

@@ -22,7 +22,7 @@ from lightning.fabric.utilities import move_data_to_device
 from rich.table import Table
 from torch import nn
 
-from migm.bases.base import Base
+from migm.bases.base import Base, Moment
 from migm.evaluation.cost import synchronise
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
@@ -211,8 +211,7 @@ def random_trajectories(
         longest = base.encode(data.inputs(torch.tensor([max(range(images), key=length)])), guided)
         empty = torch.full((1, spec.num_tokens), spec.vocab_size, device=base.device)
         with torch.inference_mode():
-            ratio = torch.ones(1, device=base.device)
-            return max(base.features(empty, branch, ratio).shape[1] for branch in longest)
+            return max(base.features(empty, branch, Moment.first(1, n, base.device)).shape[1] for branch in longest)
 
     rows = most_rows() if dtype else 0
     generator = torch.Generator().manual_seed(0)

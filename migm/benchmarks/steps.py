@@ -12,10 +12,10 @@ from migm.accelerators.predictor import PredictorState
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.runs import full_step
 from migm.accelerators.runs import start as start_predictor
-from migm.bases.base import Inputs, StepRecord
+from migm.bases.base import Inputs, Moment, StepRecord
 from migm.evaluation.cost import counted
 from migm.runtime.compiling import PLAIN
-from migm.runtime.shapes import Positions, Ratio, Tokens
+from migm.runtime.shapes import Positions, Tokens
 from migm.sampling.loop import Generation
 from migm.sampling.sampler import Sampler
 
@@ -30,7 +30,7 @@ class Given:
     order: Order | None = None
     state: object = None
 
-    def features(self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio) -> list[Tensor]:
+    def features(self, step: int, tokens: Tokens, new_positions: Positions, moment: Moment) -> list[Tensor]:
         return list(self.given)
 
     def receive(self, step: int, features: Sequence[Tensor]) -> bool:
@@ -52,10 +52,10 @@ class Predicted(Given):
 
     states: Sequence[PredictorState] = ()
 
-    def features(self, step: int, tokens: Tokens, new_positions: Positions, mask_ratio: Ratio) -> list[Tensor]:
+    def features(self, step: int, tokens: Tokens, new_positions: Positions, moment: Moment) -> list[Tensor]:
         for state, features in zip(self.states, self.given, strict=True):
             state.update(0, features)
-        return [state.predict(step, tokens, new_positions, mask_ratio) for state in self.states]
+        return [state.predict(step, tokens, new_positions, moment) for state in self.states]
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,16 @@ def step_jobs(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str
     device, spec, fast = base.device, base.spec, vanilla.fast
     branches = base.encode(inputs, guided=vanilla.sampling.guidance is not None)
     tokens = torch.randint(0, spec.vocab_size, (b, spec.num_tokens), device=device)
-    ratio = torch.full((b,), 0.5, device=device)
     index, new = n // 2, spec.num_tokens // n
     order = torch.rand(b, spec.num_tokens, device=device).argsort(1)
     masked = order[:, : max(spec.num_tokens // 2, new)].sort(1).values
     half = tokens.scatter(1, masked, spec.vocab_size)
     new_positions = order[:, -new:].sort(1).values
 
+    moment = Moment.at(index, n, torch.full((b,), 0.5, device=device))
+
     def full() -> list[Tensor]:
-        return [full_step(base, branch, None, 0, tokens, ratio, fast) for branch in branches]
+        return [full_step(base, branch, None, 0, tokens, moment, fast) for branch in branches]
 
     given = full()
     states = [start_predictor(predictor, base, branch, "shortcut", fast) for branch in branches]
@@ -107,7 +108,7 @@ def step_jobs(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str
 
     jobs = (
         full,
-        lambda: predicted.features(index, half, new_positions, ratio),
+        lambda: predicted.features(index, half, new_positions, moment),
         halfway(Given(given)),
         halfway(predicted),
         lambda: base.decode(tokens),

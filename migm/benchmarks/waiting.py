@@ -21,6 +21,7 @@ import torch
 from rich.table import Table
 
 from migm import SPINS
+from migm.bases.base import Moment
 from migm.benchmarks.loading import BenchRow, random_trajectories, training_step
 from migm.config.building import build
 from migm.config.roots import BenchConfig
@@ -80,11 +81,12 @@ def step_seconds(config: BenchConfig, threads: int, steps: int) -> tuple[float, 
     pairs = PairDataset(InMemory(next(random_trajectories(sampler, data, images, torch.bfloat16))))
     batch = pairs.__getitems__(range(min(data.batch_size, len(pairs))))
     b = len(batch.steps)
-    branch, ratio = base.encode(data.inputs(torch.arange(b)), guided=False)[0], torch.full((b,), 0.5)
+    branch = base.encode(data.inputs(torch.arange(b)), guided=False)[0]
+    moment = Moment.at(0, sampler.num_steps, torch.full((b,), 0.5, device=base.device))
 
     @torch.inference_mode()
     def full() -> None:
-        base.features(batch.tokens.to(base.device), branch, ratio.to(base.device))
+        base.features(batch.tokens.to(base.device), branch, moment)
         synchronise(base.device)
 
     return timed(lambda: train(batch), steps), timed(full, steps)

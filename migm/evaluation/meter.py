@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.inputs import InputSource
 from migm.bases.layers import Block, Runner, run_blocks
 from migm.runtime.compiling import PLAIN
@@ -54,27 +54,27 @@ class _Metered:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)
 
-    def features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None = None) -> Tensor:
+    def features(self, tokens: Tensor, branch: Branch, moment: Moment, runner: Runner | None = None) -> Tensor:
         # A runner of its own may keep values of the layers, or leave rows out.
         plain = runner is None or (isinstance(runner, partial) and runner.func is run_blocks)
         if not (self.once and plain):
-            return self._features(tokens, branch, mask_ratio, runner)
+            return self._features(tokens, branch, moment, runner)
         if id(branch) in self.passes:
             features, flops, rows = self.passes[id(branch)]
             self.repeated += flops
             self.rows.update(rows)
             return features.clone()  # as the pass would return: states that keep several hold as many bytes
         before, rows = self.counter.get_total_flops(), self.rows.copy()
-        features = self._features(tokens, branch, mask_ratio, runner)
+        features = self._features(tokens, branch, moment, runner)
         self.passes[id(branch)] = features, self.counter.get_total_flops() - before, self.rows - rows
         return features
 
-    def _features(self, tokens: Tensor, branch: Branch, mask_ratio: Tensor, runner: Runner | None) -> Tensor:
+    def _features(self, tokens: Tensor, branch: Branch, moment: Moment, runner: Runner | None) -> Tensor:
         if not hasattr(self.base, "blocks"):
-            return self.base.features(tokens, branch, mask_ratio)
+            return self.base.features(tokens, branch, moment)
         run = runner or run_blocks
         inner: Any = self.base
-        return inner.features(tokens, branch, mask_ratio, runner=lambda _, x, ctx: run(self.blocks, x, ctx))
+        return inner.features(tokens, branch, moment, runner=lambda _, x, ctx: run(self.blocks, x, ctx))
 
     def head(self, features: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         self.rows["head"] += features.shape[0] * features.shape[1]

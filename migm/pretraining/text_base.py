@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from migm.bases.base import image_rows
+from migm.bases.base import Moment, image_rows
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.layout import padded_ids
 from migm.pretraining.fit import step_generator
@@ -47,7 +47,8 @@ def token_loss(base: LuminaDiMOO, tokens: Tensor, mask: Tensor, conditions: Tens
     """Return the cross-entropy (b, l) in nats of the tokens (b, l) while those in `mask` (b, l) are masked."""
     used = int((conditions >= 0).sum(1).max())
     branch = base.branch(conditions[:, :used])
-    features = base.features(tokens.masked_fill(mask, base.spec.vocab_size), branch, mask.float().mean(1))
+    moment = Moment.at(0, 1, mask.float().mean(1))  # outside a generation, whose step would mean nothing
+    features = base.features(tokens.masked_fill(mask, base.spec.vocab_size), branch, moment)
     logits = base.head(image_rows(features, branch))
     return cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
 

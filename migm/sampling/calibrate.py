@@ -28,7 +28,7 @@ class Moves:
     def on_step(self, record: StepRecord) -> None:
         before = record.tokens_before(self.base.spec.vocab_size)
         for name, seen in self.signals.items():
-            seen.append([signal(self.base, b, before, record.mask_ratio, name) for b in record.branches])
+            seen.append([signal(self.base, b, before, record.moment, name) for b in record.branches])
         pairs = zip(record.features, record.branches, strict=True)
         self.features.append([f if b.mask is None else f * b.mask[..., None] for f, b in pairs])
         i = record.index

@@ -14,7 +14,7 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.order import AllMasked, Order, Ordering
 from migm.accelerators.runs import Run
-from migm.bases.base import Base, Branch, StepRecord, image_rows
+from migm.bases.base import Base, Branch, Moment, StepRecord, image_rows
 from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
@@ -154,8 +154,8 @@ class Generation:
         """Make one step."""
         i, planned, num_tokens = self.index, self.counts[self.index], self.base.spec.num_tokens
         count = min(max(planned - self.extra, 0), self.masked.shape[1])
-        ratio = mask_ratio(self.masked, num_tokens)
-        features = self.run.features(i, self.tokens, self.new_positions, ratio)
+        moment = Moment.at(i, len(self.counts), mask_ratio(self.masked, num_tokens))
+        features = self.run.features(i, self.tokens, self.new_positions, moment)
         candidates = self.order.candidates(i, self.masked, count)
         draw = self.fast(step)
         stepped = draw(self.base, self.sampling, self.branches, features, candidates, count, self.noise, i)
@@ -166,7 +166,7 @@ class Generation:
         self.extra += number - planned
         self.index += 1
         full = self.run.is_full(i)
-        return StepRecord(i, len(self.counts), full, self.branches, features, self.tokens, self.new_positions, ratio)
+        return StepRecord(i, full, self.branches, features, self.tokens, self.new_positions, moment)
 
     def finish(self) -> Tokens:
         """Make all steps that are left and return the tokens."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.kinds import Count, Seed
 from migm.runtime.shapes import Features, PerImage, Ratio, TokenMask, Tokens
@@ -96,7 +96,9 @@ class Rollout:
         stayed = (batch.steps + 1 >= last).to(torch.int8)
         went_on = stayed.sort(stable=True).indices[: len(on)]
         branch = base.branch(batch.conditions[went_on], batch.target.shape[1], [batch.lengths[i] for i in on])
-        true = frozen_features(base, branch, now.tokens[went_on], now.mask_ratio[went_on], fast)
+        steps = (batch.steps + ahead + 1).clamp(max=last)
+        moment = Moment(now.mask_ratio, steps, batch.num_steps).images(went_on)
+        true = frozen_features(base, branch, now.tokens[went_on], moment, fast)
         return now, batch.target.index_copy(0, went_on, true.to(batch.target.dtype))
 
     def _step(

@@ -28,6 +28,7 @@ class Pairs(NamedTuple):
     width: int  # the most tokens that step s revealed in any row
     lengths: Sequence[int]  # of the conditions
     host_steps: Sequence[int]  # `steps`
+    num_steps: int  # of the generation
 
 
 class Shards(Protocol):
@@ -105,7 +106,7 @@ class PairDataset:
         now, after = both.unbind(1)
         new, masked = order == s[:, None], order > s[:, None]
         width = int(new.sum(1).max())
-        host = (width, (conditions >= 0).sum(1).tolist(), s.tolist())
+        host = (width, (conditions >= 0).sum(1).tolist(), s.tolist(), self.num_steps)
         return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, *host)
 
     def _shard(self, number: int) -> dict[str, Tensor]:

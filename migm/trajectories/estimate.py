@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from rich.table import Table
 
+from migm.bases.base import Moment
 from migm.runtime.resources import available_memory, free_disk, readable
 from migm.sampling.sampler import Sampler
 
@@ -62,11 +63,11 @@ def measure_work(sampler: Sampler, data: "TrajectoryData", pairs: int) -> Traini
     inputs = data.inputs(torch.arange(min(data.collect_batch_size, data.num_images)))
     branches, batch_size = base.encode(inputs, guided), len(inputs)
     tokens = torch.full((batch_size, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
-    ratio, rows, seconds = torch.ones(batch_size, device=base.device), 0, 0.0
+    moment, rows, seconds = Moment.first(batch_size, sampler.num_steps, base.device), 0, 0.0
     for _ in range(2):
         start = time.perf_counter()
         with torch.inference_mode():
-            rows = max(base.features(tokens, branch, ratio).cpu().shape[1] for branch in branches)
+            rows = max(base.features(tokens, branch, moment).cpu().shape[1] for branch in branches)
         seconds = (time.perf_counter() - start) / batch_size
     return TrainingWork(
         images=data.num_images,

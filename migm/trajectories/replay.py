@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from migm.accelerators.runs import full_step
-from migm.bases.base import Base, Branch, StepRecord
+from migm.bases.base import Base, Branch, Moment, StepRecord
 from migm.runtime.compiling import Fast, as_it_is
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.record import unpacked
@@ -21,22 +21,24 @@ def with_features(batch: Pairs, base: Base, fast: Fast = as_it_is) -> Pairs:
         return batch
     conditions = batch.conditions[:, : max(batch.lengths)]
     branch = base.branch(conditions, lengths=batch.lengths)
-    before = replay(base, branch, batch.tokens, batch.masked | batch.new, fast)
-    after = replay(base, branch, batch.tokens, batch.masked, fast)
+    before = replay(base, branch, batch.tokens, batch.masked | batch.new, batch.steps, batch.num_steps, fast)
+    after = replay(base, branch, batch.tokens, batch.masked, batch.steps + 1, batch.num_steps, fast)
     return batch._replace(features=before, target=after, conditions=conditions)
 
 
-def replay(base: Base, branch: Branch, tokens: Tensor, masked: Tensor, fast: Fast = as_it_is) -> Tensor:
-    """Return features (b, t, c) of final tokens (b, l) with the mask at all True entries of `masked` (b, l)."""
+def replay(
+    base: Base, branch: Branch, tokens: Tensor, masked: Tensor, steps: Tensor, num_steps: int, fast: Fast = as_it_is
+) -> Tensor:
+    """Return features (b, t, c) at `steps` (b,), of final tokens (b, l) with the mask where `masked` (b, l) is True."""
     now = tokens.where(~masked, base.spec.vocab_size)
-    return frozen_features(base, branch, now, masked.sum(1) / base.spec.num_tokens, fast)
+    return frozen_features(base, branch, now, Moment(masked.sum(1) / base.spec.num_tokens, steps, num_steps), fast)
 
 
 @torch.no_grad()  # not inference mode, whose tensors no gradient may need
-def frozen_features(base: Base, branch: Branch, tokens: Tensor, mask_ratio: Tensor, fast: Fast = as_it_is) -> Tensor:
+def frozen_features(base: Base, branch: Branch, tokens: Tensor, moment: Moment, fast: Fast = as_it_is) -> Tensor:
     """Return the base's features (b, t, c) in its own precision, also where a training is in another one."""
     with torch.autocast(base.device.type, enabled=False):  # a training's autocast is for the shortcut alone
-        return full_step(base, branch, None, 0, tokens, mask_ratio, fast)
+        return full_step(base, branch, None, 0, tokens, moment, fast)
 
 
 def stored_features(image: dict[str, Tensor], base: Base) -> Tensor:
@@ -46,7 +48,8 @@ def stored_features(image: dict[str, Tensor], base: Base) -> Tensor:
     copies, num_steps = image["features"].shape[:2]
     branch = base.branch(image["conditions"].long().to(base.device))
     tokens, order = (image[name].long().to(base.device).expand(copies, -1) for name in ("tokens", "order"))
-    steps = [replay(base, branch, tokens, order >= s).cpu() for s in range(num_steps)]
+    at = torch.arange(num_steps, device=base.device)[:, None].expand(-1, copies)
+    steps = [replay(base, branch, tokens, order >= s, at[s], num_steps).cpu() for s in range(num_steps)]
     return torch.stack(steps, 1)
 
 
@@ -63,10 +66,10 @@ def replayed(images: dict[str, Tensor], base: Base) -> Iterator[StepRecord]:
     branches = [base.branch(ids[:, :width], length) for ids, width in zip(conditions, longest, strict=True)]
     for s in range(num_steps):
         masked = order >= s
+        moment = Moment.at(s, num_steps, masked.sum(1) / base.spec.num_tokens)
         if stored.numel():
             features = [half.to(base.device, base.dtype) for half in unpacked(stored[:, :, s]).unbind(1)]
         else:
-            features = [replay(base, branch, tokens, masked) for branch in branches]
+            features = [frozen_features(base, branch, tokens.where(~masked, mask), moment) for branch in branches]
         new = (order == s).nonzero()[:, 1].view(len(tokens), -1)
-        ratio = masked.sum(1) / base.spec.num_tokens
-        yield StepRecord(s, num_steps, True, branches, features, tokens.where(order <= s, mask), new, ratio)
+        yield StepRecord(s, True, branches, features, tokens.where(order <= s, mask), new, moment)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from migm.bases.base import Base
+from migm.bases.base import Base, Moment
 from migm.runtime.errors import UserError
 from migm.runtime.files import replacing
 from migm.runtime.launch import launched
@@ -190,7 +190,7 @@ def check_base(base: Base, image: Image, features: Tensor, origin: str) -> None:
     branch = base.branch(image.conditions[0][None].to(base.device))
     empty = torch.full((1, base.spec.num_tokens), base.spec.vocab_size, device=base.device)
     with torch.inference_mode():
-        ours = base.features(empty, branch, torch.ones(1, device=base.device))
+        ours = base.features(empty, branch, Moment.first(1, len(features), base.device))
     likeness = float(cosine_similarity(ours[0].float().cpu(), features[0].float(), dim=-1).mean())
     if likeness < 0.99:  # half precision leaves more than 0.999
         raise UserError(f"{origin}: its features are not those of this base (cosine {likeness:.3f} at the first step)")

@@ -42,7 +42,7 @@ def unwritten(module: Any, where: Callable[[Any, Any], bool]) -> Patch:
 
 
 # --- vanilla ---
-other_tokens = arguments(runs.PlannedRun, "features", lambda i, t, new, ratio: (i, t.scatter(1, new, 0), new, ratio))
+other_tokens = arguments(runs.PlannedRun, "features", lambda i, t, new, now: (i, t.scatter(1, new, 0), new, now))
 wrong_positions_left = replace(loop, "split", lambda f: lambda chosen, at, n: (*f(chosen, at, n)[:2], at[:, n:]))
 
 
@@ -60,8 +60,8 @@ def _bare(self: Any, step: int) -> Any:
 
 
 def _never_reset(original: Any) -> Any:
-    def full(self: Any, step: int, tokens: Any, mask_ratio: Any) -> list[bool]:
-        now = original(self, step, tokens, mask_ratio)
+    def full(self: Any, step: int, tokens: Any, moment: Any) -> list[bool]:
+        now = original(self, step, tokens, moment)
         self.sum = self.sum.masked_fill(torch.tensor(now), self.delta / 2)
         return now
 
@@ -84,11 +84,17 @@ first_image_decides = result(teacache._Sum, "full", lambda now: now[:1] * len(no
 first_block_skipped = replace(teacache._Done, "__call__", lambda f: lambda self, x, ctx: x)
 change_of_half = result(teacache, "relative_change", lambda change: change / 2)
 not_chained = replace(shortcut._Advance, "predict", _unchained)
-positions_moved = arguments(
-    shortcut._Advance, "predict", lambda i, t, new, ratio: (i, t.roll(1, 1), (new + 1) % 16, ratio)
-)
+positions_moved = arguments(shortcut._Advance, "predict", lambda i, t, new, now: (i, t.roll(1, 1), (new + 1) % 16, now))
+
+
+def _later(now: Any, count: int) -> Any:
+    return now._replace(mask_ratio=now.mask_ratio + count / 16)
+
+
 late_mask_ratio = arguments(
-    shortcut._Advance, "predict", lambda i, t, new, ratio: (i, t, new, ratio + new.shape[1] / 16)
+    shortcut._Advance,
+    "predict",
+    lambda i, t, new, now: (i, t, new, _later(now, new.shape[1])),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import replays
 import torch
 from families import Family, N, branches_of, sequences, tokens_before
+from tiny_parts import moment
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
@@ -66,7 +67,7 @@ def full_steps_are_the_bases(family: Family, accelerator: Accelerator) -> None:
     for record in full:
         tokens = tokens_before(records, family.base)[record.index]
         for branch, features in zip(record.branches, record.features, strict=True):
-            wanted = family.base.features(tokens, branch, record.mask_ratio)
+            wanted = family.base.features(tokens, branch, record.moment)
             same_rows(features, wanted, branch)
 
 
@@ -168,14 +169,14 @@ def unchanged_tokens_keep_their_features(family: Family, accelerator: Accelerato
     """Laws 2 and 5: cheap steps on the tokens of the only full step come out as it did."""
     base, generator = family.base, torch.Generator().manual_seed(0)
     tokens = torch.randint(0, base.spec.vocab_size + 1, (3, base.spec.num_tokens), generator=generator)
-    ratio, none = torch.full((3,), 0.5), torch.zeros(3, 0, dtype=torch.long)
+    now, none = moment(torch.full((3,), 0.5)), torch.zeros(3, 0, dtype=torch.long)
     for branch in base.encode(family.some((0, 1, 2)), guided=True):
         state = accelerator.predictor.start(base, branch)  # type: ignore[union-attr]
-        features = full_step(base, branch, state, 0, tokens, ratio)
+        features = full_step(base, branch, state, 0, tokens, now)
         if isinstance(state, TargetedState):
             state.target(torch.tensor([[5, 0, 9], [1, 2, 3], [15, 7, 8]]))
         for step in (1, 2, 5):
-            same_rows(state.predict(step, tokens, none, ratio), features, branch)
+            same_rows(state.predict(step, tokens, none, now), features, branch)
 
 
 def new_tokens_are_exact(family: Family, accelerator: Accelerator) -> None:
@@ -189,7 +190,7 @@ def new_tokens_are_exact(family: Family, accelerator: Accelerator) -> None:
     for last, record in pairwise(records):
         cheap += not record.is_full
         for branch, features in zip(record.branches, record.features, strict=True):
-            wanted = shallow.base.features(last.tokens, branch, record.mask_ratio)
+            wanted = shallow.base.features(last.tokens, branch, record.moment)
             rows = branch.rows.gather(1, last.new_positions.repeat(branch.copies, 1))
             close(take_rows(features, rows), take_rows(wanted, rows))
     assert cheap > 2

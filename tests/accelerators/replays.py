@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from forecast_formulas import FORMULAS
+from tiny_parts import moment
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -28,7 +29,7 @@ class Passes:
 
     def start(self, tokens: Tensor) -> tuple[Tensor, Any]:
         ratio = (tokens == self.base.spec.vocab_size).double().mean(1)
-        return self.base.prepare(tokens, self.branch, ratio)
+        return self.base.prepare(tokens, self.branch, moment(ratio))
 
     def deltas(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """What attention and feed-forward add to the blocks' input one after the other, and their output."""

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tiny_parts import moment
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.reuse import Reuse
@@ -86,12 +87,12 @@ def test_a_random_shortcut_differs_from_reuse(run, make_accelerator):
 def advance(tiny_base, make_shortcut):
     """tokens, new positions -> features predicted after one full step on an image of masks."""
     (branch,) = tiny_base.encode(torch.tensor([3]), guided=True)
-    features = tiny_base.features(torch.full((1, 16), 24), branch, torch.ones(1))
+    features = tiny_base.features(torch.full((1, 16), 24), branch, moment(torch.ones(1)))
 
     def predict(tokens, positions, ratio=0.75):
         forecast = Shortcut(module=make_shortcut()).start(tiny_base, branch)
         forecast.update(0, features)
-        return forecast.predict(1, tokens, torch.tensor([positions]), torch.tensor([ratio]))
+        return forecast.predict(1, tokens, torch.tensor([positions]), moment(torch.tensor([ratio])))
 
     return predict
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import PROMPTS
 from method_checks import ROUNDING, close, one_layer, same_rows, take_rows
+from tiny_parts import moment
 
 from migm.accelerators.extrapolation import Taylor
 from migm.accelerators.predictors.forecast import histories
@@ -13,7 +14,7 @@ from migm.accelerators.runs import full_step
 from migm.bases.layers import run_blocks
 from migm.bases.segments import image_span, other_rows
 
-HALF = torch.full((3,), 0.5)
+HALF = moment(torch.full((3,), 0.5))
 
 
 def composed(blocks, x, ctx):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from families import METHODS, Family, N
-from tiny_parts import text_base
+from tiny_parts import moment, text_base
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.ml_cache import num_rows
@@ -59,8 +59,8 @@ class Sizes(NamedTuple):
 def sizes(family):
     branches = family.base.encode(family.some([0]), guided=True)
     spec = family.base.spec
-    ratio, tokens = torch.ones(1), torch.zeros(1, spec.num_tokens, dtype=torch.long)
-    rows = [family.base.features(tokens, branch, ratio).shape for branch in branches]
+    now, tokens = moment(torch.ones(1)), torch.zeros(1, spec.num_tokens, dtype=torch.long)
+    rows = [family.base.features(tokens, branch, now).shape for branch in branches]
     counts = family.sampling.schedule.counts(spec.num_tokens, N)
     masked = [sum(counts[i:]) for i in range(N)]
     each = [t for b, t, _ in rows for _ in range(b)]

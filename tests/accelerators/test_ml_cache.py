@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_parts import composed
+from tiny_parts import composed, moment
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from migm.accelerators.accelerator import Accelerator
@@ -101,19 +101,19 @@ def images():
 
 
 def run_full(base, tokens, branch):
-    store, ratio = KeyValues(), torch.ones(len(tokens))
-    return store, base.features(tokens, branch, ratio, runner=store.run)
+    store, now = KeyValues(), moment(torch.ones(len(tokens)))
+    return store, base.features(tokens, branch, now, runner=store.run)
 
 
 def run_rows(base, store, tokens, branch, rows):
-    x, ctx = base.prepare(tokens, branch, torch.ones(len(tokens)), rows)
+    x, ctx = base.prepare(tokens, branch, moment(torch.ones(len(tokens))), rows)
     return base.finalize(store.run_rows(base.blocks, x, ctx, rows))
 
 
 def test_storing_keys_and_values_leaves_the_features_as_they_are(dimoo, images):
     for branch in dimoo.encode(PROMPTS, guided=True):
         _, features = run_full(dimoo, images[0], branch)
-        assert torch.equal(features, dimoo.features(images[0], branch, torch.ones(3)))
+        assert torch.equal(features, dimoo.features(images[0], branch, moment(torch.ones(3))))
 
 
 def test_rows_of_unchanged_tokens_come_out_as_in_the_full_pass_in_any_order(dimoo, images):
@@ -129,7 +129,7 @@ def test_rows_of_unchanged_tokens_come_out_as_in_the_full_pass_in_any_order(dimo
 def test_all_rows_of_changed_tokens_come_out_as_in_a_full_pass(dimoo, images):
     branch = dimoo.encode(PROMPTS, guided=False)[0]
     store, before = run_full(dimoo, images[0], branch)
-    wanted = dimoo.features(images[1], branch, torch.ones(3))
+    wanted = dimoo.features(images[1], branch, moment(torch.ones(3)))
     rows = torch.arange(wanted.shape[1]).flip(0).expand(3, -1)
     torch.testing.assert_close(run_rows(dimoo, store, images[1], branch, rows), wanted.flip(1), **CLOSE)
     assert (wanted - before)[branch.mask].abs().amax(-1).min() > 1e-6
@@ -139,7 +139,7 @@ def test_changed_rows_of_a_single_layer_are_exact(make_dimoo, images):
     base = make_dimoo(n_layers=1)
     branch = base.encode(PROMPTS, guided=False)[0]
     store, _ = run_full(base, images[0], branch)
-    wanted = base.features(images[1], branch, torch.ones(3))
+    wanted = base.features(images[1], branch, moment(torch.ones(3)))
     rows = torch.cat([branch.rows[:, [7, 11, 2]], torch.tensor([[0], [4], [1]])], 1)
     torch.testing.assert_close(run_rows(base, store, images[1], branch, rows), take(wanted, rows), **CLOSE)
     rest = branch.rows[:, [0, 1]]  # what was stored counts for later passes too
@@ -151,7 +151,7 @@ def test_of_rows_that_are_not_to_be_kept_nothing_is_stored(dimoo, images):
     store, _ = run_full(dimoo, images[0], branch)
     other, _ = run_full(dimoo, images[0], branch)
     rows, keep = branch.rows[:, [2, 7]], torch.tensor([[True, False], [False, False], [True, True]])
-    x, ctx = dimoo.prepare(images[1], branch, torch.ones(3), rows)
+    x, ctx = dimoo.prepare(images[1], branch, moment(torch.ones(3)), rows)
     store.run_rows(dimoo.blocks, x, ctx, rows, keep)
     for pair, before in zip(store.layers, other.layers, strict=True):
         for stored, old in zip(pair, before, strict=True):
@@ -244,9 +244,9 @@ def test_a_cheap_step_never_waits_for_the_device(make_dimoo, images, one_pass):
     base = make_dimoo(one_pass=one_pass)
     for branch in base.encode(PROMPTS, guided=True):
         state = Subset(0.75).start(base, branch)
-        state.update(0, base.features(images[0], branch, torch.ones(3), runner=state.runner(0)))
+        state.update(0, base.features(images[0], branch, moment(torch.ones(3)), runner=state.runner(0)))
         with Waits():
-            state.predict(1, images[1], torch.tensor([[2, 7]] * 3), torch.ones(3))
+            state.predict(1, images[1], torch.tensor([[2, 7]] * 3), moment(torch.ones(3)))
 
 
 def test_operations_are_those_of_the_computed_rows(dimoo, sampling):

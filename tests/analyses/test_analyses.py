@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_parts import composed, naming, text_base
+from tiny_parts import composed, moment, naming, text_base
 
 from migm.analyses.feature_error import FeatureError
 from migm.analyses.forks import principal, spread
@@ -138,9 +138,9 @@ def test_layers_are_those_of_the_base_and_masked_rows_start_alike(tiny_base, mak
 def test_the_last_layer_s_output_makes_the_features(tiny_base):
     tokens = torch.randint(0, 24, (2, 16))
     branch = tiny_base.encode(torch.tensor([1, 2]), guided=False)[0]
-    outputs = layer_outputs(tiny_base, tokens, branch, torch.ones(2))
-    assert torch.equal(tiny_base.finalize(outputs[-1]), tiny_base.features(tokens, branch, torch.ones(2)))
-    assert torch.equal(outputs[0], tiny_base.prepare(tokens, branch, torch.ones(2))[0])
+    outputs = layer_outputs(tiny_base, tokens, branch, moment(torch.ones(2)))
+    assert torch.equal(tiny_base.finalize(outputs[-1]), tiny_base.features(tokens, branch, moment(torch.ones(2))))
+    assert torch.equal(outputs[0], tiny_base.prepare(tokens, branch, moment(torch.ones(2)))[0])
     assert len(outputs) == 3
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_parts import MARKERS, naming, text_base
+from tiny_parts import MARKERS, moment, naming, text_base
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.shortcut import Shortcut
@@ -54,7 +54,7 @@ def test_a_sequence_is_prompt_markers_rows_and_newlines(base):
     branch = base.encode(["a cat"], guided=False)[0]
     tokens = torch.arange(16)[None]
     tokens[0, 5] = 24
-    x, ctx = base.prepare(tokens, branch, torch.ones(1))
+    x, ctx = base.prepare(tokens, branch, moment(torch.ones(1)))
     ids = (x[0, :, None] == base.transformer.wte.weight).all(-1).int().argmax(-1).tolist()
     m = SimpleNamespace(**MARKERS)
     codes = [36 + i for i in range(16)]
@@ -148,7 +148,7 @@ def test_guidance_before_the_head_equals_guidance_behind_it():
 
 def test_the_fused_pass_equals_the_composition_of_the_blocks_parts(base):
     branch = base.encode(PROMPTS, guided=True)[0]
-    tokens, ratio = torch.arange(16).expand(4, -1), torch.ones(4)
+    tokens, now = torch.arange(16).expand(4, -1), moment(torch.ones(4))
 
     def composed(blocks, x, ctx):
         for block in blocks:
@@ -156,9 +156,9 @@ def test_the_fused_pass_equals_the_composition_of_the_blocks_parts(base):
             x = x + block.mlp_delta(x, ctx)
         return x
 
-    fused = base.features(tokens, branch, ratio)
-    torch.testing.assert_close(base.features(tokens, branch, ratio, composed), fused, rtol=1e-12, atol=1e-12)
-    assert torch.equal(base.features(tokens, branch, ratio, run_blocks), fused)
+    fused = base.features(tokens, branch, now)
+    torch.testing.assert_close(base.features(tokens, branch, now, composed), fused, rtol=1e-12, atol=1e-12)
+    assert torch.equal(base.features(tokens, branch, now, run_blocks), fused)
 
 
 def test_a_branch_comes_back_from_its_conditions(base):
@@ -166,11 +166,13 @@ def test_a_branch_comes_back_from_its_conditions(base):
     one, none = base.encode(PROMPTS, guided=True)
     width = one.condition.shape[1]
     padded = torch.nn.functional.pad(none.condition[:1], (0, width - none.condition.shape[1]), value=-1)
-    tokens, ratio = torch.arange(16).expand(5, -1), torch.ones(5)
+    tokens, now = torch.arange(16).expand(5, -1), moment(torch.ones(5))
     again = base.branch(torch.cat([one.condition, padded]), length=width + base.layout.num_rows + 3)
-    features = image_rows(base.features(tokens, again, ratio), again)
-    torch.testing.assert_close(features[:4], image_rows(base.features(tokens[:4], one, ratio[:4]), one))
-    torch.testing.assert_close(features[4:], image_rows(base.features(tokens[:4], none, ratio[:4]), none)[:1])
+    features = image_rows(base.features(tokens, again, now), again)
+    torch.testing.assert_close(features[:4], image_rows(base.features(tokens[:4], one, now.images(slice(4))), one))
+    torch.testing.assert_close(
+        features[4:], image_rows(base.features(tokens[:4], none, now.images(slice(4))), none)[:1]
+    )
     assert again.prompt.any(1).tolist() == [True] * 4 + [False]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_linear import LOWER
-from tiny_parts import MARKERS, naming, text_base, wrap
+from tiny_parts import MARKERS, moment, naming, text_base, wrap
 from torch import nn
 
 from migm.accelerators.accelerator import Accelerator
@@ -86,7 +86,7 @@ def test_features_are_near_those_of_the_plain_base(kind, make_transformer):
     plain, lower = (wrap(make_transformer(), "float32", linear=each) for each in ("plain", kind))
     tokens = torch.randint(25, (3, 16))
     found, right = (
-        base.features(tokens, base.encode(torch.tensor([1, 2, 3]), guided=True)[0], torch.ones(3))
+        base.features(tokens, base.encode(torch.tensor([1, 2, 3]), guided=True)[0], moment(torch.ones(3)))
         for base in (lower, plain)
     )
     error = (found - right).norm() / right.norm()
@@ -96,7 +96,9 @@ def test_features_are_near_those_of_the_plain_base(kind, make_transformer):
 @pytest.mark.parametrize("kind", LOWER)
 def test_layers_by_rows_are_the_fused_ones(kind, make_transformer):
     base = wrap(make_transformer(), "float32", linear=kind)
-    x, ctx = base.prepare(torch.randint(25, (2, 16)), base.encode(torch.tensor([1, 2]), guided=False)[0], torch.ones(2))
+    x, ctx = base.prepare(
+        torch.randint(25, (2, 16)), base.encode(torch.tensor([1, 2]), guided=False)[0], moment(torch.ones(2))
+    )
     block = base.blocks[0]
     y = x + block.attn_delta(x, ctx, block.k(x, ctx), block.v(x, ctx))
     torch.testing.assert_close(y + block.mlp_delta(y, ctx), block(x, ctx), rtol=1e-4, atol=1e-4)
@@ -190,8 +192,8 @@ def features_after_one_step(base, predictor):
     branch = base.encode(torch.tensor([1, 2]), guided=True)[0]
     tokens = torch.randint(24, (2, 16), generator=torch.Generator().manual_seed(0))
     advance = predictor.start(base, branch)
-    advance.update(0, base.features(tokens, branch, torch.ones(2)))
-    return advance.predict(1, tokens, torch.tensor([[1, 5, 9], [0, 2, 3]]), torch.ones(2))
+    advance.update(0, base.features(tokens, branch, moment(torch.ones(2))))
+    return advance.predict(1, tokens, torch.tensor([[1, 5, 9], [0, 2, 3]]), moment(torch.ones(2)))
 
 
 @pytest.mark.parametrize("kind", LOWER)

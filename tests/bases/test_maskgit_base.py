@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_parts import moment
 
 from migm.bases.base import BaseSpec, Branch, image_rows
 from migm.runtime.errors import UserError
@@ -14,7 +15,7 @@ def tokens():
 
 def features_of(base, tokens, guided=True):
     (branch,) = base.encode(torch.tensor([3, 0, 9]), guided)
-    return base.features(tokens, branch, torch.ones(3))
+    return base.features(tokens, branch, moment(torch.ones(3)))
 
 
 def test_spec_states_the_models_sizes(tiny_base):
@@ -33,7 +34,7 @@ def test_a_branch_has_the_image_first_and_the_labels_as_its_condition(tiny_base,
 def test_a_branch_of_kept_conditions_is_the_one_encode_made(tiny_base, tokens):
     (both,) = tiny_base.encode(torch.tensor([3, 0, 9]), guided=True)
     mixed = both.condition[[0, 4, 2]]  # halves as training sees them, in any order
-    features = tiny_base.features(tokens, tiny_base.branch(mixed), torch.ones(3))
+    features = tiny_base.features(tokens, tiny_base.branch(mixed), moment(torch.ones(3)))
     torch.testing.assert_close(features, features_of(tiny_base, tokens)[[0, 4, 2]])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_parts import wrap
+from tiny_parts import moment, wrap
 from together import context
 
 from migm.bases.maskgit import MaskGIT
@@ -48,7 +48,7 @@ def using(files: list[Path], dtype: str, ready: Any, measured: Any, answers: Any
     torch.set_num_threads(1)
     base = loaded(files, dtype, **WIDE)
     branch = base.encode(torch.tensor([1]), guided=False)[0]
-    base.features(torch.zeros(1, 16, dtype=torch.long), branch, torch.ones(1))
+    base.features(torch.zeros(1, 16, dtype=torch.long), branch, moment(torch.ones(1)))
     ready.wait()
     answers.put(megabytes(files[0]))
     measured.wait()
@@ -80,7 +80,7 @@ def test_shared_weights_compute_what_copied_ones_do(tmp_path, dtype, make_transf
     copied.transformer.load_state_dict(made.transformer.state_dict())
     tokens = torch.arange(16)[None] % 24
     branch = base.encode(torch.tensor([1]), guided=True)[0]
-    ours, theirs = (b.features(tokens, branch, torch.ones(1)) for b in (base, copied))
+    ours, theirs = (b.features(tokens, branch, moment(torch.ones(1))) for b in (base, copied))
     assert torch.equal(ours, theirs)
     assert base.fingerprint() == copied.fingerprint()
     assert not any(p.requires_grad for p in base.transformer.parameters())

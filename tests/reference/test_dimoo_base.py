@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_parts import moment
 from torch.nn.functional import linear
 
 from migm.bases.llada import rotate
@@ -70,7 +71,7 @@ def test_sequences_are_the_recorded_ones(read_vector, recorded_dimoo, one_pass):
         branches = base.encode(["any"], guided=True)
         ids = []
         for branch in branches:
-            x, _ = base.prepare(tokens, branch, torch.ones(1))
+            x, _ = base.prepare(tokens, branch, moment(torch.ones(1)))
             ids += list((x[:, :, None] == base.transformer.wte.weight).all(-1).int().argmax(-1))
         uncond = torch.cat([run["uncon_ids"], wanted[:, start - 2 :]], 1)
         for got, row in zip(ids, (wanted, uncond), strict=True):

@@ -52,6 +52,7 @@ def batch(read_vector, base):
         width=int(tensors["new_token_map"][places].sum()),
         lengths=[start],
         host_steps=[int(meta["step"])],
+        num_steps=int(meta["step"]) + 2,  # the base does not read them
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from lightning.fabric.utilities import move_data_to_device
-from tiny_parts import ROOT
+from tiny_parts import ROOT, moment
 
 from migm.bases.base import Branch, Control, image_rows
 from migm.trajectories.dataset import Pairs
@@ -42,7 +42,7 @@ def test_an_axis_has_one_size_in_all_arguments(tiny_base):
 def test_a_result_is_held_against_the_arguments(tiny_base):
     (branch,) = tiny_base.encode(torch.tensor([1, 2]), guided=True)
     with pytest.raises(TypeCheckError, match="return value"):
-        tiny_base.features(ids(2, 16), branch, torch.ones(2), runner=lambda blocks, x, _: x[:3])
+        tiny_base.features(ids(2, 16), branch, moment(torch.ones(2)), runner=lambda blocks, x, _: x[:3])
 
 
 def test_fields_of_dataclasses_and_named_tuples_are_checked():
@@ -53,7 +53,7 @@ def test_fields_of_dataclasses_and_named_tuples_are_checked():
 
 
 def test_checked_objects_are_copied_pickled_and_moved():
-    on_host = {"width": 1, "lengths": [1, 1], "host_steps": [0, 0]}
+    on_host = {"width": 1, "lengths": [1, 1], "host_steps": [0, 0], "num_steps": 2}
     pairs = Pairs(torch.zeros(2, 5, 8), torch.zeros(2, 5, 8), ids(2, 4), *[ids(2, 4).bool()] * 2, *made(), **on_host)
     control = Control(torch.zeros(4, 3, 8), ids(4, 3))
     moved = [move_data_to_device(whole, "cpu") for whole in (pairs, control)]  # Lightning refuses a frozen dataclass

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_parts import Apart
+from tiny_parts import Apart, moment
 
 from migm.bases.base import Branch, image_rows
 from migm.sampling.guidance import Constant, Ramp, combine
@@ -51,7 +51,7 @@ def step_of(base, guided=True):
     """Branches of two images and their features."""
     tokens = torch.randint(0, 25, (2, 16), generator=torch.Generator().manual_seed(3))
     branches = base.encode(torch.tensor([1, 8]), guided)
-    return branches, [base.features(tokens, branch, torch.ones(2)) for branch in branches]
+    return branches, [base.features(tokens, branch, moment(torch.ones(2))) for branch in branches]
 
 
 def halves_of(base):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_parts import naming, tiny
+from tiny_parts import Watched, moment, naming, tiny
 from torch.nn.functional import cosine_similarity, kl_div
 
 from migm.bases.base import image_rows
@@ -170,7 +170,10 @@ def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tin
     torch.manual_seed(0)
     shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(10))  # both halves of an image
     counts, start = [1, 2, 3, 3, 4, 3], Situation.of(batch, base)
-    now, target = make_rollout(3)(shortcut, base, batch, iteration=2)
+    watched = Watched(base)
+    now, target = make_rollout(3)(shortcut, watched, batch, iteration=2)
+    steps_of = [min(s + 3, 5) for s in batch.steps.tolist() if s + 1 < 5]  # of what the true features follow
+    assert [at.step.tolist() for at in watched.asked] == [steps_of]
     for row, s in enumerate(batch.steps.tolist()):
         steps = min(3, 5 - s)  # of 6 steps the last has no successor
         assert int(now.masked[row].sum()) == sum(counts[s + steps :])
@@ -183,7 +186,7 @@ def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tin
         else:
             branch = base.branch(batch.conditions[row : row + 1])
             with torch.no_grad():
-                true = base.features(now.tokens[row : row + 1], branch, now.mask_ratio[row : row + 1])
+                true = base.features(now.tokens[row : row + 1], branch, moment(now.mask_ratio[row : row + 1]))
             torch.testing.assert_close(target[row], true[0].to(target.dtype))
 
 

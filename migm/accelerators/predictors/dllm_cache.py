@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from migm.accelerators.runners import VVerify
-from migm.bases.base import Branch
+from migm.bases.base import Branch, Moment
 from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import image_span, other_rows
 from migm.runtime.kinds import Count, Share
@@ -46,7 +46,7 @@ class _Segments:
         if step == 0:
             self.prompt = other_rows(self.branch, features.shape[1])
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
-        x, ctx = self.base.prepare(tokens, self.branch, mask_ratio)
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
+        x, ctx = self.base.prepare(tokens, self.branch, moment)
         rows = self.prompt if step % self.prompt_interval == 0 else None
         return self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, self.response, self.num_changed))

@@ -12,7 +12,7 @@ from torch import Tensor
 from migm.accelerators.extrapolation import Extrapolation
 from migm.accelerators.predictor import Learned
 from migm.accelerators.runners import Deltas
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import LayerBase, Runner
 from migm.runtime.errors import UserError
 
@@ -85,7 +85,7 @@ class _Boundary:
     def update(self, step: int, features: Tensor) -> None:
         self.history.update(step, features)
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         return self.history.predict(step)
 
 
@@ -100,6 +100,6 @@ class _Modules:
     def update(self, step: int, features: Tensor) -> None:
         """Do nothing: the runner has kept all values."""
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
-        x, _ = self.base.prepare(tokens, self.branch, mask_ratio)
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
+        x, _ = self.base.prepare(tokens, self.branch, moment)
         return self.base.finalize(self.deltas.predict(step, x))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from migm.accelerators.runners import KeyValues, put
-from migm.bases.base import Branch
+from migm.bases.base import Branch, Moment
 from migm.bases.layers import LayerBase, Runner
 from migm.runtime.kinds import Share
 
@@ -50,11 +50,11 @@ class _Partial:
             self._survey(features)
         self.features, self.confidence = features, None
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         if self.confidence is None:
             self.confidence = self._confidence(self.features)
         rows, keep = self._rows(self.confidence, new_positions)
-        x, ctx = self.base.prepare(tokens, self.branch, mask_ratio, rows)
+        x, ctx = self.base.prepare(tokens, self.branch, moment, rows)
         new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, keep))
         self.features = self.features.clone()  # copied, since observers may hold the last features
         put(self.features, rows, new, keep)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from migm.accelerators.runners import KeyValues, put
-from migm.bases.base import Branch
+from migm.bases.base import Branch, Moment
 from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import other_rows
 
@@ -52,9 +52,9 @@ class _Local:
         if self.others is not None:
             self.rows = torch.cat([self.rows, self.others], 1)
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         # Every local step writes new keys and values for the target rows before reading them.
-        x, ctx = self.base.prepare(tokens, self.branch, mask_ratio, self.rows)
+        x, ctx = self.base.prepare(tokens, self.branch, moment, self.rows)
         new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, self.rows))
         self.features = self.features.clone()  # copied, since observers may hold the last features
         put(self.features, self.rows, new)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import Block, LayerBase, Runner, run_blocks
 
 
@@ -34,7 +34,7 @@ class _Held:
     def update(self, step: int, features: Tensor) -> None:
         self.features = features
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         return self.features
 
 
@@ -55,6 +55,6 @@ class _Residual:
     def update(self, step: int, features: Tensor) -> None:
         """Do nothing: the runner has kept the residual."""
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
-        x, _ = self.base.prepare(tokens, self.branch, mask_ratio)
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
+        x, _ = self.base.prepare(tokens, self.branch, moment)
         return self.base.finalize(x + self.residual)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from migm.bases.base import Base, Branch
+from migm.bases.base import Base, Branch, Moment
 from migm.bases.linear import LinearKind, quantise, with_linear
 from migm.bases.transformer import PackedAttention
 from migm.bases.weights import version
@@ -120,9 +120,9 @@ class _Advance:
             self.ready = True
         self.features = features
 
-    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, mask_ratio: Tensor) -> Tensor:
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         run = self.fast(advance)
-        self.features = run(self.module, self.base, self.branch, self.features, tokens, new_positions, mask_ratio)
+        self.features = run(self.module, self.base, self.branch, self.features, tokens, new_positions, moment)
         return self.features
 
 
@@ -133,11 +133,11 @@ def advance(
     features: Tensor,
     tokens: Tensor,
     new_positions: Tensor,
-    mask_ratio: Tensor,
+    moment: Moment,
 ) -> Tensor:
     """Return the next features of a branch: the network reads the new tokens as the base embeds them."""
     new = base.control(tokens.gather(1, new_positions), new_positions, branch)
-    return module(features, new, mask_ratio.repeat(branch.copies))
+    return module(features, new, moment.mask_ratio.repeat(branch.copies))
 
 
 def lowered(module: nn.Module, kind: LinearKind) -> nn.Module:
