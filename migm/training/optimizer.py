@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -15,7 +16,8 @@ class Muon(torch.optim.Muon):
     """Muon (Jordan et al. 2024), with its Newton-Schulz iteration in bfloat16 only where that is faster.
 
     Torch's Muon uses bfloat16 everywhere; on CPUs without fast bfloat16 it takes longer than the rest of a training
-    step. The update is scaled to AdamW's root mean square (`match_rms_adamw`).
+    step. The update is scaled to AdamW's root mean square (`match_rms_adamw`). On CUDA all matrices of a size are
+    updated together, since starting so many small kernels takes longer than running them.
     """
 
     def __init__(self, params: Iterable[Parameter], lr: float, weight_decay: float):
@@ -24,27 +26,44 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
+            alike: dict[Any, list[Parameter]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p.grad)
-                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(momentum, group["momentum"]).to(pick_dtype("auto", p.device))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(orthogonal(ahead, group), alpha=-group["lr"] * (0.2 * max(p.shape) ** 0.5))
+                if p.grad is not None:
+                    alike.setdefault(together(p), []).append(p)
+            for matrices in alike.values():
+                self._update(matrices, group)
+
+    def _update(self, matrices: list[Parameter], group: dict[str, Any]) -> None:
+        """Update matrices of one shape and precision."""
+        lists: Any = torch  # its functions of lists are not typed
+        for p in matrices:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # type: ignore[arg-type]
+        gradients: list[Any] = [p.grad for p in matrices]
+        momenta = [self.state[p]["momentum_buffer"] for p in matrices]
+        lists._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch.stack(lists._foreach_lerp(gradients, momenta, group["momentum"]))
+        change = orthogonal(ahead.to(pick_dtype("auto", ahead.device)), group).to(ahead.dtype)
+        lists._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        size = 0.2 * max(ahead.shape[1:]) ** 0.5
+        lists._foreach_add_(matrices, change.unbind(0), alpha=-group["lr"] * size)
 
 
-def orthogonal(matrix: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return the matrix with singular values of about 1 (0.5 to 1.5), by Newton-Schulz steps of a parameter group."""
+def together(p: Parameter) -> Any:
+    """Return a key that matrices share which are updated together."""
+    return (p.shape, p.dtype) if p.is_cuda else p
+
+
+def orthogonal(matrices: Float[Tensor, "_ rows columns"], group: dict[str, Any]) -> Float[Tensor, "_ rows columns"]:
+    """Return the matrices with singular values of about 1 (0.5 to 1.5), by Newton-Schulz steps of a parameter group."""
     a, b, c = group["ns_coefficients"]
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / wide.norm().clamp(min=group["eps"])
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if tall else matrices
+    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
     for _ in range(group["ns_steps"]):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrix else x.T
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -59,6 +78,7 @@ class MuonAdamW(torch.optim.Optimizer):
         named = list(named_parameters)
         matrices = [p for n, p in named if p.ndim == 2 and inside in n]
         rest = [p for n, p in named if not (p.ndim == 2 and inside in n)]
+        self.by_adamw = rest
         self.parts: list[torch.optim.Optimizer] = []
         if matrices or not rest:  # torch refuses an optimizer of nothing
             self.parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay))

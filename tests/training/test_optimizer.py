@@ -49,10 +49,33 @@ def test_the_dtype_of_the_iteration_is_the_machines(monkeypatch):
     assert seen == [torch.float32] * 4 + [torch.bfloat16] * 4
 
 
+def test_matrices_of_a_size_that_are_updated_together_are_as_one_by_one(monkeypatch):
+    """CUDA updates them so; here, where both can be had, they are equal to the bit."""
+
+    def trained_all() -> list[Parameter]:
+        torch.manual_seed(0)
+        parameters = [Parameter(torch.randn(shape)) for shape in [*SHAPES, *SHAPES]]
+        muon = Muon(parameters, lr=0.01, weight_decay=0.1)
+        for step in range(4):
+            for p in parameters:
+                p.grad = torch.randn(p.shape) if step or p is not parameters[1] else None  # one begins later
+            muon.step()
+        return parameters
+
+    stacks, orthogonal = [], optimizer.orthogonal
+    monkeypatch.setattr(optimizer, "orthogonal", lambda x, group: stacks.append(len(x)) or orthogonal(x, group))
+    alone = trained_all()
+    assert set(stacks) == {1}
+    monkeypatch.setattr(optimizer, "together", lambda p: (p.shape, p.dtype))
+    for one, other in zip(alone, trained_all(), strict=True):
+        assert torch.equal(one, other)
+    assert 2 in stacks
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_update_has_singular_values_of_about_one(shape):
     torch.manual_seed(0)
     group = Muon([Parameter(torch.zeros(shape))], lr=0.01, weight_decay=0).param_groups[0]
-    values = torch.linalg.svdvals(optimizer.orthogonal(torch.randn(shape), group))
+    values = torch.linalg.svdvals(optimizer.orthogonal(torch.randn(3, *shape), group))
     assert values.min() > 0.3
     assert values.max() < 1.5
