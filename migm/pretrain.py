@@ -23,7 +23,8 @@ def main(cfg: DictConfig) -> None:
     with writing(folder, shown[0], folder=True), writing(assets, shown[1], folder=True):
         precision = {"dtype": "float32", "tokenizer_dtype": "float32"}  # what is trained
         base = build({**config.base, "random_weights": True, **precision})
-        build(config.pretrain).run(config.stages, base)
+        files = {name: config.pretrain[name] or config.base.get(name) for name in ("weights", "tokenizer_weights")}
+        build({**config.pretrain, **files}).run(config.stages, base, build(config.runtime))
 
 
 def refuse_package(assets: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,16 +24,17 @@ from migm.cifar10 import classes as cifar10
 from migm.cifar10.net import CifarNet, load_cifarnet
 from migm.metrics.frechet import frechet_distance, moments
 from migm.pretraining.feature_net import FeatureNetModule, accuracy
-from migm.pretraining.fit import Rows, fit
-from migm.pretraining.masked import MaskedModule, masked_loss
+from migm.pretraining.fit import Rows, fit, steps_within
+from migm.pretraining.masked import BaseSettings, MaskedModule, masked_loss
 from migm.pretraining.text import build_tokenizer, captions_of, facts_of_photos, say, write_prompts
 from migm.pretraining.text_base import TextModule
 from migm.pretraining.text_base import masked_loss as text_loss
-from migm.pretraining.vq import VQModule, reconstruct
+from migm.pretraining.vq import TokenizerSettings, VQModule, reconstruct
+from migm.runtime.compiling import PLAIN, Runtime
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash, write_atomic, write_tensors
-from migm.runtime.kinds import NotNegative, Seed, Stage
+from migm.runtime.kinds import NotNegative, Positive, Seed, Stage
 from migm.runtime.owned import only, own, refuse_foreign
 from migm.runtime.progress import progress
 
@@ -45,8 +47,9 @@ CAPTIONS = 4  # captions per photo, from which the text-to-image base draws
 class Recipe:
     """Train the assets: checkpoints go into `folder`, files to bundle into `assets`.
 
-    `warm_start` starts a base from the bundled weights instead of from scratch, so that a later run can
-    improve it.
+    A base goes into `weights`, its tokenizer into `tokenizer_weights`, where the base reads them. `warm_start` starts a
+    base from what is there instead of from scratch, so that a later run can improve it. With `base_minutes` the stage
+    base makes as many steps as it is measured to make in that time, in place of `base_epochs`.
     """
 
     def __init__(
@@ -60,9 +63,15 @@ class Recipe:
         tokenizer_epochs: NotNegative,
         base_epochs: NotNegative,
         text_base_epochs: NotNegative,
+        weights: str | Path | None = None,
+        tokenizer_weights: str | Path | None = None,
+        base_minutes: Positive | None = None,
         warm_start: bool = False,
+        tokenizer: TokenizerSettings = TokenizerSettings(),  # noqa: B008  frozen
+        base: BaseSettings = BaseSettings(),  # noqa: B008
     ):
         self.source, self.folder, self.assets, self.seed = Path(cifar10), Path(folder), Path(assets), seed
+        self.files = {"weights": weights, "tokenizer_weights": tokenizer_weights}
         self.epochs = {
             "perceptual": perceptual_epochs,
             "features": features_epochs,
@@ -70,10 +79,14 @@ class Recipe:
             "base": base_epochs,
             "text_base": text_base_epochs,
         }
-        self.warm_start, self.console = warm_start, Plain()
+        self.minutes, self.warm_start, self.console = base_minutes, warm_start, Plain()
+        self.of_tokenizer, self.of_base = tokenizer, base
 
-    def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO) -> None:
-        """Run `stages` in their given order; the stages base and text_base train the transformer of `base`."""
+    def run(self, stages: Sequence[str], base: MaskGIT | LuminaDiMOO, runtime: Runtime = PLAIN) -> None:
+        """Run `stages` in their given order; the stages base and text_base train the transformer of `base`.
+
+        `runtime` says whether the stage base is compiled.
+        """
         if {"base", "text_base"} & set(stages) and base.linear != "plain":
             raise UserError(f"base.linear={base.linear} cannot be trained; choose base.linear=plain")
         bundled = "|".join(re.escape(path.name) for path in ASSETS.iterdir())
@@ -84,11 +97,22 @@ class Recipe:
             torch.manual_seed(self.seed)
             if stage == "tokenizer":
                 self.tokenizer(base.tokenizer.requires_grad_(True).train())  # type: ignore[arg-type]
-            elif stage in ("base", "text_base"):
-                getattr(self, stage)(base)
+            elif stage == "base":
+                self.base(base, runtime)  # type: ignore[arg-type]
+            elif stage == "text_base":
+                self.text_base(base)  # type: ignore[arg-type]
             else:
                 getattr(self, stage)()
             self.console.print(f"{stage}: {time.perf_counter() - start:.0f} s")
+
+    def _file(self, name: str, module: nn.Module) -> Path:
+        """Return where the weights of the module go; UserError if nowhere, or over a file of something else."""
+        path = self.files[name]
+        if path is None:
+            raise UserError(f"pretrain.{name}=null: the base reads no such file; say which one to write")
+        if Path(path).exists() and read_tensors(path, f"pretrain.{name}")[0].keys() != module.state_dict().keys():
+            raise UserError(f"pretrain.{name}={path} holds other tensors; it is not replaced, name a new file")
+        return Path(path)
 
     def perceptual(self) -> None:
         """Train the classifier of the tokenizer's loss, smaller and with another seed than the feature net."""
@@ -110,35 +134,40 @@ class Recipe:
         self.console.print(f"{stage}: test accuracy {right:.4f}, written to {path}")
 
     def tokenizer(self, vq: ConvVQ) -> None:
-        """Train the VQ autoencoder, with the perceptual classifier in its loss."""
-        if not isinstance(vq, ConvVQ) or vq.stride != 4:
-            raise UserError(
-                "stages=[tokenizer] trains the ConvVQ of stride 4 in tokenizer.safetensors; choose base=cifar10"
-            )
-        perceptual = CifarNet(16)
-        load_strictly(perceptual, self.folder / "perceptual.safetensors", "pretrain.folder")
+        """Train the VQ autoencoder, with the perceptual classifier in its loss if the settings weigh it."""
+        if not isinstance(vq, ConvVQ):
+            raise UserError("stages=[tokenizer] trains a ConvVQ; choose base=cifar10 or base=cifar10_deep")
+        perceptual, settings, path = None, self.of_tokenizer, self._file("tokenizer_weights", vq)
+        recipe: dict[str, Any] = {"seed": self.seed, **asdict(settings)}
+        if settings.perceptual_weight:
+            perceptual = CifarNet(16).to(memory_format=torch.channels_last)
+            load_strictly(perceptual, self.folder / "perceptual.safetensors", "pretrain.folder")
+            recipe["perceptual"] = tensors_hash(perceptual.state_dict())
         images, _ = cifar10.load(self.source, "train")
-        module = VQModule(vq, perceptual.to(memory_format=torch.channels_last), self.seed)
-        recipe = {"seed": self.seed, "perceptual": tensors_hash(perceptual.state_dict())}
-        self._fit("tokenizer", module, Rows(images), 128, recipe)
-        save(vq, self.assets / "tokenizer.safetensors")
+        self._fit("tokenizer", VQModule(vq, perceptual, self.seed, settings), Rows(images), settings.batch_size, recipe)
+        save(vq, path)
         images, _ = cifar10.load(self.source, "test")
         error = (reconstruct(vq.eval(), images).float() - images.float()).div(127.5).square().mean((1, 2, 3))
         psnr = float((10 * torch.log10(4 / error)).mean())
-        self.console.print(f"tokenizer: test PSNR {psnr:.2f} dB, written to {self.assets / 'tokenizer.safetensors'}")
+        self.console.print(f"tokenizer: test PSNR {psnr:.2f} dB, written to {path}")
 
-    def base(self, base: MaskGIT) -> None:
-        """Train the masked transformer on tokens of every photo and its mirror image."""
-        path, vq = self.assets / "base.safetensors", base.tokenizer
+    def base(self, base: MaskGIT, runtime: Runtime) -> None:
+        """Train the masked transformer on tokens of every photo and its mirror image, or of new crops of them."""
+        vq, settings = base.tokenizer, self.of_base
         if not isinstance(base, MaskGIT) or not isinstance(vq, ConvVQ):
-            raise UserError("stages=[base] trains a MaskGIT with a ConvVQ; choose base=cifar10")
+            raise UserError("stages=[base] trains a MaskGIT with a ConvVQ; choose base=cifar10 or base=cifar10_deep")
+        path = self._file("weights", base.transformer)
+        load_strictly(vq, self.files["tokenizer_weights"], "pretrain.tokenizer_weights")
+        vq = vq.eval().to(memory_format=torch.channels_last)
+        seen = cifar10.load(self.source, "train") if settings.shift else self._tokens(vq, "train")
         net = base.transformer.requires_grad_(True).train()
-        tokens, labels = self._tokens(vq, "train")
-        module = MaskedModule(net, self.seed, learning_rate=2e-3, weight_decay=0.02)
+        fast = runtime.fast(base.device, sum(weight.numel() for weight in net.parameters()))
+        module = MaskedModule(net, self.seed, settings, vq, fast)
         if self.warm_start:
-            load_strictly(net, path, "pretrain.assets")
-        recipe = {"seed": self.seed, "warm_start": self.warm_start, "tokenizer": tensors_hash(vq.state_dict())}
-        self._fit("base", module, Rows(tokens, labels), 128, recipe, EMAWeightAveraging(decay=0.999))
+            load_strictly(net, path, "pretrain.weights")
+        about = {"warm_start": self.warm_start, "tokenizer": tensors_hash(vq.state_dict()), **asdict(settings)}
+        average = EMAWeightAveraging(decay=settings.average)
+        self._fit("base", module, Rows(*seen), settings.batch_size, {"seed": self.seed, **about}, average)
         save(net, path)
         tokens, labels = self._tokens(vq, "test")
         net.to(base.device).eval()
@@ -159,9 +188,10 @@ class Recipe:
 
     def text_base(self, base: LuminaDiMOO) -> None:
         """Train the text-to-image transformer on the tokens of all photos, with captions instead of labels."""
-        folder = self.assets / "dimoo_tiny"
         if not isinstance(base, LuminaDiMOO) or not isinstance(base.tokenizer, ConvVQ):
             raise UserError("stages=[text_base] trains a LuminaDiMOO with a ConvVQ; choose base=dimoo_tiny")
+        folder = self.assets / "dimoo_tiny"
+        load_strictly(base.tokenizer, self.files["tokenizer_weights"], "pretrain.tokenizer_weights")
         tokens, _ = self._tokens(base.tokenizer, "train")
         facts = facts_of_photos(*cifar10.load(self.source, "train"))
         encoded = [[base.template(text) for text in say(facts, self.seed + i)] for i in range(CAPTIONS)]
@@ -169,7 +199,7 @@ class Recipe:
         conditions = padded.unflatten(0, (CAPTIONS, -1)).transpose(0, 1).to(torch.int16).contiguous()
         if self.warm_start:
             load_shards(base.transformer, folder, "pretrain.assets", PREFIX, base.device, base.dtype)
-        module = TextModule(base, self.seed, learning_rate=2e-3, weight_decay=0.02)
+        module = TextModule(base, self.seed)
         recipe = {"seed": self.seed, "warm_start": self.warm_start, "tokenizer": base.decoder_fingerprint()}
         self._fit("text_base", module, Rows(tokens, conditions), 64, recipe, EMAWeightAveraging(decay=0.998))
         save_checkpoint(base.transformer, folder)
@@ -181,7 +211,6 @@ class Recipe:
 
     def _tokens(self, vq: ConvVQ, split: str) -> tuple[Tensor, Tensor]:
         """Return int16 tokens (n, 2, l) of photos and their mirror images, and labels (n,); cached in `folder`."""
-        load_strictly(vq, self.assets / "tokenizer.safetensors", "pretrain.assets")
         path = self.folder / f"tokens-{split}-{tensors_hash(vq.state_dict())}.safetensors"
         if not path.exists():
             images, labels = cifar10.load(self.source, split)
@@ -213,7 +242,10 @@ class Recipe:
     def _fit(
         self, stage: str, module: LightningModule, data: Rows, batch_size: int, recipe: dict[str, Any], *more: Callback
     ) -> None:
-        steps = round(self.epochs[stage] * 50_000 / batch_size)
+        if stage == "base" and self.minutes is not None:
+            steps = steps_within(self.minutes, module, data, self.folder / stage, batch_size, self.console)
+        else:
+            steps = round(self.epochs[stage] * len(data) / batch_size)
         fit(module, data, self.folder / stage, batch_size, steps, recipe, more)
 
     def _print_losses(self, stage: str, loss_at: Callable[[float], float], path: Path) -> None:

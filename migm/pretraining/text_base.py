@@ -11,7 +11,7 @@ from migm.bases.base import Moment, image_rows
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.layout import padded_ids
 from migm.pretraining.fit import step_generator
-from migm.pretraining.masked import MaskedPrediction
+from migm.pretraining.masked import BaseSettings, MaskedPrediction
 from migm.training.module import Frozen
 
 
@@ -23,8 +23,8 @@ class TextModule(MaskedPrediction):
 
     inside = "blocks."
 
-    def __init__(self, base: LuminaDiMOO, seed: int, learning_rate: float, weight_decay: float):
-        super().__init__(base.transformer.requires_grad_(True).train(), seed, learning_rate, weight_decay)
+    def __init__(self, base: LuminaDiMOO, seed: int):
+        super().__init__(base.transformer.requires_grad_(True).train(), seed, BaseSettings())
         self.frozen = Frozen(base)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Train the image tokenizer: reconstruction, a perceptual distance and VQ-VAE's codebook losses."""
 
+from dataclasses import dataclass
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -9,29 +11,38 @@ from migm.bases.tokenizer import ConvVQ
 from migm.cifar10.classes import to_unit
 from migm.cifar10.net import CifarNet
 from migm.pretraining.fit import step_generator
+from migm.runtime.kinds import Count, NotNegative
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """How an image tokenizer is trained; without `perceptual_weight` no classifier is needed."""
+
+    batch_size: Count = 128
+    perceptual_weight: NotNegative = 0.3
+    revive_every: Count = 100
 
 
 class VQModule(L.LightningModule):
-    """L1 + 2 MSE + `perceptual_weight` x distance in a frozen classifier's activations + codebook loss.
+    """L1 + 2 MSE + `settings.perceptual_weight` x distance in a frozen classifier's activations + codebook loss.
 
-    Codes that no patch of the last `revive_every` batches chose are moved onto random encoder
+    Codes that no patch of the last `settings.revive_every` batches chose are moved onto random encoder
     outputs, so that the whole codebook is used.
     """
 
     def __init__(
         self,
         vq: ConvVQ,
-        perceptual: CifarNet,
+        perceptual: CifarNet | None,
         seed: int,
+        settings: TokenizerSettings,
         learning_rate: float = 1e-3,
-        perceptual_weight: float = 0.3,
-        revive_every: int = 100,
     ):
         super().__init__()
         self.vq = vq.to(memory_format=torch.channels_last)
-        self.perceptual = [perceptual.eval().requires_grad_(False)]  # a list keeps the classifier out of the checkpoint
-        self.seed, self.learning_rate = seed, learning_rate
-        self.perceptual_weight, self.revive_every = perceptual_weight, revive_every
+        # A list keeps the classifier out of the checkpoint.
+        self.perceptual = [] if perceptual is None else [perceptual.eval().requires_grad_(False)]
+        self.seed, self.settings, self.learning_rate = seed, settings, learning_rate
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(vq.quantize.num_codes))
 
@@ -42,14 +53,15 @@ class VQModule(L.LightningModule):
         images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
         x = to_unit(images).contiguous(memory_format=torch.channels_last)
         latents = self.vq.encoder(x).float()
-        if self.global_step % self.revive_every == 0 and self.global_step < 0.8 * self.trainer.max_steps:
+        if self.global_step % self.settings.revive_every == 0 and self.global_step < 0.8 * self.trainer.max_steps:
             self._revive(latents.detach(), generator)
         with torch.autocast(x.device.type, enabled=False):
             quantized, codebook_loss, indices = self.vq.quantize(latents)
         self.usage += torch.bincount(indices.flatten(), minlength=len(self.usage))
         output = self.vq.decoder(quantized).float()
-        perceptual = self._perceptual(output, x)
-        loss = l1_loss(output, x) + 2 * mse_loss(output, x) + self.perceptual_weight * perceptual + codebook_loss
+        perceptual = self._perceptual(output, x) if self.perceptual else output.new_zeros(())
+        weighted = self.settings.perceptual_weight * perceptual
+        loss = l1_loss(output, x) + 2 * mse_loss(output, x) + weighted + codebook_loss
         psnr = 10 * torch.log10(4 / mse_loss(output.detach(), x))
         log = {"train/psnr": psnr, "train/perceptual": perceptual, "train/commit": codebook_loss}
         self.log_dict(log, prog_bar=True)

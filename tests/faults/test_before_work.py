@@ -61,6 +61,11 @@ def call(shared, capfd) -> Callable[..., Outcome]:
     def run(command: str, **changes: Any) -> Outcome:
         own = OmegaConf.load(Path(conf_path()) / f"{command}.yaml")
         cfg = OmegaConf.merge(shared, OmegaConf.masked_copy(own, [key for key in own if key != "defaults"]))
+        for group, name in [
+            chosen for entry in own.defaults if isinstance(entry, DictConfig) for chosen in entry.items()
+        ]:
+            if isinstance(name, str):
+                cfg[group] = OmegaConf.load(Path(conf_path()) / group / f"{name}.yaml")
         for key, value in changes.items():
             OmegaConf.update(cfg, key, value, merge=False)
         code = 0

@@ -1,14 +1,10 @@
 """What pretraining sees of a photo, and what it asks the base to predict."""
 
-import pytest
 import torch
 
-from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer
 from migm.cifar10.classes import augment
-from migm.pretraining.masked import MaskedModule
-from migm.pretraining.stages import Recipe
-from migm.runtime.errors import UserError
+from migm.pretraining.masked import BaseSettings, MaskedModule
 
 
 def test_augmented_photos_are_flipped_and_shifted_by_up_to_two_pixels():
@@ -25,16 +21,10 @@ def test_augmented_photos_are_flipped_and_shifted_by_up_to_two_pixels():
 def test_known_and_masked_tokens_are_both_learned():
     torch.manual_seed(0)
     net = MaskTransformer(16, 8, 10, channels=24, depth=1, num_heads=2, mlp_channels=24)
-    module = MaskedModule(net, seed=0, learning_rate=1e-3, weight_decay=0.0)
+    module = MaskedModule(net, 0, BaseSettings())
     logged = {}
     module.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
     tokens, labels = torch.randint(0, 8, (6, 2, 16)), torch.zeros(6, dtype=torch.long)
     loss = float(module.training_step((tokens, labels), 0).detach())
     low, high = sorted((logged["train/known"], logged["train/masked"]))
     assert low < loss < high
-
-
-def test_the_tokenizer_of_the_deeper_base_is_not_trained_over_the_other(tmp_path):
-    recipe = Recipe("x", tmp_path / "kept", tmp_path / "assets", 0, *5 * [1])
-    with pytest.raises(UserError, match=r"stages=\[tokenizer\].*choose base=cifar10"):
-        recipe.tokenizer(ConvVQ(8, 4, 8, 1, stride=2))
