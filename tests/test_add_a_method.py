@@ -28,6 +28,7 @@ def copy(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_it_is_shown(copy):
     (line,) = re.findall(r"^python .*(?:\n    .*)?$", TEXT, re.M)
     quiet = ["evalset.num_images=4", "evalset.batch_size=2", "device=cpu"]

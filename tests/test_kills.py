@@ -14,6 +14,8 @@ from tiny_parts import ROOT, feature_net, reference_for
 
 from migm.evaluation.results import identity, read
 
+pytestmark = pytest.mark.slow  # one kill of each kind is in test_commands.py and test_checkpoints.py
+
 SEED = int(os.environ.get("MIGM_TEST_SEED", "0"))
 TIMINGS = ("time", "seconds", "run", "commit")  # of a record, and the value of seconds_per_image/...
 STORE = "store"
@@ -42,18 +44,8 @@ def tortured(folder: Path, kills: int, steps: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory) -> dict[str, Any]:
-    return tortured(tmp_path_factory.mktemp("killed"), 2, 40)
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory) -> dict[str, Any]:
+def killed(tmp_path_factory) -> dict[str, Any]:
     return tortured(tmp_path_factory.mktemp("killed"), 20, 120)
-
-
-@pytest.fixture(params=["short", pytest.param("full", marks=pytest.mark.slow)])
-def killed(request) -> dict[str, Any]:
-    return request.getfixturevalue(request.param)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import migm.bench
 FORMS = ["bfloat16", "int8", "tars", "tokens", "online"]
 
 
+@pytest.mark.slow
 def test_every_form_is_measured_and_nothing_is_left(tmp_path, call_main):
     sizes = ["num_images=16", "tar_images=5", "online_images=4", "batches=3", "base_batches=1", "cold_pairs=2"]
     args = ["+experiment=tiny_shortcut", "device=cpu", f"paths.output_dir={tmp_path}", "part=loading"]

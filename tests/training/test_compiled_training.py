@@ -20,13 +20,13 @@ SCRIPT = Path(__file__).with_name("compiled_training.py")
 NAMES = ["mse", "mse_kl", "all_rows", "rollout"]
 
 
+@pytest.mark.slow  # tracing takes a minute, and compiled sampling is traced beside the fast tests
 @pytest.mark.parametrize(
     ("backend", "family", "names"),
     [
-        ("aot_eager", "maskgit", ["mse_kl"]),
-        pytest.param("aot_eager", "maskgit", NAMES, marks=pytest.mark.slow),
-        pytest.param("aot_eager", "dimoo", NAMES, marks=pytest.mark.slow),
-        pytest.param("inductor", "maskgit", ["mse_kl"], marks=pytest.mark.slow),
+        ("aot_eager", "maskgit", NAMES),
+        ("aot_eager", "dimoo", NAMES),
+        ("inductor", "maskgit", ["mse_kl"]),
     ],
 )
 def test_losses_and_gradients_are_those_of_a_plain_step(backend, family, names):
