@@ -438,3 +438,15 @@ def test_other_launchers_start_no_ranks(multirun):
             hydra.launcher._target_ = f"hydra_plugins.{name}"
         with pytest.raises(UserError, match=naming("trainer.devices=2", "multirun")):
             load(compose("train", ["trainer.devices=2"]), TrainConfig)
+
+
+@pytest.mark.parametrize(("said", "offline"), [("1", True), ("true", True), ("On", True), ("0", False), ("", False)])
+def test_a_switch_of_the_environment_is_read_in_usual_words(monkeypatch, said, offline):
+    monkeypatch.setenv("MIGM_OFFLINE", said)
+    assert load(compose("train", []), TrainConfig).paths["offline"] is offline
+
+
+def test_another_word_for_a_switch_is_refused_by_its_variable(monkeypatch):
+    monkeypatch.setenv("MIGM_OFFLINE", "maybe")
+    with pytest.raises(UserError, match=r"MIGM_OFFLINE=maybe should be one of 1, true, yes, on, 0, false, no, off"):
+        load(compose("train", []), TrainConfig)

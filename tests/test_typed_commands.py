@@ -157,7 +157,7 @@ def environment(clone):
         "PATH": path,
         "PYTHONPATH": str(clone),
         "CUDA_VISIBLE_DEVICES": "",
-        "MIGM_OFFLINE": "true",
+        "MIGM_OFFLINE": "1",
         "HF_HUB_OFFLINE": "1",
     }
 

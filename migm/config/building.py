@@ -19,6 +19,7 @@ from migm.config.roots import Common, TrainConfig
 from migm.runtime.errors import UserError
 from migm.runtime.resources import keep_freed_memory
 
+YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 Root = TypeVar("Root", bound="Common")
 
 
@@ -36,6 +37,14 @@ def asset_path() -> str:
 def wandb_offline() -> bool:
     """Return whether W&B has no API key in the environment."""
     return not os.environ.get("WANDB_API_KEY")
+
+
+def switch(variable: str) -> bool:
+    """Return whether an environment variable says yes, in the words that Hugging Face's switches know too."""
+    said = os.environ.get(variable, "").strip().lower()
+    if said not in (*YES, *NO):
+        raise UserError(f"{variable}={said} should be one of {', '.join(filter(None, (*YES, *NO)))}")
+    return said in YES
 
 
 def choice(group: str, *, _root_: DictConfig) -> str:
@@ -56,6 +65,7 @@ def bundled(name: str, *, _root_: DictConfig) -> str | None:
 
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
+OmegaConf.register_new_resolver("migm_switch", switch, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
 OmegaConf.register_new_resolver("migm_bundled", bundled, replace=True)
 # Stand in the defaults of common.yaml. `points` takes further accelerators without a +, whose names are checked in
