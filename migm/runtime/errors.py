@@ -40,7 +40,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             with quiet_lightning():
                 return main(*args, **kwargs)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            other = isinstance(error, RuntimeError) and not _out_of_memory(error)
+            other = isinstance(error, RuntimeError) and not (_out_of_memory(error) or _compiling(error))
             if other or os.environ.get("MIGM_TRACEBACK") or in_sweep():
                 raise
             rank, count = launched()
@@ -80,7 +80,16 @@ def _message(error: Exception) -> str:
         cause = ". ".join(str(error).split(". ")[:3]).rstrip(".")
         keys = "data.batch_size, data.collect_batch_size, evalset.batch_size or batch_size"
         return f"out of memory ({cause or type(error).__name__}); make the batch smaller by {keys}"
+    if _compiling(error):
+        # The first line is the cause; what follows is the compiler's command and the way through torch.
+        cause = str(error).strip().partition("\n")[0][:300]
+        return f"the base could not be compiled here ({cause}); choose runtime.compile=false"
     return str(error)
+
+
+def _compiling(error: Exception) -> bool:
+    # By name, since importing the compiler takes seconds.
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def _out_of_memory(error: Exception) -> bool:

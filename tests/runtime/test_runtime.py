@@ -101,6 +101,21 @@ def test_a_batch_that_does_not_fit_is_one_line_that_says_what_to_make_smaller(fa
     assert "If reserved" not in said
 
 
+def test_a_failed_compilation_is_one_line_that_says_how_to_do_without(capsys):
+    failed = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+
+    def compile_it():
+        raise failed("CppCompileError: C++ compile error\n\nCommand:\ng++ x.cpp\nOutput: Python.h: No such file")
+
+    with pytest.raises(SystemExit) as end:
+        command(compile_it)()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.count("\n") == 1
+    assert "could not be compiled here (CppCompileError: C++ compile error); choose runtime.compile=false" in said
+    assert "Command" not in said
+
+
 def test_an_error_of_the_program_itself_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         command(lambda: torch.ones(2, 3) @ torch.ones(2, 3))()
