@@ -1,12 +1,14 @@
 """Checks the annotated shapes, dtypes and types of the contracts wherever a test goes through them.
 
-Imported by tests/conftest.py before any module of migm, which are compiled with the checks in them. What a test
-starts as another process runs unchecked, as in production.
+Imported by tests/conftest.py before any module of migm; those that annotate shapes are compiled with the checks in
+them. What a test starts as another process runs unchecked, as in production.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 # While a checked module is imported, jaxtyping misses the compiled files of all that it imports: twelve seconds for
@@ -18,33 +20,15 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook, jaxtyped
 from torch import Tensor
 
+PACKAGE = Path(__file__).parents[1] / "migm"
+ANNOTATED = re.compile(r"^from (jaxtyping|migm\.runtime\.shapes) import ", re.MULTILINE)
 CHECKED = (
-    "migm.accelerators.accelerator",
-    "migm.accelerators.order",
-    "migm.accelerators.predictor",
-    "migm.accelerators.runs",
-    "migm.bases.amused",
-    "migm.bases.base",
-    "migm.bases.decoding",
-    "migm.bases.dimoo",
-    "migm.bases.layers",
-    "migm.bases.maskgit",
-    "migm.bases.tokenizer",
-    "migm.bases.vqgan",
-    "migm.metrics.metric",
-    "migm.sampling.draw",
-    "migm.sampling.guidance",
-    "migm.sampling.loop",
-    "migm.sampling.noise",
-    "migm.sampling.sampler",
-    "migm.sampling.select",
-    "migm.shortcuts.dimoo",
-    "migm.shortcuts.losses",
-    "migm.shortcuts.maskgit",
-    "migm.shortcuts.parts",
-    "migm.trajectories.dataset",
-    "migm.training.objective",
-    "migm.training.rollout",
+    "migm.accelerators.accelerator",  # annotates no shapes, but what it is made of
+    *(
+        ".".join(("migm", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if ANNOTATED.search(path.read_text(encoding="utf-8")) and path.stem != "shapes"
+    ),
 )
 
 

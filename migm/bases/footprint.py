@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from migm.bases.decoding import BYTES, image_bytes, narrow, placed
-from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.linear import quantise
 from migm.bases.llada import LLaDA
 from migm.bases.maskgit import MaskGIT
+from migm.bases.prompted import PromptedLLaDA
 from migm.config.building import build, class_of
 from migm.runtime.device import pick_device, pick_dtype
 from migm.runtime.errors import UserError
@@ -50,11 +50,11 @@ class Footprint(NamedTuple):
 def footprint(node: Mapping[str, Any]) -> Footprint | None:
     """Return the memory of a base from its resolved config, without any weights; None for a base of another class."""
     kind = class_of(node)
-    if kind not in (MaskGIT, LuminaDiMOO):
+    if kind is not MaskGIT and not (isinstance(kind, type) and issubclass(kind, PromptedLLaDA)):
         return None
     device, meta = pick_device(node.get("device", "auto")), torch.device("meta")
     dtype = pick_dtype(node.get("dtype", "auto"), device)
-    like_base = torch.float32 if dtype == torch.float64 or kind is LuminaDiMOO else dtype
+    like_base = torch.float32 if dtype == torch.float64 or kind is not MaskGIT else dtype
     with torch.device("meta"):
         made: Any = build(node["transformer"])
         net: Any = (made if kind is MaskGIT else LLaDA(made)).to(dtype)

@@ -1,4 +1,4 @@
-"""Lay out Lumina-DiMOO's sequence: a prompt, then image rows between markers (docs/originals/dimoo.md, Sequence)."""
+"""Lay out sequences: a prompt, then an image between markers (docs/originals/dimoo.md, Sequence)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,19 +32,14 @@ NAMES = {
 
 
 class Layout:
-    """A prompt of any length, then `num_rows` rows: two markers, h lines of w codes and a newline, two markers.
+    """A prompt of any length, then the `block`, in which image codes stand at `places` (l,) and the others are ids.
 
-    Image code c = 0...v-1 has the id `offset` + c.
+    Image code c = 0...v-1 has the id `offset` + c, a masked one the id `mask`.
     """
 
-    def __init__(self, grid: tuple[int, int], markers: Markers, offset: int, device: torch.device):
-        height, width = grid
-        places = torch.arange(height * width)
-        self.places = (2 + places + places // width).to(device)
-        self.num_rows = height * (width + 1) + 4
-        block = torch.full((self.num_rows,), markers.newline)
-        block[[0, 1, -2, -1]] = torch.tensor([markers.answer, markers.image, markers.end_image, markers.end_answer])
-        self.block, self.offset, self.mask = block.to(device), offset, markers.mask
+    def __init__(self, block: Tensor, places: Tensor, offset: int, mask: int, device: torch.device):
+        self.block, self.places, self.offset, self.mask = block.to(device), places.to(device), offset, mask
+        self.num_rows = len(block)
 
     def image_ids(self, tokens: Tensor, vocab_size: int) -> Tensor:
         """Map tokens 0...v-1, and v for masked, to ids of the vocabulary, of the same shape."""
@@ -61,6 +56,15 @@ class Layout:
         # The image block is written last, since the padding of shorter prompts lies where the block begins.
         rows = lengths[:, None] + torch.arange(self.num_rows, device=ids.device)
         return ids.scatter(1, rows, self.block.expand(b, -1))
+
+
+def in_rows(grid: tuple[int, int], markers: Markers, offset: int, device: torch.device) -> Layout:
+    """Return Lumina-DiMOO's layout: two markers, h lines of w codes and a newline, two markers."""
+    height, width = grid
+    places = torch.arange(height * width)
+    block = torch.full((height * (width + 1) + 4,), markers.newline)
+    block[[0, 1, -2, -1]] = torch.tensor([markers.answer, markers.image, markers.end_image, markers.end_answer])
+    return Layout(block, 2 + places + places // width, offset, markers.mask, device)
 
 
 def padded_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

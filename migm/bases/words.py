@@ -4,14 +4,14 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
 from tokenizers import AddedToken, Tokenizer
 
-from migm.bases.layout import NAMES, Markers
+from migm.bases.layout import NAMES
 from migm.bases.weights import locate
 from migm.runtime.errors import UserError
 
@@ -41,15 +41,26 @@ class Text(Protocol):
 
 
 class TokenizerFile:
-    """The text tokenizer of a `tokenizer.json`, without added ids or truncation; its markers must have these ids."""
+    """The text tokenizer of a `tokenizer.json`, without added ids or truncation.
 
-    def __init__(self, path: str | Path | None, markers: Markers, key: str):
+    `names` are the texts of the fields of `markers`; those of them that the file knows must have the ids in `markers`.
+    No prompt may contain these or `tags`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        markers: object,
+        key: str,
+        names: Mapping[str, str] = NAMES,
+        tags: Sequence[str] = TAGS,
+    ):
         file, self.origin = locate(path, key), f"{key}={path}"
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"{self.origin} is no tokenizer.json ({error})") from error
-        for marker, name in NAMES.items():
+        for marker, name in names.items():
             token_id = tokenizer.token_to_id(name)
             if token_id not in (None, getattr(markers, marker)):
                 raise UserError(
@@ -65,7 +76,7 @@ class TokenizerFile:
         missing, words = getattr(tokenizer.model, "unk_token", None) or "", tokenizer.get_vocab(with_added_tokens=False)
         self.unknown_id: int | None = words.pop(missing, None)
         self.vocabulary = frozenset(words if len(words) <= FEW else ())
-        marker_ids = {tokenizer.token_to_id(name) for name in (*TAGS, *NAMES.values())}
+        marker_ids = {tokenizer.token_to_id(name) for name in (*tags, *names.values())}
         self.markers = {*added, *marker_ids} - {None, self.unknown_id}
 
     def marker(self, name: str) -> int:
@@ -108,24 +119,22 @@ class Checksums:
         return []
 
 
-class PromptTemplate:
-    """Prompts -> ids of `<system>{system}</system><user>{prompt}</user>`, with `<uncondition>` in place of no prompt.
+class Wording:
+    """Prompts -> ids of their text alone.
 
     A prompt without any known word is refused: it would be drawn like every other such prompt.
     """
 
-    def __init__(self, text: Text, system: str):
+    def __init__(self, text: Text):
         self.text = text
-        system_tag, system_end, user, user_end, none = map(text.marker, TAGS)
-        self.before, self.after = [system_tag, *text.ids(system), system_end, user], [user_end]
-        self.unconditional = [*self.before, none, *self.after]
 
-    def __call__(self, prompt: str) -> list[int]:
+    def ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt's text."""
         ids = self.text.ids(prompt)
         if prompt.strip() and set(ids) <= {self.text.unknown_id}:
             words = ", ".join(map(self._hinted, self.text.unknown(prompt))) or "signs alone"
             raise UserError(f"prompt={prompt}: this base knows nothing of it ({words}){self._known()}")
-        return [*self.before, *ids, *self.after]
+        return ids
 
     def left_out(self, prompts: Sequence[str]) -> str:
         """Return a clause about the words of the prompts that are ignored, empty if there are none."""
@@ -146,6 +155,19 @@ class PromptTemplate:
     def _known(self) -> str:
         """List all known words, if they are few."""
         return f"; known are {', '.join(sorted(self.text.vocabulary))}" if self.text.vocabulary else ""
+
+
+class PromptTemplate(Wording):
+    """Prompts -> ids of `<system>{system}</system><user>{prompt}</user>`; no prompt is `<uncondition>`."""
+
+    def __init__(self, text: Text, system: str):
+        super().__init__(text)
+        system_tag, system_end, user, user_end, none = map(text.marker, TAGS)
+        self.before, self.after = [system_tag, *text.ids(system), system_end, user], [user_end]
+        self.unconditional = [*self.before, none, *self.after]
+
+    def __call__(self, prompt: str) -> list[int]:
+        return [*self.before, *self.ids(prompt), *self.after]
 
 
 def _says_something(sign: str) -> bool:

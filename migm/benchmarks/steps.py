@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from migm.accelerators.order import Order
@@ -66,7 +67,7 @@ class Halfway:
     index: int
     tokens: Tokens
     masked: Positions
-    new_positions: Positions
+    new_positions: Int[Tensor, "b _"]
 
     def __call__(self) -> StepRecord:
         state = {"index": self.index, "tokens": self.tokens, "masked": self.masked, "extra": 0}

@@ -167,7 +167,7 @@ def test_a_checkpoint_is_replaced_tensor_by_tensor(kind, tmp_path, monkeypatch):
             watched.net = self
 
     monkeypatch.setattr(KINDS[kind], "quantised", staticmethod(watched))
-    monkeypatch.setattr("migm.bases.dimoo.LLaDA", Net)
+    monkeypatch.setattr("migm.bases.prompted.LLaDA", Net)
     lower = text_base_of(kind, **files)
     assert len(held) == 14
     assert max(held) <= 2  # the one at work, and the head
