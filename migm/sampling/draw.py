@@ -72,6 +72,26 @@ class GumbelMax:
 
 
 @dataclass(frozen=True)
+class ExponentialRace:
+    """Draw by argmax(p / e), e standard exponential noise for each vocabulary entry, as `torch.multinomial` does.
+
+    In exact arithmetic it is `GumbelMax`. In bfloat16, as in MMaDA's code, probabilities and ratios are coarse, and the
+    first of equal ratios wins (docs/originals/mmada.md, Sampler). Confidences are of the tempered logits.
+    """
+
+    inverse_temperature: NotNegative = 1.0
+    dtype: DTypeName = "float32"
+
+    def __call__(
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+    ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
+        probabilities = scaled(logits.to(DTYPES[self.dtype]), self.inverse_temperature).softmax(-1)
+        exponential = -noise.uniform(DRAW, step, positions, logits.shape[-1]).log()
+        tokens = (probabilities / exponential.to(probabilities.dtype)).argmax(-1)
+        return tokens, probabilities.gather(-1, tokens[..., None])[..., 0].clamp(min=1e-20).log()
+
+
+@dataclass(frozen=True)
 class Argmax:
     """Take the likeliest token, without noise: temperature 0."""
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -53,16 +54,21 @@ class Increments:
 class CosineFloor:
     """Leave max(1, floor(l cos(pi/2 (i+1)/N))) tokens masked after step i, none after the last (Lumina-DiMOO).
 
-    With many steps some reveal nothing: with 36 or more for 256 tokens, with 143 or more for 4096.
+    With many steps some reveal nothing: with 36 or more for 256 tokens, with 143 or more for 4096. With `at_least_one`
+    each of them reveals a token as long as more than one is masked (MMaDA).
     """
+
+    at_least_one: bool = False
 
     def counts(self, num_tokens: int, num_steps: int) -> list[int]:
         _check_steps(num_tokens, num_steps)
         # All in float32: for some N the product is an integer, and the rounding decides.
         t = torch.arange(1, num_steps + 1, dtype=torch.float32) / num_steps
-        kept = torch.floor(num_tokens * torch.cos(0.5 * math.pi * t)).clamp(min=1).long()
-        kept[-1] = 0
-        return (-torch.diff(kept, prepend=torch.tensor([num_tokens]))).tolist()
+        floors = torch.floor(num_tokens * torch.cos(0.5 * math.pi * t)).long().tolist()
+        masked = [num_tokens]
+        for floor in floors[:-1]:
+            masked.append(max(1, min(floor, masked[-1] - 1 if self.at_least_one else floor)))
+        return [before - after for before, after in pairwise([*masked, 0])]
 
 
 def _check_steps(num_tokens: int, num_steps: int) -> None:

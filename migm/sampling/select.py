@@ -14,6 +14,7 @@ from migm.sampling.draw import DTYPES, DTypeName
 from migm.sampling.noise import SELECT, Noise, Step
 
 Rule = Literal["count", "cutoff"]
+Anneal = Literal["linear", "constant", "remaining", "compounding"]
 
 
 class Select(Protocol):
@@ -29,14 +30,14 @@ class Select(Protocol):
 class Confidence:
     """Score by the log-probability of the drawn token + temperature * Gumbel noise; the highest scores are kept.
 
-    `anneal` "linear" lowers the temperature to 0 at the last step (MaskGIT), "constant" keeps it (Lumina-DiMOO). In
-    float64 ties do not occur in practice; in bfloat16 they are common. Rule `count` reveals as many tokens as planned.
-    Rule `cutoff` also reveals all that tie with the last of these, as the original Lumina-DiMOO code does; it works on
-    one image at a time.
+    The temperature is lowered by `annealed`: "linear" for MaskGIT, "constant" for Lumina-DiMOO. In float64 ties do not
+    occur in practice; in bfloat16 they are common. Rule `count` reveals as many tokens as planned. Rule `cutoff` also
+    reveals all that tie with the last of these, as the original Lumina-DiMOO and MMaDA code does; it works on one image
+    at a time.
     """
 
     temperature: NotNegative
-    anneal: Literal["linear", "constant"] = "linear"
+    anneal: Anneal = "linear"
     dtype: DTypeName = "float64"
     rule: Rule = "count"
 
@@ -44,9 +45,29 @@ class Confidence:
         self, log_prob: Float[Tensor, "b k"], noise: Noise, step: Step, num_steps: int, positions: Positions
     ) -> Float[Tensor, "b k"]:
         """Return scores of the drawn tokens at the masked positions."""
-        left = 1 - step / max(num_steps - 1, 1) if self.anneal == "linear" else 1.0
         gumbel = noise.gumbel(SELECT, step, positions, dtype=DTYPES[self.dtype])
-        return log_prob.to(gumbel.dtype) + self.temperature * left * gumbel
+        return log_prob.to(gumbel.dtype) + annealed(self.temperature, self.anneal, step, num_steps) * gumbel
+
+
+def annealed(temperature: float, anneal: Anneal, step: Step, num_steps: int) -> float | Float[Tensor, "b 1"]:
+    """Return the temperature of a step k = 0...N-1; all but "constant" end at 0.
+
+    "linear" is 1 - k / (N - 1) of it, "remaining" 1 - (k + 1) / N, the share of steps that are left. "compounding" is
+    the product of "remaining" over the steps until then: MMaDA's code scales what it has scaled before, so that it
+    falls to a third in a quarter of the steps (docs/originals/mmada.md, Temperature).
+    """
+    if anneal == "constant":
+        return temperature
+    if anneal == "linear":
+        return temperature * (1 - step / max(num_steps - 1, 1))
+    if anneal == "remaining":
+        return temperature * (1 - (step + 1) / num_steps)
+    if isinstance(step, Tensor):
+        shares = 1 - torch.arange(1, num_steps + 1, dtype=torch.float64, device=step.device) / num_steps
+        return temperature * shares.cumprod(0)[step]
+    for k in range(step + 1):
+        temperature *= 1 - (k + 1) / num_steps
+    return temperature
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
-from migm.sampling.draw import DTYPES, Argmax, GumbelMax, InverseCDF, log_probability
+from migm.sampling.draw import DTYPES, Argmax, ExponentialRace, GumbelMax, InverseCDF, log_probability
 from migm.sampling.noise import DRAW, KeyedNoise, to_gumbel
 
-DRAWS = [InverseCDF, GumbelMax]
+DRAWS = [InverseCDF, GumbelMax, ExponentialRace]
 
 
 class Fixed:
@@ -149,3 +149,19 @@ def test_confidences_end_at_1e_20():
     """What lies below counts as 1e-20 in the original DiMOO code, so that no score is infinite."""
     logits = torch.tensor([[[0.0, -200.0]]], dtype=torch.float64)
     assert log_probability(logits, torch.tensor([[1]])).item() == pytest.approx(math.log(1e-20))
+
+
+@pytest.mark.parametrize("inverse_temperature", [1.0, 1.3])
+def test_a_race_is_won_by_the_token_with_the_largest_gumbel_value(inverse_temperature):
+    logits, noise = some_logits(2, 200, 24).double(), KeyedNoise(0, torch.arange(2))
+    race, gumbel = (
+        kind(inverse_temperature, "float64")(logits, noise, 1, grid(2, 200)) for kind in (ExponentialRace, GumbelMax)
+    )
+    assert torch.equal(race[0], gumbel[0])
+    torch.testing.assert_close(race[1], gumbel[1])
+
+
+def test_the_first_of_equal_ratios_wins_a_race():
+    logits = torch.tensor([1.0, 1.001, 1.0]).expand(1, 1, 3)  # one number in bfloat16
+    assert ExponentialRace(dtype="bfloat16")(logits, Fixed(0.3), 0, grid(1, 1))[0].item() == 0
+    assert ExponentialRace(dtype="float32")(logits, Fixed(0.3), 0, grid(1, 1))[0].item() == 1

@@ -7,6 +7,7 @@ from migm.sampling.schedule import CosineFloor, Increments
 
 MODES = list(Increments.curves)
 SCHEDULES = [*(pytest.param(Increments(mode), id=mode) for mode in MODES), pytest.param(CosineFloor(), id="floor")]
+SCHEDULES.append(pytest.param(CosineFloor(at_least_one=True), id="floor_at_least_one"))
 # Tokens still masked after each of 64 steps over 4096 tokens, as Lumina-DiMOO computes them.
 DIMOO_MASKED = [
     *(4094, 4091, 4084, 4076, 4065, 4051, 4035, 4017, 3996, 3973, 3947, 3919, 3889, 3856, 3821, 3784),
@@ -32,10 +33,12 @@ def counts_or_refusal(schedule, num_tokens, num_steps):
 @pytest.mark.parametrize("num_tokens", [1, 16, 64, 1024])
 def test_every_step_reveals_at_least_one_token_and_all_are_revealed(schedule, num_tokens):
     possible, least = 0, 0 if isinstance(schedule, CosineFloor) else 1  # with many steps the floors may be equal
+    if schedule == CosineFloor(at_least_one=True):
+        least = int(num_tokens > 48)  # else the last token may have to wait for the last step
     for num_steps in range(1, min(num_tokens, 48) + 1):
         counts, refusal = counts_or_refusal(schedule, num_tokens, num_steps)
         if counts is None:
-            assert least
+            assert isinstance(schedule, Increments)
             assert f"sampling.num_steps={num_steps}" in refusal
             continue
         possible += 1
@@ -51,6 +54,14 @@ def test_every_step_reveals_at_least_one_token_and_all_are_revealed(schedule, nu
 def test_cosine_floor_reveals_nothing_in_some_step_from_the_published_number_on(num_tokens, first):
     assert min(CosineFloor().counts(num_tokens, first - 1)) == 1
     assert min(CosineFloor().counts(num_tokens, first)) == 0
+
+
+def test_at_least_one_token_a_step_changes_counts_of_many_steps_alone():
+    for num_steps in (12, 15, 18, 20, 50, 71):
+        assert CosineFloor(True).counts(1024, num_steps) == CosineFloor().counts(1024, num_steps)
+    counts = CosineFloor(True).counts(1024, 100)
+    assert min(counts) == 1
+    assert counts[10:] == CosineFloor().counts(1024, 100)[10:]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

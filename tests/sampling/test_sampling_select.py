@@ -1,12 +1,14 @@
 """Selection of the tokens that a step keeps."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from migm.runtime.errors import UserError
 from migm.sampling.loop import mask_ratio
 from migm.sampling.noise import SELECT, KeyedNoise
-from migm.sampling.select import Confidence, Random, revealed, split
+from migm.sampling.select import Anneal, Confidence, Random, annealed, revealed, split
 
 
 def kept(scores, positions, count, rule="count"):
@@ -45,9 +47,27 @@ def test_a_constant_temperature_stays(scored):
     torch.testing.assert_close(scores, log_prob.double() + 2 * noise.gumbel(SELECT, 5, positions))
 
 
-def test_a_single_step_has_scores(scored):
+@pytest.mark.parametrize(
+    ("anneal", "wanted"),
+    [
+        ("linear", [1, 2 / 3, 1 / 3, 0]),
+        ("remaining", [3 / 4, 2 / 4, 1 / 4, 0]),
+        ("compounding", [3 / 4, 3 / 4 * 2 / 4, 3 / 4 * 2 / 4 * 1 / 4, 0]),
+        ("constant", [1, 1, 1, 1]),
+    ],
+)
+def test_temperatures_fall_by_their_rule_for_rows_at_one_step_or_at_several(anneal, wanted):
+    alone = [annealed(2.0, anneal, k, 4) for k in range(4)]
+    assert alone == pytest.approx([2 * share for share in wanted])
+    steps = torch.tensor([[2], [0], [3]])
+    rows = torch.as_tensor(annealed(2.0, anneal, steps, 4)).expand(3, 1)
+    torch.testing.assert_close(rows.double(), torch.tensor([[alone[k]] for k in (2, 0, 3)]).double())
+
+
+@pytest.mark.parametrize("anneal", get_args(Anneal))
+def test_a_single_step_has_scores(scored, anneal):
     log_prob, noise, positions = scored
-    assert Confidence(7.0)(log_prob, noise, 0, 1, positions).isfinite().all()
+    assert Confidence(7.0, anneal)(log_prob, noise, 0, 1, positions).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
