@@ -52,11 +52,9 @@ class LLaDAConfig:
     @classmethod
     def read(cls, path: Path) -> "LLaDAConfig":
         """Read the config of a checkpoint; a missing or unsupported entry is refused by name, never guessed."""
+        content = read_config(path)
         try:
-            content = json.loads(read_text(path))
             values = {field.name: content[field.name] for field in fields(cls)}
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(f"{path} is not a JSON object ({error})") from error
         except KeyError as error:
             raise UserError(f"{path} lacks {error}") from error
         for key, allowed in {**ONLY, "n_kv_heads": (content["n_heads"], None)}.items():
@@ -77,6 +75,14 @@ class LLaDAConfig:
         """Write a `config.json` that `read` accepts."""
         content = {**vars(self), **{key: allowed[0] for key, allowed in ONLY.items()}, "n_kv_heads": self.n_heads}
         write_json(path, {"model_type": "llada", **content})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the entries of a `config.json`."""
+    try:
+        return {**json.loads(read_text(path))}
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{path} is not a JSON object ({error})") from error
 
 
 class Context(NamedTuple):

@@ -73,7 +73,7 @@ class PromptedLLaDA(Layered):
         stride = tokenizer.stride
         if height % stride or width % stride:
             raise UserError(f"base.height={height}, base.width={width} must be multiples of {stride}")
-        grid = (height // stride, width // stride)
+        self.stride, grid = stride, (height // stride, width // stride)
         self.spec = BaseSpec(grid[0] * grid[1], grid, vocab_size, transformer.d_model, transformer.n_layers)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
