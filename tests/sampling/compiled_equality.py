@@ -14,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from mmada_parts import task_base
 from tiny_parts import text_base, wrap
 
 from migm.accelerators.accelerator import Accelerator
@@ -26,7 +27,7 @@ from migm.accelerators.refresh import Always, Uniform
 from migm.bases.base import Base
 from migm.bases.transformer import MaskTransformer
 from migm.runtime import compiling
-from migm.sampling.draw import GumbelMax, InverseCDF
+from migm.sampling.draw import ExponentialRace, GumbelMax, InverseCDF
 from migm.sampling.guidance import Constant, Ramp
 from migm.sampling.loop import Sampling
 from migm.sampling.sampler import Sampler
@@ -56,9 +57,11 @@ def cases(dtype: str) -> dict[str, tuple[Base, Sampling, torch.nn.Module, Any, A
         Constant(3.0, on="logits"),
     )
     nets = MaskGITShortcut(32, num_heads=2).to(kind), DiMOOShortcut(48, num_heads=4, mlp_channels=64).to(kind)
+    race = replace(words, draw=ExponentialRace(dtype=gumbel), select=Confidence(1.0, "compounding", gumbel))
     return {
         "maskgit": (maskgit, rules, nets[0], torch.tensor([3, 7, 1]), torch.tensor([5])),
         "dimoo": (text, words, nets[1], PROMPTS, PROMPTS[1:]),
+        "mmada": (task_base(dtype=dtype), race, nets[1], PROMPTS, PROMPTS[1:]),
     }
 
 

@@ -25,8 +25,8 @@ def compared(*arguments):
     ("backend", "families", "names"),
     [
         ("aot_eager", ["maskgit"], ["shortcut"]),
-        pytest.param("aot_eager", ["maskgit", "dimoo"], METHODS, marks=pytest.mark.slow),
-        pytest.param("inductor", ["maskgit", "dimoo"], METHODS, marks=pytest.mark.slow),
+        pytest.param("aot_eager", ["maskgit", "dimoo", "mmada"], METHODS, marks=pytest.mark.slow),
+        pytest.param("inductor", ["maskgit", "dimoo", "mmada"], METHODS, marks=pytest.mark.slow),
     ],
 )
 def test_every_step_is_one_graph_and_draws_the_same_tokens(backend, families, names):
