@@ -1,0 +1,26 @@
+"""The parts of the recorded Halton-MaskGIT cases."""
+
+from tiny_parts import state_dict
+from torch import Tensor
+
+from migm.bases.halton_net import HaltonTransformer
+from migm.bases.weights import assign_strictly
+
+CLOSE = 2e-5  # of a tensor's largest value: in one case all are so small that every epsilon shows
+
+
+def close(ours: Tensor, recorded: Tensor) -> None:
+    """Of the same shape, and as near as float32 allows."""
+    assert ours.shape == recorded.shape
+    assert float((ours - recorded).abs().max()) <= CLOSE * float(recorded.abs().max())
+
+
+def halton_transformer(tensors: dict[str, Tensor], meta: dict[str, str], **changes: bool) -> HaltonTransformer:
+    """The transformer of a recorded case, its sizes taken from the file's metadata."""
+    sizes = {"vocab_size": "codebook", "num_classes": "nclass", "channels": "hidden", "depth": "depth"}
+    known = {
+        name: int(meta[key]) for name, key in {**sizes, "num_heads": "heads", "mlp_channels": "mlp_hidden"}.items()
+    }
+    net = HaltonTransformer(num_tokens=int(meta["grid"]) ** 2, **known, **changes)
+    assign_strictly(net, net.from_published(state_dict(tensors)), "recorded")
+    return net.eval().requires_grad_(False)
