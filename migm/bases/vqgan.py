@@ -50,6 +50,7 @@ class VQGAN(nn.Module):
         embed_dim: Count,
         pixels: Literal["clamp", "min_max"] = "clamp",
         model_yaml: str | None = None,
+        norm_groups: Count = 32,
     ):
         from diffusers.models.autoencoders.vq_model import VQModel  # seconds, which other bases need not wait for
 
@@ -75,6 +76,7 @@ class VQGAN(nn.Module):
             num_vq_embeddings=n_embed,
             vq_embed_dim=embed_dim,
             lookup_from_codebook=True,
+            norm_num_groups=norm_groups,
         )
 
     def from_published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from migm.runtime.errors import UserError
 
 HUB = "hf://"
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
-NESTS = ("model_state_dict", "state_dict")  # keys of the weights in published checkpoints
+NESTS = ("model_state_dict", "state_dict", "model")  # keys of the weights in published checkpoints
 
 
 def load_strictly(module: nn.Module, path: str | Path | None, key: str, mapped: bool = False) -> None:

@@ -1,9 +1,12 @@
 """The parts of the recorded Halton-MaskGIT cases."""
 
+import json
+
 from tiny_parts import state_dict
 from torch import Tensor
 
 from migm.bases.halton_net import HaltonTransformer
+from migm.bases.llamagen import LlamaGenVQ
 from migm.bases.weights import assign_strictly
 
 CLOSE = 2e-5  # of a tensor's largest value: in one case all are so small that every epsilon shows
@@ -22,5 +25,13 @@ def halton_transformer(tensors: dict[str, Tensor], meta: dict[str, str], **chang
         name: int(meta[key]) for name, key in {**sizes, "num_heads": "heads", "mlp_channels": "mlp_hidden"}.items()
     }
     net = HaltonTransformer(num_tokens=int(meta["grid"]) ** 2, **known, **changes)
+    assign_strictly(net, net.from_published(state_dict(tensors)), "recorded")
+    return net.eval().requires_grad_(False)
+
+
+def llamagen(tensors: dict[str, Tensor], meta: dict[str, str]) -> LlamaGenVQ:
+    """The tokenizer of a recorded case."""
+    sizes = ("ch", "ch_mult", "num_res_blocks", "z_channels", "n_embed", "embed_dim", "norm_groups")
+    net = LlamaGenVQ(**{name: json.loads(meta[name]) for name in sizes})
     assign_strictly(net, net.from_published(state_dict(tensors)), "recorded")
     return net.eval().requires_grad_(False)
