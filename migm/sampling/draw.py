@@ -36,7 +36,7 @@ class InverseCDF:
     dtype: DTypeName = "float32"
 
     def __call__(
-        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
     ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
         dtype = DTYPES[self.dtype]
         probabilities = scaled(logits, self.inverse_temperature).softmax(-1, dtype=dtype)
@@ -62,7 +62,7 @@ class GumbelMax:
     plain_confidence: bool = False
 
     def __call__(
-        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
     ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
         logits = logits.to(DTYPES[self.dtype])
         tempered = scaled(logits, self.inverse_temperature)
@@ -83,7 +83,7 @@ class ExponentialRace:
     dtype: DTypeName = "float32"
 
     def __call__(
-        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
     ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
         probabilities = scaled(logits.to(DTYPES[self.dtype]), self.inverse_temperature).softmax(-1)
         exponential = -noise.uniform(DRAW, step, positions, logits.shape[-1]).log()
@@ -98,7 +98,7 @@ class Argmax:
     dtype: DTypeName = "float32"
 
     def __call__(
-        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
     ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
         logits = logits.to(DTYPES[self.dtype])
         tokens = logits.argmax(-1)

@@ -27,10 +27,10 @@ from migm.sampling.select import Select, revealed, split, without
 
 
 class Draw(Protocol):
-    """A rule that draws tokens; a frozen dataclass."""
+    """A rule that draws tokens at one of `num_steps` steps; a frozen dataclass."""
 
     def __call__(
-        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int
     ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]: ...
 
 
@@ -90,7 +90,7 @@ def step(
     Nothing waits for the device.
     """
     logits = guided_logits(base, branches, features, positions, sampling.guidance, index, sampling.num_steps)
-    drawn, log_prob = sampling.draw(logits, noise, index, positions)
+    drawn, log_prob = sampling.draw(logits, noise, index, positions, sampling.num_steps)
     scores = sampling.select(log_prob, noise, index, sampling.num_steps, positions)
     return Stepped(drawn, scores, revealed(scores, count, sampling.select.rule, allowed))
 

@@ -282,7 +282,7 @@ def targets_are_ranked(family: Family, accelerator: Accelerator) -> None:
             assert not ranked.shape[1]
             masked = (before == family.base.spec.vocab_size).nonzero()[:, 1].view(3, -1)
             shown = (family.base, record.branches, record.features, masked, sampling.guidance, record.index, N)
-            _, log_prob = sampling.draw(guided_logits(*shown), noise, record.index, masked)
+            _, log_prob = sampling.draw(guided_logits(*shown), noise, record.index, masked, N)
             scores = sampling.select(log_prob, noise, record.index, N, masked)
             end = next((j for j in range(record.index + 1, N) if plan[j]), N)
             count = sum(r.new_positions.shape[1] for r in records[record.index : end])

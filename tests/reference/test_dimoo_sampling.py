@@ -40,7 +40,7 @@ class Watched(GumbelMax):
 
     seen: dict[int, Any] = field(default_factory=dict, compare=False)
 
-    def __call__(self, logits, noise, step, positions):
+    def __call__(self, logits, noise, step, positions, num_steps):
         tokens, log_prob = super().__call__(logits, noise, step, positions)
         self.seen[step] = logits, log_prob.exp()
         return tokens, log_prob
@@ -92,7 +92,7 @@ class FromRecordedLogits(GumbelMax):
 
     tensors: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    def __call__(self, logits, noise, step, positions):
+    def __call__(self, logits, noise, step, positions, num_steps):
         return super().__call__(self.tensors[f"logits.{step:02d}"], noise, step, positions)
 
 

@@ -62,7 +62,7 @@ def step(request, case, monkeypatch):
     """The case, its roll-out length, and an objective that replays the recorded draws."""
     tensors = case[3]
 
-    def recorded_draw(logits, noise, step, positions):
+    def recorded_draw(logits, noise, step, positions, num_steps):
         drawn = tensors["r2.pred"][:, :-1]
         return drawn, logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
 

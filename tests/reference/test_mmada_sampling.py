@@ -27,8 +27,8 @@ class Watched:
     draw: Any
     seen: dict[int, Any] = field(default_factory=dict, compare=False)
 
-    def __call__(self, logits, noise: Noise, step, positions):
-        tokens, log_prob = self.draw(logits, noise, step, positions)
+    def __call__(self, logits, noise: Noise, step, positions, num_steps):
+        tokens, log_prob = self.draw(logits, noise, step, positions, num_steps)
         self.seen[step] = logits, log_prob, positions
         return tokens, log_prob
 
@@ -95,7 +95,7 @@ class FromRecordedLogits(ExponentialRace):
 
     tensors: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    def __call__(self, logits, noise: Noise, step, positions):
+    def __call__(self, logits, noise: Noise, step, positions, num_steps):
         return super().__call__(at(self.tensors[f"logits.{step:02d}"], positions), noise, step, positions)
 
 
