@@ -1,7 +1,6 @@
 """Orders decide which of the masked positions a step may reveal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,28 +20,6 @@ class Order(Protocol):
     def scored(self, step: int, scores: Float[Tensor, "b k"], positions: Positions, chosen: Int[Tensor, "b _"]) -> None:
         """Receive the scores of the candidates and the indices of the revealed candidates."""
         ...
-
-
-class Ordering(Protocol):
-    """A rule that makes the order of a generation."""
-
-    def start(self, num_tokens: int, counts: Sequence[int]) -> Order:
-        """Return the order of a generation whose steps reveal `counts` of `num_tokens` positions."""
-        ...
-
-
-@dataclass(frozen=True)
-class AllMasked:
-    """Offer every masked position at every step: tokens are drawn first, then chosen by score (MaskGIT and DiMOO)."""
-
-    def start(self, num_tokens: int, counts: Sequence[int]) -> "AllMasked":
-        return self
-
-    def candidates(self, step: int, masked: Positions, count: int) -> Int[Tensor, "b _"]:
-        return masked
-
-    def scored(self, step: int, scores: Float[Tensor, "b k"], positions: Positions, chosen: Int[Tensor, "b _"]) -> None:
-        """Remember nothing."""
 
 
 class Targeted(Protocol):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.order import AllMasked, Order, Ordering
+from migm.accelerators.order import Order
 from migm.accelerators.runs import Run
 from migm.bases.base import Base, Branch, Moment, StepRecord, image_rows
 from migm.runtime.compiling import Fast, as_it_is
@@ -22,6 +22,7 @@ from migm.runtime.kinds import Count
 from migm.runtime.shapes import Positions, Ratio, Tokens
 from migm.sampling.guidance import Guidance, combine
 from migm.sampling.noise import Noise, Step
+from migm.sampling.order import AllMasked, Ordering
 from migm.sampling.schedule import Schedule
 from migm.sampling.select import Select, revealed, split, without
 
@@ -119,7 +120,7 @@ def start(
     run = accelerator.start(base, branches, counts, fast)
     order = run.order
     if order is None:
-        order = sampling.order.start(base.spec.num_tokens, counts)
+        order = sampling.order.start(base.spec, counts, noise)
     elif not isinstance(sampling.order, AllMasked):
         raise UserError(
             f"sampling.order={type(sampling.order).__name__}: accelerator={accelerator.name} ranks the positions itself"

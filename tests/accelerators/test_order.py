@@ -11,10 +11,13 @@ from torch import Tensor
 import migm.sampling.loop
 import migm.training.rollout
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.order import AllMasked, RankedSets
+from migm.accelerators.order import RankedSets
 from migm.accelerators.predictors.recap import Target
 from migm.accelerators.refresh import Groups
+from migm.bases.base import BaseSpec
 from migm.runtime.errors import UserError
+from migm.sampling.noise import Noise
+from migm.sampling.order import AllMasked
 
 PERMUTATION = (5, 0, 11, 3, 14, 8, 1, 15, 7, 2, 10, 6, 13, 4, 9, 12)
 COUNTS = [1, 2, 3, 3, 4, 3]
@@ -27,8 +30,8 @@ class Fixed:
 
     positions: tuple[int, ...]
 
-    def start(self, num_tokens: int, counts: Sequence[int]) -> "_Next":
-        assert (num_tokens, list(counts)) == (16, COUNTS)
+    def start(self, spec: BaseSpec, counts: Sequence[int], noise: Noise) -> "_Next":
+        assert (spec.num_tokens, spec.grid, list(counts)) == (16, (4, 4), COUNTS)
         return _Next(self.positions)
 
 
@@ -64,7 +67,7 @@ def test_all_masked_is_the_order_by_default(run, make_accelerator, make_sampling
     assert make_sampling().order == AllMasked()
     assert torch.equal(run(make_accelerator("vanilla"))[0], run(make_accelerator("vanilla"), order=AllMasked())[0])
     masked = torch.arange(4).expand(2, -1)
-    assert AllMasked().start(4, [4]).candidates(0, masked, 4) is masked
+    assert AllMasked().candidates(0, masked, 4) is masked
 
 
 def test_an_order_is_part_of_the_sampling_s_identity(make_sampling):
