@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 from tiny_parts import naming
 
 from migm.config.building import build, conf_path, load
-from migm.config.earlier import RENAMED_KEYS
+from migm.config.earlier import RENAMED_KEYS, by_name, former_sampling
 from migm.config.points import entries, points
 from migm.config.roots import (
     AblationsConfig,
@@ -325,6 +325,16 @@ def test_every_new_name_of_a_key_is_one_that_this_version_takes():
                 node = node[part]
     files = {name for text in RENAMED_KEYS.values() for name in re.findall(r"data/[\w]+=\w+", text)}
     assert files <= set(options())
+
+
+def test_a_sampler_s_order_of_all_masked_positions_is_what_configs_meant_before_they_named_it():
+    now = load(compose("train", ["objective=rollout"]), TrainConfig)
+    before = {key: value for key, value in now.sampling.items() if key != "order"}
+    assert former_sampling(now.sampling) == former_sampling(before)
+    assert by_name(now.sampling) == by_name(before)
+    assert "order" not in by_name(now.objective)["rollout"]
+    halton = {**before, "order": {"_target_": "migm.sampling.order.Halton", "roll": False}}
+    assert by_name(halton) != by_name(before)
 
 
 def test_values_below_the_old_group_of_storages_lead_to_the_new_one():

@@ -15,7 +15,8 @@ MOVED = {
     "migm.accelerators.predictors.ml_cache.": "migm.accelerators.predictors.subset.",
 }
 FILES = ("weights", "trained", "bundled", "fit", "calibration")  # files, told apart by their fingerprints
-ADDED = (("linear", "plain"),)  # keys that configs lacked then, with the values that mean the same
+# Keys that configs lacked then, with the values that mean the same.
+ADDED = (("linear", "plain"), ("order", None), ("order", {"_target_": "migm.sampling.order.AllMasked"}))
 # Keys of command lines and configs of an earlier version -> what an error about them says.
 RENAMED_KEYS = {
     "data.dtype": "it is data.storage.dtype now, and data/storage=features_int8 chooses int8",
@@ -28,9 +29,13 @@ STEPS = ("num_steps", "num_full_steps")
 
 
 def by_name(node: Any) -> Any:
-    """Return a config with the names of its components instead of their import paths, which differ between versions."""
+    """Return a config with the names of its components instead of their import paths, which differ between versions.
+
+    Keys of today are left out where they say what was so without them.
+    """
     if isinstance(node, dict):
-        return {key: value.rpartition(".")[2] if key == "_target_" else by_name(value) for key, value in node.items()}
+        kept = {key: value for key, value in node.items() if (key, value) not in ADDED}
+        return {key: value.rpartition(".")[2] if key == "_target_" else by_name(value) for key, value in kept.items()}
     return [by_name(value) for value in node] if isinstance(node, list) else node
 
 

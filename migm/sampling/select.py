@@ -127,4 +127,6 @@ def _lowest(scores: Float[Tensor, "b k"], left: int) -> Bool[Tensor, "b k"]:
 def _below(scores: Float[Tensor, "b k"], left: int) -> Bool[Tensor, "b k"]:
     if len(scores) > 1:
         raise UserError("sampling.select.rule=cutoff works on one image at a time; set the batch size to 1")
+    if not scores.shape[1]:  # a step that reveals nothing, in an order known ahead
+        return torch.zeros_like(scores, dtype=torch.bool)
     return scores < scores.sort(dim=1).values[:, [min(left, scores.shape[1] - 1)]]
