@@ -29,33 +29,6 @@ CHECKED = (
         for path in sorted(PACKAGE.rglob("*.py"))
         if ANNOTATED.search(path.read_text(encoding="utf-8")) and path.stem != "shapes"
     ),
-    "migm.accelerators.accelerator",
-    "migm.accelerators.order",
-    "migm.accelerators.predictor",
-    "migm.accelerators.runs",
-    "migm.bases.amused",
-    "migm.bases.base",
-    "migm.bases.decoding",
-    "migm.bases.dimoo",
-    "migm.bases.layers",
-    "migm.bases.maskgit",
-    "migm.bases.tokenizer",
-    "migm.bases.vqgan",
-    "migm.metrics.metric",
-    "migm.sampling.draw",
-    "migm.sampling.guidance",
-    "migm.sampling.loop",
-    "migm.sampling.noise",
-    "migm.sampling.order",
-    "migm.sampling.sampler",
-    "migm.sampling.select",
-    "migm.shortcuts.dimoo",
-    "migm.shortcuts.losses",
-    "migm.shortcuts.maskgit",
-    "migm.shortcuts.parts",
-    "migm.trajectories.dataset",
-    "migm.training.objective",
-    "migm.training.rollout",
 )
 
 

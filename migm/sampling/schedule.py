@@ -71,6 +71,36 @@ class CosineFloor:
         return [before - after for before, after in pairwise([*masked, 0])]
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Reveal trunc(l v(r)) tokens in total after step i, but at least i + 1 (Halton-MaskGIT).
+
+    The curve v rises from 0 to 1, with r = (i + 1) / N, or with `from_zero` r = i / (N - 1), as the confidence sampler
+    of the same code has it. With the arccos curve the last step reveals a sixth of the image at N = 32, a third at
+    N = 8. With many steps the root curve's last ones may reveal nothing.
+    """
+
+    mode: Mode = "arccos"
+    from_zero: bool = False
+
+    curves: ClassVar[dict[str, Callable[[Tensor], Tensor]]] = {
+        "root": lambda r: r.sqrt(),
+        "linear": lambda r: r,
+        "square": lambda r: r**2,
+        "cosine": lambda r: 1 - torch.cos(r * math.pi / 2),
+        "arccos": lambda r: 1 - torch.arccos(r) / (math.pi / 2),
+    }
+
+    def counts(self, num_tokens: int, num_steps: int) -> list[int]:
+        _check_steps(num_tokens, num_steps)
+        # All in float32: at some steps the product is a whole number, and the rounding decides.
+        done = torch.arange(1, num_steps + 1)
+        r = torch.linspace(0, 1, num_steps) if self.from_zero else done / num_steps
+        totals = (num_tokens * self.curves[self.mode](r)).int().maximum(done)
+        totals[-1] = num_tokens
+        return torch.diff(totals, prepend=torch.tensor([0])).tolist()
+
+
 def _check_steps(num_tokens: int, num_steps: int) -> None:
     if not 1 <= num_steps <= num_tokens:
         raise ValueError(f"sampling.num_steps={num_steps} must be between 1 and the {num_tokens} tokens of an image")

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from migm.sampling.schedule import CosineFloor, Increments
+from migm.sampling.schedule import CosineFloor, Increments, Totals
 
 MODES = list(Increments.curves)
-SCHEDULES = [*(pytest.param(Increments(mode), id=mode) for mode in MODES), pytest.param(CosineFloor(), id="floor")]
-SCHEDULES.append(pytest.param(CosineFloor(at_least_one=True), id="floor_at_least_one"))
+SCHEDULES = [
+    *(pytest.param(Increments(mode), id=mode) for mode in MODES),
+    *(pytest.param(Totals(mode, zero), id=f"totals_{mode}_{zero}") for mode in MODES for zero in (False, True)),
+    pytest.param(CosineFloor(), id="floor"),
+    pytest.param(CosineFloor(at_least_one=True), id="floor_at_least_one"),
+]
+IDLE = (CosineFloor(), Totals("root"), Totals("root", from_zero=True))  # with many steps some reveal nothing
 # Tokens still masked after each of 64 steps over 4096 tokens, as Lumina-DiMOO computes them.
 DIMOO_MASKED = [
     *(4094, 4091, 4084, 4076, 4065, 4051, 4035, 4017, 3996, 3973, 3947, 3919, 3889, 3856, 3821, 3784),
@@ -32,7 +37,7 @@ def counts_or_refusal(schedule, num_tokens, num_steps):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_tokens", [1, 16, 64, 1024])
 def test_every_step_reveals_at_least_one_token_and_all_are_revealed(schedule, num_tokens):
-    possible, least = 0, 0 if isinstance(schedule, CosineFloor) else 1  # with many steps the floors may be equal
+    possible, least = 0, 0 if schedule in IDLE else 1
     if schedule == CosineFloor(at_least_one=True):
         least = int(num_tokens > 48)  # else the last token may have to wait for the last step
     for num_steps in range(1, min(num_tokens, 48) + 1):
@@ -74,3 +79,12 @@ def test_a_number_of_steps_outside_1_to_l_is_refused(schedule, num_steps):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_one_step_reveals_everything(schedule):
     assert schedule.counts(16, 1) == [16]
+
+
+def test_totals_are_cut_off_and_at_least_one_for_each_step():
+    """192 is exact at half of the steps, but the float32 is just below it (Halton-MaskGIT)."""
+    totals = torch.tensor(Totals().counts(576, 32)).cumsum(0)
+    assert totals[15] == 191
+    assert Totals().counts(256, 8) == [20, 21, 21, 23, 25, 28, 35, 83]
+    assert Totals(from_zero=True).counts(256, 12)[:3] == [1, 13, 15]
+    assert Totals().counts(16, 16) == [1] * 16
