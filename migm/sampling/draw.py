@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from migm.runtime.kinds import NotNegative
+from migm.runtime.kinds import NotNegative, Whole
 from migm.runtime.shapes import Positions
 from migm.sampling.noise import DRAW, Noise, Step
 
@@ -103,6 +103,40 @@ class Argmax:
         logits = logits.to(DTYPES[self.dtype])
         tokens = logits.argmax(-1)
         return tokens, log_probability(logits, tokens)
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """Draw by another rule, after logits were multiplied by an inverse temperature that changes with the step.
+
+    It goes from `first` to `last` in equal parts, to the power `power`, and is half of that in the first `warm_up`
+    steps. `top_k` keeps the k likeliest tokens of every position, 0 all (docs/originals/halton.md, Sampler).
+    """
+
+    draw: InverseCDF | GumbelMax | Argmax = InverseCDF()
+    first: NotNegative = 1.0
+    last: NotNegative = 1.0
+    power: NotNegative = 1.0
+    warm_up: Whole = 0
+    top_k: Whole = 0
+
+    def __call__(
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
+    ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
+        factor = self.inverse_temperatures(num_steps, logits.device)[step][..., None]
+        return self.draw(self.likeliest(logits * factor), noise, step, positions, num_steps)
+
+    def inverse_temperatures(self, num_steps: int, device: torch.device | None = None) -> Float[Tensor, " n"]:
+        """Return what logits are multiplied by at every step."""
+        factors = torch.linspace(self.first, self.last, num_steps, device=device) ** self.power
+        return torch.where(torch.arange(num_steps, device=device) < self.warm_up, factors * 0.5, factors)
+
+    def likeliest(self, logits: Float[Tensor, "b k v"]) -> Float[Tensor, "b k v"]:
+        """Return the logits, those of all but the `top_k` likeliest tokens -inf."""
+        if not 0 < self.top_k < logits.shape[-1]:
+            return logits
+        best = logits.topk(self.top_k)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
 
 
 def log_probability(logits: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from migm.sampling.draw import DTYPES, Argmax, ExponentialRace, GumbelMax, InverseCDF, log_probability
+from migm.sampling.draw import DTYPES, Annealed, Argmax, ExponentialRace, GumbelMax, InverseCDF, log_probability
 from migm.sampling.noise import DRAW, KeyedNoise, to_gumbel
 
 DRAWS = [InverseCDF, GumbelMax, ExponentialRace]
@@ -165,3 +165,39 @@ def test_the_first_of_equal_ratios_wins_a_race():
     logits = torch.tensor([1.0, 1.001, 1.0]).expand(1, 1, 3)  # one number in bfloat16
     assert ExponentialRace(dtype="bfloat16")(logits, Fixed(0.3), 0, grid(1, 1))[0].item() == 0
     assert ExponentialRace(dtype="float32")(logits, Fixed(0.3), 0, grid(1, 1))[0].item() == 1
+
+
+def test_an_annealed_draw_is_another_rule_at_the_inverse_temperature_of_its_step():
+    logits, noise, where = some_logits(2, 6, 24), KeyedNoise(0, torch.arange(2)), grid(2, 6)
+    draw = Annealed(InverseCDF(), first=1.0, last=1.4, power=2.0, warm_up=1)
+    wanted = [0.5, 1.2**2, 1.4**2]
+    assert draw.inverse_temperatures(3).tolist() == pytest.approx(wanted)
+    for step, factor in enumerate(wanted):
+        tokens, log_prob = draw(logits, noise, step, where, 3)
+        other, its_log_prob = InverseCDF(factor)(logits, noise, step, where)
+        assert torch.equal(tokens, other)
+        torch.testing.assert_close(log_prob, its_log_prob)
+    rows = draw(logits, noise, torch.tensor([[2], [0]]), where, 3)[0]  # at steps of their own, as in roll-outs
+    assert torch.equal(rows[0], draw(logits, noise, 2, where, 3)[0][0])
+    assert torch.equal(rows[1], draw(logits, noise, 0, where, 3)[0][1])
+
+
+@pytest.mark.parametrize("draw", [*DRAWS, Argmax])
+@pytest.mark.parametrize("top_k", [1, 3, 24, 99])
+def test_top_k_draws_among_the_likeliest_and_knows_their_probability(draw, top_k):
+    logits, noise = some_logits(4, 50, 24), KeyedNoise(0, torch.arange(4))
+    tokens, log_prob = Annealed(draw(), top_k=top_k)(logits, noise, 0, grid(4, 50), 1)
+    best = logits.topk(min(top_k, 24)).indices
+    assert (tokens[..., None] == best).any(-1).all()
+    kept = torch.full_like(logits, -torch.inf).scatter(-1, best, logits.gather(-1, best))
+    torch.testing.assert_close(log_prob, kept.log_softmax(-1).gather(-1, tokens[..., None])[..., 0])
+    if top_k == 3 and draw is not Argmax:
+        assert all((tokens == best[..., j]).any() for j in range(3))
+
+
+def test_an_annealed_draw_that_changes_nothing_is_the_rule_itself():
+    logits, noise = some_logits(2, 6, 24), KeyedNoise(0, torch.arange(2))
+    for ours, its in zip(
+        Annealed()(logits, noise, 1, grid(2, 6), 2), InverseCDF()(logits, noise, 1, grid(2, 6)), strict=True
+    ):
+        assert torch.equal(ours, its)
