@@ -58,8 +58,8 @@ class LayerBase(Base, Protocol):
         """Return the first block's input and the blocks' context, for `rows` alone or for the whole sequence."""
         ...
 
-    def finalize(self, x: Float[Tensor, "cb r c"]) -> Float[Tensor, "cb r c"]:
-        """Turn the last block's output, at any rows, into features."""
+    def finalize(self, x: Float[Tensor, "cb r c"], ctx: Any) -> Float[Tensor, "cb r c"]:
+        """Turn the last block's output, at the rows of `ctx`, into features."""
         ...
 
     def features(
@@ -72,14 +72,14 @@ class Layered:
 
     blocks: Any
     prepare: Callable[..., tuple[Tensor, Any]]
-    finalize: Callable[[Tensor], Tensor]
+    finalize: Callable[[Tensor, Any], Tensor]
 
     def features(
         self, tokens: Tokens, branch: Branch, moment: Moment, runner: Runner | None = None
     ) -> Float[Tensor, "{branch.copies}*b t c"]:
         """Run all blocks on the whole sequence, by `runner` if one is given."""
         x, ctx = self.prepare(tokens, branch, moment)
-        return self.finalize((runner or run_blocks)(self.blocks, x, ctx))
+        return self.finalize((runner or run_blocks)(self.blocks, x, ctx), ctx)
 
 
 def layered(base: Base, who: str) -> LayerBase:

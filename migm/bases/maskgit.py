@@ -97,7 +97,7 @@ class MaskGIT(Layered):
     def blocks(self) -> Sequence[Block]:
         return self.transformer.transformer.layers  # type: ignore[return-value]
 
-    def finalize(self, x: Float[Tensor, "cb r c"]) -> Float[Tensor, "cb r c"]:
+    def finalize(self, x: Float[Tensor, "cb r c"], ctx: Positioned) -> Float[Tensor, "cb r c"]:
         """Turn the last block's output into features."""
         return self.transformer.finalize(x)
 

@@ -181,7 +181,7 @@ class PromptedLLaDA(Layered):
     def blocks(self) -> Sequence[Block]:
         return self.transformer.blocks  # type: ignore[return-value]
 
-    def finalize(self, x: Float[Tensor, "cb r c"]) -> Float[Tensor, "cb r c"]:
+    def finalize(self, x: Float[Tensor, "cb r c"], ctx: Context) -> Float[Tensor, "cb r c"]:
         """Turn the last block's output into features."""
         return self.transformer.finalize(x)
 

@@ -31,8 +31,8 @@ class Passes:
         ratio = (tokens == self.base.spec.vocab_size).double().mean(1)
         return self.base.prepare(tokens, self.branch, moment(ratio))
 
-    def deltas(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What attention and feed-forward add to the blocks' input one after the other, and their output."""
+    def deltas(self, tokens: Tensor) -> tuple[list[Tensor], Tensor, Any]:
+        """What attention and feed-forward add to the blocks' input in turn, their output, and the context."""
         x, ctx = self.start(tokens)
         added = []
         for block in self.base.blocks:
@@ -40,10 +40,10 @@ class Passes:
             x = x + added[-1]
             added.append(block.mlp_delta(x, ctx))
             x = x + added[-1]
-        return added, x
+        return added, x, ctx
 
     def features(self, tokens: Tensor) -> Tensor:
-        return self.base.finalize(self.deltas(tokens)[1])[0]
+        return self.base.finalize(*self.deltas(tokens)[1:])[0]
 
     def active(self, tokens: Tensor, store: list[list[Tensor]], rows: Tensor) -> Tensor:
         """Features where `rows` (t,) is True, whose keys and values are stored; the others mean nothing."""
@@ -53,7 +53,7 @@ class Passes:
             pair[:] = [torch.where(rows[:, None], n, old) for n, old in zip(new, pair or new, strict=True)]
             x = x + block.attn_delta(x, ctx, *pair)
             x = x + block.mlp_delta(x, ctx)
-        return self.base.finalize(x)[0]
+        return self.base.finalize(x, ctx)[0]
 
 
 def rows_of(positions: Tensor, branch: Branch, num_rows: int) -> Tensor:
@@ -84,12 +84,12 @@ def modules(
     passes, times, values = Passes(base, branch), [], []
     for i, tokens in enumerate(steps):
         if plan[i]:
-            added, out = passes.deltas(tokens)
+            added, out, ctx = passes.deltas(tokens)
             times, values = [*times, i], [*values, added]
         else:
-            out, _ = passes.start(tokens)
+            out, ctx = passes.start(tokens)
             out = out + sum(FORMULAS[formula](times, series, i, order) for series in zip(*values, strict=True))
-        yield base.finalize(out)[0]
+        yield base.finalize(out, ctx)[0]
 
 
 def least_squares(base: Any, branch: Branch, steps: Steps, plan: Plan, gram: Tensor, order: int) -> Iterator[Tensor]:
@@ -191,4 +191,4 @@ def similarity(
             layer[3] = torch.where(chosen[:, None], block.mlp_delta(x, ctx), layer[3])
             x = x + layer[3]
             layer[4] = [i if chosen[row] else last for row, last in enumerate(layer[4])]
-        yield base.finalize(x)[0]
+        yield base.finalize(x, ctx)[0]

@@ -49,7 +49,7 @@ def some_rows(branch, count, seed=0):
 
 def partial(base, store, tokens, branch, rows, keep=None):
     x, ctx = base.prepare(tokens, branch, HALF, rows)
-    return base.finalize(store.run_rows(base.blocks, x, ctx, rows, keep))
+    return base.finalize(store.run_rows(base.blocks, x, ctx, rows, keep), ctx)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def test_the_fused_layers_equal_every_full_runner(family, images, branch, runner
     base = family.base
     fused = base.features(images[0], branch, HALF)
     x, ctx = base.prepare(images[0], branch, HALF)
-    same_rows(base.finalize(RUNNERS[runner]()(base.blocks, x, ctx)), fused, branch)
+    same_rows(base.finalize(RUNNERS[runner]()(base.blocks, x, ctx), ctx), fused, branch)
     same_rows(base.features(images[0], branch, HALF, runner=RUNNERS[runner]()), fused, branch)
-    assert torch.equal(base.finalize(run_blocks(base.blocks, x, ctx)), fused)
+    assert torch.equal(base.finalize(run_blocks(base.blocks, x, ctx), ctx), fused)
 
 
 def test_prepared_rows_are_those_of_the_sequence(family, images, branch):
@@ -94,7 +94,8 @@ def test_prepared_rows_are_those_of_the_sequence(family, images, branch):
         k, v = block.k(x, ctx), block.v(x, ctx)
         close(block.attn_delta(some, here, k, v), take_rows(block.attn_delta(x, ctx, k, v), rows))
         close(block.mlp_delta(some, here), take_rows(block.mlp_delta(x, ctx), rows))
-    same_rows(family.base.finalize(x), torch.cat([family.base.finalize(r) for r in x.split(1, 1)], 1), branch)
+    one_by_one = [family.base.finalize(row, ctx) for row in x.split(1, 1)]
+    same_rows(family.base.finalize(x, ctx), torch.cat(one_by_one, 1), branch)
 
 
 def test_the_head_knows_the_rows_it_is_asked_about(family, images, branch):
@@ -156,7 +157,7 @@ def test_put_and_take_are_each_others_inverse_and_leave_the_rest(family):
 
 def verify(base, store, tokens, branch, rows, num_changed):
     x, ctx = base.prepare(tokens, branch, HALF)
-    return base.finalize(store.run_rows(base.blocks, x, ctx, rows, image_span(branch), num_changed))
+    return base.finalize(store.run_rows(base.blocks, x, ctx, rows, image_span(branch), num_changed), ctx)
 
 
 def test_computing_all_of_both_segments_is_a_full_pass(filled, family, images, branch):
@@ -215,8 +216,8 @@ def test_order_0_of_every_module_repeats_the_full_pass_and_adds_up_to_it(family,
     base, deltas = family.base, Deltas(histories(Taylor(0)))
     features = base.features(images[0], branch, HALF, runner=deltas.run(0))
     assert len(deltas.layers) == len(base.blocks)
-    x, _ = base.prepare(images[0], branch, HALF)
-    same_rows(base.finalize(deltas.predict(3, x)), features, branch)
+    x, ctx = base.prepare(images[0], branch, HALF)
+    same_rows(base.finalize(deltas.predict(3, x), ctx), features, branch)
     total = sum(history.predict(1) for layer in deltas.layers for history in layer)
     x, _ = base.prepare(images[1], branch, HALF)
     close(deltas.predict(1, x), x + total)
@@ -229,7 +230,7 @@ def test_a_residual_is_what_the_blocks_added_and_lets_new_tokens_through(family,
     x, ctx = base.prepare(images[0], branch, HALF)
     now, _ = base.prepare(images[1], branch, HALF)
     predicted = forecast.predict(1, images[1], torch.zeros(3, 0, dtype=torch.long), HALF)
-    same_rows(predicted, base.finalize(now + composed(base.blocks, x, ctx) - x), branch)
+    same_rows(predicted, base.finalize(now + composed(base.blocks, x, ctx) - x, ctx), branch)
     assert moved(predicted, full) == [(b, int(r)) for b in range(len(full)) for r in branch.rows[b, [2, 7, 11]]]
 
 

@@ -107,7 +107,7 @@ def run_full(base, tokens, branch):
 
 def run_rows(base, store, tokens, branch, rows):
     x, ctx = base.prepare(tokens, branch, moment(torch.ones(len(tokens))), rows)
-    return base.finalize(store.run_rows(base.blocks, x, ctx, rows))
+    return base.finalize(store.run_rows(base.blocks, x, ctx, rows), ctx)
 
 
 def test_storing_keys_and_values_leaves_the_features_as_they_are(dimoo, images):

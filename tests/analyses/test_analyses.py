@@ -139,8 +139,10 @@ def test_the_last_layer_s_output_makes_the_features(tiny_base):
     tokens = torch.randint(0, 24, (2, 16))
     branch = tiny_base.encode(torch.tensor([1, 2]), guided=False)[0]
     outputs = layer_outputs(tiny_base, tokens, branch, moment(torch.ones(2)))
-    assert torch.equal(tiny_base.finalize(outputs[-1]), tiny_base.features(tokens, branch, moment(torch.ones(2))))
-    assert torch.equal(outputs[0], tiny_base.prepare(tokens, branch, moment(torch.ones(2)))[0])
+    x, ctx = tiny_base.prepare(tokens, branch, moment(torch.ones(2)))
+    features = tiny_base.features(tokens, branch, moment(torch.ones(2)))
+    assert torch.equal(tiny_base.finalize(outputs[-1], ctx), features)
+    assert torch.equal(outputs[0], x)
     assert len(outputs) == 3
 
 

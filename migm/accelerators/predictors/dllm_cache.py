@@ -49,4 +49,5 @@ class _Segments:
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         x, ctx = self.base.prepare(tokens, self.branch, moment)
         rows = self.prompt if step % self.prompt_interval == 0 else None
-        return self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, self.response, self.num_changed))
+        out = self.store.run_rows(self.base.blocks, x, ctx, rows, self.response, self.num_changed)
+        return self.base.finalize(out, ctx)

@@ -101,5 +101,5 @@ class _Modules:
         """Do nothing: the runner has kept all values."""
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
-        x, _ = self.base.prepare(tokens, self.branch, moment)
-        return self.base.finalize(self.deltas.predict(step, x))
+        x, ctx = self.base.prepare(tokens, self.branch, moment)
+        return self.base.finalize(self.deltas.predict(step, x), ctx)

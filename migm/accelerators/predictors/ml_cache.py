@@ -55,7 +55,7 @@ class _Partial:
             self.confidence = self._confidence(self.features)
         rows, keep = self._rows(self.confidence, new_positions)
         x, ctx = self.base.prepare(tokens, self.branch, moment, rows)
-        new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, keep))
+        new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, keep), ctx)
         self.features = self.features.clone()  # copied, since observers may hold the last features
         put(self.features, rows, new, keep)
         put(self.confidence, rows, self._confidence(new, rows), keep)

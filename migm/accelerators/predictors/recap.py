@@ -55,7 +55,7 @@ class _Local:
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         # Every local step writes new keys and values for the target rows before reading them.
         x, ctx = self.base.prepare(tokens, self.branch, moment, self.rows)
-        new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, self.rows))
+        new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, self.rows), ctx)
         self.features = self.features.clone()  # copied, since observers may hold the last features
         put(self.features, self.rows, new)
         return self.features

@@ -56,5 +56,5 @@ class _Residual:
         """Do nothing: the runner has kept the residual."""
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
-        x, _ = self.base.prepare(tokens, self.branch, moment)
-        return self.base.finalize(x + self.residual)
+        x, ctx = self.base.prepare(tokens, self.branch, moment)
+        return self.base.finalize(x + self.residual, ctx)
