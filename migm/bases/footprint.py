@@ -1,6 +1,6 @@
 """Say what memory a base will take, from its config alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,13 +8,21 @@ from torch import nn
 
 from migm.bases.decoding import BYTES, image_bytes, narrow, placed
 from migm.bases.linear import quantise
-from migm.bases.llada import LLaDA
-from migm.bases.maskgit import MaskGIT
-from migm.bases.prompted import PromptedLLaDA
-from migm.config.building import build, class_of
+from migm.config.building import class_of
 from migm.runtime.device import pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.resources import readable
+
+
+class Holdings(NamedTuple):
+    """What a base holds, on the meta device; its class has a static method `parts` that makes it from a config."""
+
+    transformer: nn.Module
+    narrowed: Sequence[nn.Module]  # whose linears `linear` replaces
+    tokenizer: Any
+    grid: tuple[int, int]
+    channels: int
+    like_base: bool = False  # whether the tokenizer has the transformer's precision by default
 
 
 class Footprint(NamedTuple):
@@ -48,26 +56,22 @@ class Footprint(NamedTuple):
 
 
 def footprint(node: Mapping[str, Any]) -> Footprint | None:
-    """Return the memory of a base from its resolved config, without any weights; None for a base of another class."""
+    """Return the memory of a base from its resolved config, without any weights; None if its class has no `parts`."""
     kind = class_of(node)
-    if kind is not MaskGIT and not (isinstance(kind, type) and issubclass(kind, PromptedLLaDA)):
+    if not hasattr(kind, "parts"):
         return None
     device, meta = pick_device(node.get("device", "auto")), torch.device("meta")
     dtype = pick_dtype(node.get("dtype", "auto"), device)
-    like_base = torch.float32 if dtype == torch.float64 or kind is not MaskGIT else dtype
     with torch.device("meta"):
-        made: Any = build(node["transformer"])
-        net: Any = (made if kind is MaskGIT else LLaDA(made)).to(dtype)
-        tokenizer: Any = placed(build(node["tokenizer"]), node.get("tokenizer_dtype") or like_base, meta)
+        net, narrowed, tokenizer, grid, channels, like_base = kind.parts(node)
+        net.to(dtype)
+        own = dtype if like_base and dtype != torch.float64 else torch.float32
+        tokenizer = placed(tokenizer, node.get("tokenizer_dtype") or own, meta)
         if node.get("tokenizer_dtype") == "auto" and device.type == "cuda":
             narrow(tokenizer)
         linear = node.get("linear", "plain")
-        quantise(net.transformer if kind is MaskGIT else net.blocks, linear, "base.linear")
-    if kind is MaskGIT:
-        side = round(net.num_tokens**0.5)
-        grid, channels = (side, side), net.pos_emb.shape[-1]
-    else:
-        grid, channels = (node["height"] // tokenizer.stride, node["width"] // tokenizer.stride), made.d_model
+        for part in narrowed:
+            quantise(part, linear, "base.linear")
     features = 2 * grid[0] * grid[1] * channels * dtype.itemsize
     name = str(dtype).removeprefix("torch.") + ("" if linear == "plain" else f", linear={linear}")
     return Footprint(held(net), held(tokenizer), features, image_bytes(tokenizer, grid), name)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from migm.bases import decoding
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
 from migm.bases.linear import LinearKind, quantise, with_linear
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
 from migm.bases.weights import load_strictly
+from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
@@ -65,6 +68,13 @@ class MaskGIT(Layered):
             channels=transformer.pos_emb.shape[-1],
             num_layers=len(transformer.transformer.layers),
         )
+
+    @staticmethod
+    def parts(node: Mapping[str, Any]) -> Holdings:
+        """Build what a base of this config holds, for its memory."""
+        net, side = build(node["transformer"]), round(node["transformer"]["num_tokens"] ** 0.5)
+        channels = net.pos_emb.shape[-1]
+        return Holdings(net, [net.transformer], build(node["tokenizer"]), (side, side), channels, like_base=True)
 
     def review(self, inputs: Inputs) -> str:
         self.encode(inputs, guided=False)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,14 @@ from torch.nn.functional import linear
 
 from migm.bases import decoding
 from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, padded_ids
 from migm.bases.linear import LinearKind, Shrinking, with_linear
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, init_block
 from migm.bases.shards import load_shards
 from migm.bases.weights import load_strictly, locate
+from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
@@ -83,6 +85,14 @@ class PromptedLLaDA(Layered):
         if not random_weights:
             self._load_tokenizer(tokenizer, tokenizer_weights)
         self.tokenizer = decoding.placed(tokenizer, tokenizer_dtype or "float32", self.device)
+
+    @staticmethod
+    def parts(node: Mapping[str, Any]) -> Holdings:
+        """Build what a base of this config holds, for its memory."""
+        config, tokenizer = build(node["transformer"]), build(node["tokenizer"])
+        grid = node["height"] // tokenizer.stride, node["width"] // tokenizer.stride
+        net = LLaDA(config)
+        return Holdings(net, [net.blocks], tokenizer, grid, config.d_model)
 
     def _speak(self, template: Template, layout: Layout) -> None:
         """Take the words and the places that the constructor of a kind has made."""
