@@ -191,6 +191,7 @@ class HaltonTransformer(nn.Module):
                 f"base.transformer.num_heads={num_heads} must be at most base.transformer.channels={channels}"
             )
         self.num_tokens, self.vocab_size, self.num_classes = num_tokens, vocab_size, num_classes
+        self.num_heads = num_heads
         self.num_logits = vocab_size + mask_logit
         self.cls_emb = nn.Embedding(num_classes + 1, channels)
         self.tok_emb = nn.Embedding(vocab_size + 1, channels)
