@@ -15,6 +15,8 @@ from torch import Tensor
 
 from migm.bases.base import Branch, Control, Moment
 from migm.bases.dimoo import LuminaDiMOO
+from migm.bases.halton import HaltonMaskGIT
+from migm.bases.halton_net import HaltonTransformer
 from migm.bases.llada import LLaDAConfig
 from migm.bases.maskgit import MaskGIT
 from migm.bases.tokenizer import ConvVQ
@@ -222,6 +224,24 @@ def text_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> LuminaDi
                 torch.nn.init.uniform_(weight, 0.5, 1.5)  # ones would hide a norm that is left out
         torch.nn.init.normal_(base.transformer.ff_out.weight, std=0.3)  # peaked enough that draws differ
     return base
+
+
+def halton_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> HaltonMaskGIT:
+    """A random base of Halton-MaskGIT's kind: 4x4 tokens of 24 codes, 10 classes, three heads of 15 of 46 channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = {"num_tokens": 16, "vocab_size": 24, "num_classes": 10, "channels": 46, "depth": 2, "num_heads": 3}
+        net = HaltonTransformer(**{**sizes, "mlp_channels": 64, "mask_logit": False, **changes})
+        for name, weight in net.named_parameters():
+            if name.endswith(("ln1.weight", "ln2.weight", "norm_final.weight")):
+                torch.nn.init.uniform_(weight, 0.5, 1.5)  # ones would hide a norm that is left out
+            elif name.endswith("bias"):
+                torch.nn.init.normal_(weight, std=0.3)
+        for table in (net.tok_emb, net.cls_emb):
+            torch.nn.init.normal_(table.weight, std=0.3)  # peaked enough that draws differ
+        vq = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1)
+        torch.nn.init.normal_(vq.quantize.embedding.weight)
+        return HaltonMaskGIT(net, vq, random_weights=True, dtype=dtype, device="cpu")
 
 
 def write_tar(path: Path, records: Iterable[tuple[str, dict[str, Any]]]) -> None:

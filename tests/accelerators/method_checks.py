@@ -203,8 +203,8 @@ def take_rows(features: Tensor, rows: Tensor) -> Tensor:
 def one_layer(family: Family) -> Family:
     """The family with the first layer of its base alone."""
     base = copy.deepcopy(family.base)
-    trunk = base.transformer.transformer if family.name == "maskgit" else base.transformer
-    name = "layers" if family.name == "maskgit" else "blocks"
+    trunk = getattr(base.transformer, "transformer", base.transformer)
+    name = "layers" if hasattr(trunk, "layers") else "blocks"
     setattr(trunk, name, getattr(trunk, name)[:1])
     return dataclasses.replace(family, base=base)
 
