@@ -16,7 +16,10 @@ from migm.sampling.noise import ORDER, Noise
 
 
 class Ordering(Protocol):
-    """A rule that makes the order of a generation; a frozen dataclass."""
+    """A rule that makes the order of a generation; a frozen dataclass.
+
+    If the order is known before the first step, a method `ranks`, as Halton's, tells it to roll-outs of trainings.
+    """
 
     def start(self, spec: BaseSpec, counts: Sequence[int], noise: Noise) -> Order:
         """Return the order of a generation whose steps reveal `counts` of the positions of a base."""
@@ -48,23 +51,29 @@ class Halton:
     roll: bool = False
 
     def start(self, spec: BaseSpec, counts: Sequence[int], noise: Noise) -> "InTurn":
-        return InTurn(spec, noise if self.roll else None)
+        return InTurn(self, spec, noise)
+
+    def ranks(self, spec: BaseSpec, noise: Noise, like: Int[Tensor, "b _"]) -> Int[Tensor, "b l"]:
+        """Return the place of every position in the order of each image; `like` has their number and device."""
+        ranks = halton_ranks(spec.grid, like.device).expand(len(like), -1)
+        if not self.roll:
+            return ranks
+        where = torch.zeros(len(like), 1, dtype=torch.long, device=like.device)
+        shift = (noise.uniform(ORDER, 0, where) * spec.num_tokens).long()
+        return (ranks + shift) % spec.num_tokens
 
 
 class InTurn:
-    """The masked positions in Halton's order; with `noise` rolled for every image."""
+    """The masked positions of a generation in Halton's order."""
 
-    def __init__(self, spec: BaseSpec, noise: Noise | None):
-        self.spec, self.noise = spec, noise
-        self.ranks: Int[Tensor, "_ l"] | None = None  # the place of every position in the order
+    def __init__(self, rule: Halton, spec: BaseSpec, noise: Noise):
+        self.rule, self.spec, self.noise = rule, spec, noise
+        self.ranks: Int[Tensor, "b l"] | None = None
 
     def candidates(self, step: int, masked: Positions, count: int) -> Int[Tensor, "b _"]:
         if self.ranks is None:
-            self.ranks = halton_ranks(self.spec.grid, masked.device)[None]
-            if self.noise is not None:
-                shift = self.noise.uniform(ORDER, 0, torch.zeros_like(masked[:, :1])) * self.spec.num_tokens
-                self.ranks = (self.ranks + shift.long()) % self.spec.num_tokens
-        ranks = self.ranks.expand(len(masked), -1).gather(1, masked)
+            self.ranks = self.rule.ranks(self.spec, self.noise, masked)
+        ranks = self.ranks.gather(1, masked)
         return masked.gather(1, ranks.topk(count, largest=False).indices).sort(dim=1).values
 
     def scored(self, step: int, scores: Float[Tensor, "b k"], positions: Positions, chosen: Int[Tensor, "b _"]) -> None:

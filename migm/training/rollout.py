@@ -1,6 +1,6 @@
 """Roll the shortcut out for several steps before it is judged, as it is used (docs/originals/maskgit.md, Rollouts)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, Moment
 from migm.runtime.compiling import Fast, as_it_is
+from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Seed
 from migm.runtime.shapes import Features, PerImage, Ratio, TokenMask, Tokens
 from migm.sampling.loop import Draw, Sampling, step
 from migm.sampling.noise import KeyedNoise, Noise
+from migm.sampling.order import AllMasked, Ordering
 from migm.sampling.schedule import Schedule
-from migm.sampling.select import Select
+from migm.sampling.select import Select, revealed
 from migm.trajectories.dataset import Pairs, padded_positions
 from migm.trajectories.replay import frozen_features
 
@@ -55,12 +57,20 @@ class Rollout:
     """Go on from pairs with the shortcut's own features, for `length` - 1 steps without gradients.
 
     The length cycles through 1...`max_length` with the iteration, and ends with the trajectory. Tokens are drawn
-    without guidance, by the rules and the schedule of the sampler. The target of a pair that went on are the frozen
-    base's features of the tokens that it has then. Nothing waits for the device.
+    without guidance, by the rules, the schedule and the order of the sampler. The target of a pair that went on are the
+    frozen base's features of the tokens that it has then. `seed` is that of the trajectories too, so that an order that
+    begins elsewhere for every image is theirs. Nothing waits for the device.
     """
 
     def __init__(
-        self, max_length: Count, num_steps: Count, schedule: Schedule, draw: Draw, select: Select, seed: Seed = 0
+        self,
+        max_length: Count,
+        num_steps: Count,
+        schedule: Schedule,
+        draw: Draw,
+        select: Select,
+        seed: Seed = 0,
+        order: Ordering | None = None,
     ):
         if max_length >= num_steps:
             raise ValueError(
@@ -69,6 +79,12 @@ class Rollout:
             )
         self.max_length, self.seed = max_length, seed
         self.sampling = Sampling(num_steps, num_steps, schedule, draw, select)
+        self.order: Any = None if isinstance(order, AllMasked) else order
+        if self.order is not None and not hasattr(order, "ranks"):
+            raise UserError(
+                f"objective.rollout follows all masked positions or an order known ahead; sampling.order="
+                f"{type(order).__name__} has no ranks"
+            )
         self.counts: dict[tuple[int, torch.device], tuple[int, PerImage]] = {}
 
     @torch.no_grad()
@@ -86,10 +102,14 @@ class Rollout:
         width, counts = self._counts(base)
         # Both halves of an image get different noise, and every iteration too.
         noise = KeyedNoise(self.seed + iteration, 2 * batch.images + batch.halves)
+        ranks = None
+        if self.order is not None:
+            ranks = self.order.ranks(base.spec, KeyedNoise(self.seed, batch.images), now.tokens)
         for ahead in range(1, 1 + iteration % self.max_length):
             goes_on = batch.steps + ahead < last
             index = (batch.steps + ahead).clamp(max=last)
-            after = self._step(fast(predict)(shortcut, base, now), base, now, index[:, None], counts[index], noise)
+            features = fast(predict)(shortcut, base, now)
+            after = self._step(features, base, now, index[:, None], counts[index], noise, ranks)
             rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:-1], strict=True))
             now = Situation(now.branch, *rows, width=width)
         # The rows that went on, ascending, found without asking the device how many there are.
@@ -102,14 +122,24 @@ class Rollout:
         return now, batch.target.index_copy(0, went_on, true.to(batch.target.dtype))
 
     def _step(
-        self, features: Features, base: Base, now: Situation, index: Int[Tensor, "b 1"], count: PerImage, noise: Noise
+        self,
+        features: Features,
+        base: Base,
+        now: Situation,
+        index: Int[Tensor, "b 1"],
+        count: PerImage,
+        noise: Noise,
+        ranks: Int[Tensor, "b l"] | None,
     ) -> tuple[Features, Tokens, TokenMask, TokenMask]:
         """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
         positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
         wide = features.to(base.dtype)
         stepped = step(base, self.sampling, [now.branch], [wide], positions, count, noise, index, now.masked)
-        tokens = stepped.drawn.where(stepped.revealed, now.tokens)
-        return features.to(now.features.dtype), tokens, stepped.revealed, now.masked & ~stepped.revealed
+        chosen = stepped.revealed
+        if ranks is not None:
+            chosen = revealed(-ranks.float(), count, "count", now.masked)
+        tokens = stepped.drawn.where(chosen, now.tokens)
+        return features.to(now.features.dtype), tokens, chosen, now.masked & ~chosen
 
     def _counts(self, base: Base) -> tuple[int, PerImage]:
         """Return how many tokens every step reveals, on the base's device, and the most of one step."""

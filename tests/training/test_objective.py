@@ -7,6 +7,9 @@ from torch.nn.functional import cosine_similarity, kl_div
 
 from migm.bases.base import image_rows
 from migm.config.building import build
+from migm.runtime.errors import UserError
+from migm.sampling.noise import KeyedNoise
+from migm.sampling.order import AllMasked, Halton
 from migm.sampling.sampler import Sampler
 from migm.shortcuts.losses import masked_cosine, masked_kl, masked_mse
 from migm.shortcuts.maskgit import MaskGITShortcut
@@ -188,6 +191,37 @@ def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tin
             with torch.no_grad():
                 true = base.features(now.tokens[row : row + 1], branch, moment(now.mask_ratio[row : row + 1]))
             torch.testing.assert_close(target[row], true[0].to(target.dtype))
+
+
+@pytest.mark.parametrize("roll", [False, True])
+def test_a_rollout_goes_on_in_the_order_of_its_trajectory(tiny_run, make_rollout, roll):
+    base, pairs = tiny_run
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__([0, 1, 20, 21])
+    order, noise = Halton(roll), KeyedNoise(0, batch.images)
+    ranks = order.ranks(base.spec, noise, batch.tokens)
+    assert (ranks[0] != ranks[-1]).any() == roll
+    start = Situation.of(batch, base)
+    now = make_rollout(3, order=order)(shortcut, base, batch, iteration=2)[0]
+    for row in range(4):
+        left = sorted(start.masked[row].nonzero()[:, 0].tolist(), key=lambda p: int(ranks[row, p]))
+        assert sorted(left[len(left) - int(now.masked[row].sum()) :]) == now.masked[row].nonzero()[:, 0].tolist()
+        assert (now.tokens[row] < 24)[~now.masked[row]].all()
+
+
+def test_a_rollout_in_no_order_is_one_of_all_masked_positions(tiny_run, make_rollout):
+    base, pairs = tiny_run
+    torch.manual_seed(0)
+    shortcut, batch = MaskGITShortcut(48, num_heads=2), pairs.__getitems__(range(3))
+    tokens = [make_rollout(2, order=order)(shortcut, base, batch, 1)[0].tokens for order in (None, AllMasked())]
+    assert torch.equal(*tokens)
+
+
+def test_a_rollout_in_an_order_that_is_not_known_ahead_is_refused(make_rollout):
+    class Later:
+        start = None
+
+    with pytest.raises(UserError, match=naming("objective.rollout", "sampling.order=Later", "no ranks")):
+        make_rollout(2, order=Later())
 
 
 def test_the_condition_of_a_pair_is_its_half(tiny_run):
