@@ -1,7 +1,7 @@
 """Draw tokens with an explicit dtype, from keyed noise."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,14 @@ DTYPES: dict[DTypeName, torch.dtype] = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+
+
+class Draw(Protocol):
+    """A rule that draws tokens at one of `num_steps` steps; a frozen dataclass."""
+
+    def __call__(
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int
+    ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]: ...
 
 
 def scaled(logits: Float[Tensor, "b k v"], inverse_temperature: float) -> Float[Tensor, "b k v"]:
@@ -113,7 +121,7 @@ class Annealed:
     steps. `top_k` keeps the k likeliest tokens of every position, 0 all (docs/originals/halton.md, Sampler).
     """
 
-    draw: InverseCDF | GumbelMax | Argmax = InverseCDF()
+    draw: Draw = InverseCDF()
     first: NotNegative = 1.0
     last: NotNegative = 1.0
     power: NotNegative = 1.0

@@ -5,7 +5,7 @@ Collecting, tracing and previews observe this loop; roll-outs in training call t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,19 +20,12 @@ from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
 from migm.runtime.kinds import Count
 from migm.runtime.shapes import Positions, Ratio, Tokens
+from migm.sampling.draw import Draw
 from migm.sampling.guidance import Guidance, combine
 from migm.sampling.noise import Noise, Step
 from migm.sampling.order import AllMasked, Ordering
 from migm.sampling.schedule import Schedule
 from migm.sampling.select import Select, revealed, split, without
-
-
-class Draw(Protocol):
-    """A rule that draws tokens at one of `num_steps` steps; a frozen dataclass."""
-
-    def __call__(
-        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int
-    ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]: ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Seed
 from migm.runtime.shapes import Features, PerImage, Ratio, TokenMask, Tokens
-from migm.sampling.loop import Draw, Sampling, step
+from migm.sampling.draw import Draw
+from migm.sampling.loop import Sampling, step
 from migm.sampling.noise import KeyedNoise, Noise
 from migm.sampling.order import AllMasked, Ordering
 from migm.sampling.schedule import Schedule
