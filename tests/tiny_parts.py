@@ -24,6 +24,7 @@ from migm.bases.transformer import MaskTransformer
 from migm.cifar10.net import CifarNet
 from migm.config.building import build, conf_path, load
 from migm.config.roots import Common, EvaluateConfig, TrainConfig
+from migm.runtime.device import DeviceName
 from migm.runtime.files import tensors_hash
 from migm.sampling.sampler import Sampler
 from migm.trajectories.collect import collect
@@ -226,7 +227,7 @@ def text_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> LuminaDi
     return base
 
 
-def halton_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> HaltonMaskGIT:
+def halton_base(seed: int = 0, dtype: str = "float64", device: DeviceName = "cpu", **changes: Any) -> HaltonMaskGIT:
     """A random base of Halton-MaskGIT's kind: 4x4 tokens of 24 codes, 10 classes, three heads of 15 of 46 channels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -241,7 +242,7 @@ def halton_base(seed: int = 0, dtype: str = "float64", **changes: Any) -> Halton
             torch.nn.init.normal_(table.weight, std=0.3)  # peaked enough that draws differ
         vq = ConvVQ(num_codes=24, code_channels=4, channels=8, depth=1)
         torch.nn.init.normal_(vq.quantize.embedding.weight)
-        return HaltonMaskGIT(net, vq, random_weights=True, dtype=dtype, device="cpu")
+        return HaltonMaskGIT(net, vq, random_weights=True, dtype=dtype, device=device)
 
 
 def write_tar(path: Path, records: Iterable[tuple[str, dict[str, Any]]]) -> None:
