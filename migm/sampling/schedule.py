@@ -55,7 +55,7 @@ class CosineFloor:
     """Leave max(1, floor(l cos(pi/2 (i+1)/N))) tokens masked after step i, none after the last (Lumina-DiMOO).
 
     With many steps some reveal nothing: with 36 or more for 256 tokens, with 143 or more for 4096. With `at_least_one`
-    each of them reveals a token as long as more than one is masked (MMaDA).
+    each of them reveals a token as long as more than one is masked (MMaDA, aMUSEd and Meissonic).
     """
 
     at_least_one: bool = False
@@ -64,11 +64,25 @@ class CosineFloor:
         _check_steps(num_tokens, num_steps)
         # All in float32: for some N the product is an integer, and the rounding decides.
         t = torch.arange(1, num_steps + 1, dtype=torch.float32) / num_steps
-        floors = torch.floor(num_tokens * torch.cos(0.5 * math.pi * t)).long().tolist()
-        masked = [num_tokens]
-        for floor in floors[:-1]:
-            masked.append(max(1, min(floor, masked[-1] - 1 if self.at_least_one else floor)))
-        return [before - after for before, after in pairwise([*masked, 0])]
+        return _revealed(num_tokens, num_tokens * torch.cos(0.5 * math.pi * t), self.at_least_one)
+
+
+@dataclass(frozen=True)
+class LinearFloor:
+    """Leave floor(l (1 - (i+1)/N)) tokens masked after step i (aMUSEd's in-painting)."""
+
+    def counts(self, num_tokens: int, num_steps: int) -> list[int]:
+        _check_steps(num_tokens, num_steps)
+        t = torch.arange(1, num_steps + 1, dtype=torch.float32) / num_steps
+        return _revealed(num_tokens, num_tokens * (1 - t), True)
+
+
+def _revealed(num_tokens: int, left: Tensor, at_least_one: bool) -> list[int]:
+    """Return how many tokens each step reveals if floor(`left`) and at least one stay masked, and none at the end."""
+    masked = [num_tokens]
+    for floor in torch.floor(left).long().tolist()[:-1]:
+        masked.append(max(1, min(floor, masked[-1] - 1 if at_least_one else floor)))
+    return [before - after for before, after in pairwise([*masked, 0])]
 
 
 @dataclass(frozen=True)

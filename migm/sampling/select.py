@@ -40,13 +40,19 @@ class Confidence:
     anneal: Anneal = "linear"
     dtype: DTypeName = "float64"
     rule: Rule = "count"
+    last: NotNegative = 0.0  # the temperature at the last step, with "linear"
+
+    def __post_init__(self) -> None:
+        if self.last and self.anneal != "linear":
+            raise UserError(f"sampling.select.last={self.last} needs anneal=linear, not anneal={self.anneal}")
 
     def __call__(
         self, log_prob: Float[Tensor, "b k"], noise: Noise, step: Step, num_steps: int, positions: Positions
     ) -> Float[Tensor, "b k"]:
         """Return scores of the drawn tokens at the masked positions."""
         gumbel = noise.gumbel(SELECT, step, positions, dtype=DTYPES[self.dtype])
-        return log_prob.to(gumbel.dtype) + annealed(self.temperature, self.anneal, step, num_steps) * gumbel
+        temperature = self.last + annealed(self.temperature - self.last, self.anneal, step, num_steps)
+        return log_prob.to(gumbel.dtype) + temperature * gumbel
 
 
 def annealed(temperature: float, anneal: Anneal, step: Step, num_steps: int) -> float | Float[Tensor, "b 1"]:

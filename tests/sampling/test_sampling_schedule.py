@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from migm.sampling.schedule import CosineFloor, Increments, Totals
+from migm.sampling.schedule import CosineFloor, Increments, LinearFloor, Totals
 
 MODES = list(Increments.curves)
 SCHEDULES = [
@@ -11,6 +11,7 @@ SCHEDULES = [
     *(pytest.param(Totals(mode, zero), id=f"totals_{mode}_{zero}") for mode in MODES for zero in (False, True)),
     pytest.param(CosineFloor(), id="floor"),
     pytest.param(CosineFloor(at_least_one=True), id="floor_at_least_one"),
+    pytest.param(LinearFloor(), id="linear_floor"),
 ]
 IDLE = (CosineFloor(), Totals("root"), Totals("root", from_zero=True))  # with many steps some reveal nothing
 # Tokens still masked after each of 64 steps over 4096 tokens, as Lumina-DiMOO computes them.

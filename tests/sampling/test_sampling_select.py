@@ -47,6 +47,15 @@ def test_a_constant_temperature_stays(scored):
     torch.testing.assert_close(scores, log_prob.double() + 2 * noise.gumbel(SELECT, 5, positions))
 
 
+@pytest.mark.parametrize(("step", "temperature"), [(0, 3.0), (1, 2.0), (2, 1.0)])
+def test_the_temperature_can_end_above_zero(scored, step, temperature):
+    log_prob, noise, positions = scored
+    scores = Confidence(3.0, last=1.0)(log_prob, noise, step, 3, positions)
+    torch.testing.assert_close(scores, log_prob.double() + temperature * noise.gumbel(SELECT, step, positions))
+    with pytest.raises(UserError, match=r"sampling\.select\.last=1\.0 needs anneal=linear, not anneal=constant"):
+        Confidence(3.0, "constant", last=1.0)
+
+
 @pytest.mark.parametrize(
     ("anneal", "wanted"),
     [
