@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from migm.bases.weights import assign_strictly, locate
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
 from migm.runtime.files import tensors_hash
-from migm.runtime.kinds import Count, Positive
+from migm.runtime.kinds import Count, Limits, Positive
 from migm.runtime.reading import read_text
 
 WEIGHTS = "model.safetensors"
@@ -40,16 +40,11 @@ class CLIPTextConfig:
     num_attention_heads: Count
     projection_dim: Count
     vocab_size: Count = 49408
-    max_position_embeddings: Count = 77
+    max_position_embeddings: Annotated[int, Limits(least=3)] = 77  # two are the markers around a prompt
     layer_norm_eps: Positive = 1e-5
     hidden_act: Literal["gelu", "quick_gelu"] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_position_embeddings < 3:
-            raise UserError(
-                f"base.text.max_position_embeddings={self.max_position_embeddings} must be at least 3: two positions "
-                "are the markers around a prompt"
-            )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"base.text.hidden_size={self.hidden_size} must be a multiple of "
