@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from migm.bases.layers import Block
+from migm.bases.layers import Block, LayerBase, Runner, ends_whole
 
 
 class KeyValues:
@@ -15,6 +15,11 @@ class KeyValues:
 
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the blocks, known after a pass."""
+        return self.layers[0][0].shape[2]
 
     def run(self, blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
         """Run all rows through all blocks, as a `Runner`; their keys and values replace the stored ones."""
@@ -37,6 +42,42 @@ class KeyValues:
             put(v.transpose(1, 2), rows, block.v(x, ctx).transpose(1, 2), keep)
             x = _advance(block, x, ctx, k, v)
         return x
+
+
+class RowFeatures:
+    """The features of a branch, of which cheap steps compute some of the blocks' rows anew.
+
+    What follows the blocks works on these rows alone, or, where the base needs all of them, on their output and that
+    which was kept of the others.
+    """
+
+    features: Tensor
+    out: Tensor | None = None  # output of the last block, if the base needs all rows of it
+
+    def __init__(self, base: LayerBase):
+        self.base, self.whole = base, ends_whole(base)
+
+    def watched(self, run: Runner) -> Runner:
+        """Return a runner that does the same, and whose output is kept if the base needs it."""
+
+        def keeping(blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
+            self.out = run(blocks, x, ctx)
+            return self.out
+
+        return keeping if self.whole else run
+
+    def renew(self, x: Tensor, ctx: Any, rows: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Take the last block's output x (b, n, c) at `rows` (b, n) and return all features.
+
+        The rows where `keep` (b, n) is False stay. What was returned before is not changed.
+        """
+        if self.out is not None:
+            put(self.out, rows, x, keep)
+            self.features = self.base.finalize(self.out, ctx)
+        else:
+            self.features = self.features.clone()  # copied, since observers may hold the last features
+            put(self.features, rows, self.base.finalize(x, ctx), keep)
+        return self.features
 
 
 class Deltas:
@@ -93,6 +134,11 @@ class VVerify:
         # (b, t)
         self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         self.passes = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the blocks, known after a pass."""
+        return self.layers[0][-1].shape[1]
 
     def run(self, blocks: Sequence[Block], x: Tensor, ctx: Any) -> Tensor:
         """Run all rows through all blocks, as a `Runner`, and replace all stored values."""

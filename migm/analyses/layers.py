@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from migm.analyses.recording import Setting, cosine
-from migm.bases.base import Base, Branch, Moment, StepRecord, image_rows
+from migm.bases.base import Base, Branch, Moment, StepRecord, block_image_rows
 from migm.bases.layers import layered
 from migm.runtime.figures import panels, write_figure
 from migm.runtime.kinds import Count
@@ -63,7 +63,7 @@ class _Layers:
     def on_step(self, record: StepRecord) -> None:
         before, branch = record.tokens_before(self.base.spec.vocab_size), record.branches[0]
         outputs = layer_outputs(self.base, before, branch, record.moment)
-        rows = [image_rows(x, branch)[: len(before)].float().cpu() for x in outputs]
+        rows = [block_image_rows(x, branch)[: len(before)].float().cpu() for x in outputs]
         self.layers.append(torch.stack(rows))
         self.masked.append((before == self.base.spec.vocab_size).cpu())
 

@@ -45,6 +45,12 @@ class Branch:
     num_prompt: int = 0  # the first ids of the condition that a learned predictor may read too
     prompt: Bool[Tensor, "cb q"] | None = None  # False at those of them that it may not read; None: all
     ids: Int[Tensor, "cb t"] | None = None  # of the whole sequence; those of the image are written to `rows`
+    block_rows: Int[Tensor, "cb l"] | None = None  # where the image tokens are in the blocks' rows; None: in `rows`
+
+    @property
+    def in_blocks(self) -> Int[Tensor, "cb l"]:
+        """Where the image tokens are in the rows that the blocks of a base work on."""
+        return self.rows if self.block_rows is None else self.block_rows
 
     def images(self, images: Int[Tensor, " k"]) -> "Branch":
         """Return the sequences of the images with these numbers, padding included."""
@@ -89,6 +95,11 @@ class Control(NamedTuple):
     mask: Bool[Tensor, "cb k"] | None = None  # False at padding
     prompt: int = 0  # number of prompt tokens, which come first among the k
     row_mask: Bool[Tensor, "cb t"] | None = None  # False at padding of the sequence
+
+
+def block_image_rows(x: Float[Tensor, "cb t c"], branch: Branch) -> Float[Tensor, "cb l c"]:
+    """Return the rows of the blocks' input or output that hold the image tokens, which may share one."""
+    return image_rows(x, replace(branch, rows=branch.in_blocks))
 
 
 def image_rows(

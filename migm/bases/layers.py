@@ -47,7 +47,12 @@ Runner = Callable[[Sequence[Block], Float[Tensor, "cb t c"], Any], Float[Tensor,
 
 
 class LayerBase(Base, Protocol):
-    """A base that offers its layers: `features` is `prepare`, then all blocks, then `finalize`."""
+    """A base that offers its layers: `features` is `prepare`, then all blocks, then `finalize`.
+
+    Where what follows the blocks sees more than one row, the base has an attribute `ends_whole` that is True. Then
+    `finalize` needs all rows, with the context of all or some, and features may have other rows than the blocks
+    (`Branch.block_rows`).
+    """
 
     @property
     def blocks(self) -> Sequence[Block]: ...
@@ -72,7 +77,6 @@ class Layered:
 
     blocks: Any
     prepare: Callable[..., tuple[Tensor, Any]]
-    finalize: Callable[[Tensor, Any], Tensor]
 
     def features(
         self, tokens: Tokens, branch: Branch, moment: Moment, runner: Runner | None = None
@@ -80,6 +84,11 @@ class Layered:
         """Run all blocks on the whole sequence, by `runner` if one is given."""
         x, ctx = self.prepare(tokens, branch, moment)
         return self.finalize((runner or run_blocks)(self.blocks, x, ctx), ctx)
+
+
+def ends_whole(base: object) -> bool:
+    """Return whether `finalize` of a base needs all rows."""
+    return bool(getattr(base, "ends_whole", False))
 
 
 def layered(base: Base, who: str) -> LayerBase:

@@ -44,10 +44,10 @@ class _Segments:
 
     def update(self, step: int, features: Tensor) -> None:
         if step == 0:
-            self.prompt = other_rows(self.branch, features.shape[1])
+            self.prompt = other_rows(self.branch, self.store.num_rows)
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         x, ctx = self.base.prepare(tokens, self.branch, moment)
-        rows = self.prompt if step % self.prompt_interval == 0 else None
+        rows = self.prompt if step % self.prompt_interval == 0 and self.prompt.shape[1] else None
         out = self.store.run_rows(self.base.blocks, x, ctx, rows, self.response, self.num_changed)
         return self.base.finalize(out, ctx)

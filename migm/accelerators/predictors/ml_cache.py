@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from migm.accelerators.runners import KeyValues, put
-from migm.bases.base import Branch, Moment
+from migm.accelerators.runners import KeyValues, RowFeatures, put, take
+from migm.bases.base import Branch, Moment, image_rows
 from migm.bases.layers import LayerBase, Runner
+from migm.bases.segments import image_span
 from migm.runtime.kinds import Share
 
 
@@ -33,51 +34,58 @@ class Subset:
 
 
 class _Partial:
-    features: Tensor
     confidence: Tensor | None  # (copies * b, t), None until first used
     allowed: Tensor | None = None  # (copies * b, t), True at rows that may be chosen; None: all
 
     def __init__(self, base: LayerBase, branch: Branch, settings: Subset):
         self.base, self.branch, self.settings = base, branch, settings
-        self.store = KeyValues()
+        self.store, self.kept = KeyValues(), RowFeatures(base)
         self.lengths: list[int] = []  # number of rows that may be chosen: one for each sequence, or one for all
 
     def runner(self, step: int) -> Runner:
-        return self.store.run
+        return self.kept.watched(self.store.run)
 
     def update(self, step: int, features: Tensor) -> None:
         if not self.lengths:
             self._survey(features)
-        self.features, self.confidence = features, None
+        self.kept.features, self.confidence = features, None
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         if self.confidence is None:
-            self.confidence = self._confidence(self.features)
+            self.confidence = self._confidence(self.kept.features)
         rows, keep = self._rows(self.confidence, new_positions)
         x, ctx = self.base.prepare(tokens, self.branch, moment, rows)
-        new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, rows, keep), ctx)
-        self.features = self.features.clone()  # copied, since observers may hold the last features
-        put(self.features, rows, new, keep)
-        put(self.confidence, rows, self._confidence(new, rows), keep)
-        return self.features
+        features = self.kept.renew(self.store.run_rows(self.base.blocks, x, ctx, rows, keep), ctx, rows, keep)
+        if self.kept.whole:
+            self.confidence = self._confidence(features)
+        else:
+            put(self.confidence, rows, self._confidence(take(features, rows), rows), keep)
+        return features
 
     def _survey(self, features: Tensor) -> None:
         """Count the rows that may be chosen, at the first full step."""
-        branch = self.branch
+        branch, total = self.branch, self.store.num_rows
         if self.settings.image_rows_only:
-            self.allowed = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
-            self.allowed = self.allowed.scatter(1, branch.rows, True)
-            self.lengths = [branch.rows.shape[1]]
+            self.allowed = torch.zeros(len(features), total, dtype=torch.bool, device=features.device)
+            self.allowed = self.allowed.scatter(1, branch.in_blocks, True)
+            self.lengths = [branch.rows.shape[1] if branch.block_rows is None else image_span(branch).shape[1]]
         else:
             self.allowed = branch.mask
-            self.lengths = [features.shape[1]] if branch.mask is None else branch.mask.sum(1).tolist()
+            self.lengths = [total] if branch.mask is None else branch.mask.sum(1).tolist()
         chosen = [num_rows(length, self.settings.cache_ratio) for length in self.lengths]
         self.limits = torch.tensor([chosen, self.lengths], device=features.device)
         self.most = list(zip(chosen, self.lengths, strict=True))
 
     def _confidence(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return the largest image logit of the rows (b, n), by default of all rows."""
-        return self.base.head(features, rows=rows).amax(-1)
+        """Return the largest image logit of the blocks' rows (b, n), by default of all.
+
+        A row that holds several tokens counts as the least confident of them.
+        """
+        if self.branch.block_rows is None:
+            return self.base.head(features, rows=rows).amax(-1)
+        of_tokens = self.base.head(image_rows(features, self.branch)).amax(-1)
+        least = of_tokens.new_full((len(features), self.store.num_rows), float("inf"))
+        return least.scatter_reduce(1, self.branch.block_rows, of_tokens, "amin")
 
     def _rows(self, confidence: Tensor, new_positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows (b, n) of the lowest confidence (b, t), and a mask (b, n), or None.
@@ -88,7 +96,7 @@ class _Partial:
         forced = new_positions.shape[1] if self.settings.force_new else 0
         scores = confidence if self.allowed is None else confidence.masked_fill(~self.allowed, float("inf"))
         if forced:
-            new_rows = self.branch.rows.gather(1, new_positions.repeat(self.branch.copies, 1))
+            new_rows = self.branch.in_blocks.gather(1, new_positions.repeat(self.branch.copies, 1))
             scores = scores.scatter(1, new_rows, -float("inf"))
         n = max(min(count + forced, length) for count, length in self.most)
         rows = scores.sort(dim=1, stable=True).indices[:, :n]

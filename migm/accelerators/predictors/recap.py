@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from migm.accelerators.runners import KeyValues, put
+from migm.accelerators.runners import KeyValues, RowFeatures
 from migm.bases.base import Branch, Moment
 from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import other_rows
@@ -31,31 +31,27 @@ class Target:
 
 
 class _Local:
-    features: Tensor
     rows: Tensor  # (copies * b, m), to be revealed until the next full step
 
     def __init__(self, base: LayerBase, branch: Branch, recompute_condition: bool):
         self.base, self.branch, self.recompute_condition = base, branch, recompute_condition
-        self.store = KeyValues()
+        self.store, self.kept = KeyValues(), RowFeatures(base)
         self.others: Tensor | None = None  # (copies * b, p), rows outside the image that are computed too
 
     def runner(self, step: int) -> Runner:
-        return self.store.run
+        return self.kept.watched(self.store.run)
 
     def update(self, step: int, features: Tensor) -> None:
-        self.features = features
+        self.kept.features = features
         if self.recompute_condition and self.others is None:
-            self.others = other_rows(self.branch, features.shape[1])
+            self.others = other_rows(self.branch, self.store.num_rows)
 
     def target(self, positions: Tensor) -> None:
-        self.rows = self.branch.rows.gather(1, positions.repeat(self.branch.copies, 1))
+        self.rows = self.branch.in_blocks.gather(1, positions.repeat(self.branch.copies, 1))
         if self.others is not None:
             self.rows = torch.cat([self.rows, self.others], 1)
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         # Every local step writes new keys and values for the target rows before reading them.
         x, ctx = self.base.prepare(tokens, self.branch, moment, self.rows)
-        new = self.base.finalize(self.store.run_rows(self.base.blocks, x, ctx, self.rows), ctx)
-        self.features = self.features.clone()  # copied, since observers may hold the last features
-        put(self.features, self.rows, new)
-        return self.features
+        return self.kept.renew(self.store.run_rows(self.base.blocks, x, ctx, self.rows), ctx, self.rows)
