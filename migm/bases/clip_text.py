@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from migm.bases.base import Branch
 from migm.bases.clip_words import CLIPWords, PaddedChecksums, Words
 from migm.bases.weights import assign_strictly, locate
 from migm.runtime.errors import UserError
@@ -72,6 +73,14 @@ class TextRows(NamedTuple):
     pooled: Float[Tensor, "b cp"]  # the projected, normed row of the end marker
 
 
+@dataclass(frozen=True)
+class TextBranch(Branch):
+    """Sequences with the rows of their prompts; without these, `CLIPText.of` reads the prompts' ids."""
+
+    text: Float[Tensor, "cb q cq"] | None = None
+    pooled: Float[Tensor, "cb cp"] | None = None
+
+
 class CLIPText:
     """A frozen CLIP text encoder and its tokenizer: prompts -> ids -> rows.
 
@@ -118,6 +127,12 @@ class CLIPText:
         while len(self.kept) > KEPT:
             self.kept.popitem(last=False)
         return TextRows(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def of(self, branch: Branch) -> TextRows:
+        """Return the rows of a branch's prompts."""
+        if isinstance(branch, TextBranch) and branch.text is not None and branch.pooled is not None:
+            return TextRows(branch.text, branch.pooled)
+        return self.rows(branch.condition)
 
     def _row(self, key: tuple[int, ...]) -> TextRows:
         if key not in self.kept:
