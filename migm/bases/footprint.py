@@ -23,6 +23,7 @@ class Holdings(NamedTuple):
     grid: tuple[int, int]
     channels: int
     like_base: bool = False  # whether the tokenizer has the transformer's precision by default
+    text: nn.Module | None = None  # a text encoder, which runs in float32
 
 
 class Footprint(NamedTuple):
@@ -33,12 +34,13 @@ class Footprint(NamedTuple):
     features: int  # of the image tokens; a prompt adds its rows
     decoding: int
     precision: str
+    text: int = 0
 
     def refuse_too_large(self, device: torch.device, images: int) -> None:
         """Raise a UserError if a CUDA device has less memory free than batches of so many images take."""
         if device.type != "cuda":
             return
-        needed = self.transformer + self.tokenizer + images * self.features
+        needed = self.transformer + self.text + self.tokenizer + images * self.features
         needed += min(images * self.decoding, max(BYTES, self.decoding))  # it is done in parts
         free, _ = torch.cuda.mem_get_info(device)
         if needed > free:
@@ -48,7 +50,8 @@ class Footprint(NamedTuple):
             )
 
     def __str__(self) -> str:
-        held = f"{readable(self.transformer)} ({self.precision}) and tokenizer {readable(self.tokenizer)}"
+        text = f", text encoder {readable(self.text)}" if self.text else ""
+        held = f"{readable(self.transformer)} ({self.precision}){text} and tokenizer {readable(self.tokenizer)}"
         return (
             f"memory: transformer {held}; features {readable(self.features)} an image; "
             f"decoding {readable(self.decoding)} an image"
@@ -63,7 +66,7 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
     device, meta = pick_device(node.get("device", "auto")), torch.device("meta")
     dtype = pick_dtype(node.get("dtype", "auto"), device)
     with torch.device("meta"):
-        net, narrowed, tokenizer, grid, channels, like_base = kind.parts(node)
+        net, narrowed, tokenizer, grid, channels, like_base, encoder = kind.parts(node)
         net.to(dtype)
         own = dtype if like_base and dtype != torch.float64 else torch.float32
         tokenizer = placed(tokenizer, node.get("tokenizer_dtype") or own, meta)
@@ -74,7 +77,8 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
             quantise(part, linear, "base.linear")
     features = 2 * grid[0] * grid[1] * channels * dtype.itemsize
     name = str(dtype).removeprefix("torch.") + ("" if linear == "plain" else f", linear={linear}")
-    return Footprint(held(net), held(tokenizer), features, image_bytes(tokenizer, grid), name)
+    text = held(encoder) if encoder else 0
+    return Footprint(held(net), held(tokenizer), features, image_bytes(tokenizer, grid), name, text)
 
 
 def held(module: nn.Module) -> int:
