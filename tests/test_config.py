@@ -153,8 +153,8 @@ def check_experiments(command: str, chosen: list[str]) -> None:
 def test_the_sampling_follows_the_base(base):
     cfg, other = compose("train", [f"base={base}"]), "tiny" if base != "tiny" else "cifar10"
     assert cfg.sampling == compose("train", [f"base={other}", f"sampling={base}"]).sampling
-    sizes = cfg.base.transformer
-    assert cfg.shortcut.channels == (sizes.channels if "channels" in sizes else sizes.d_model)
+    widths = [cfg.base.transformer.get(name) for name in ("channels", "d_model", "block_out_channels")]
+    assert [cfg.shortcut.channels] == [width for width in widths if width is not None]
 
 
 @pytest.mark.parametrize("sweep", [name for name in names("sweep") if name != "pareto"])
