@@ -58,7 +58,7 @@ class AmusedVQ(nn.Module):
     def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:
         """Decode int64 tokens to images; values are clamped to [0, 1], then rounded."""
         rows = self.quantize.embedding(tokens).unflatten(1, grid)
-        latents = self._like_weights(rows.permute(0, 3, 1, 2))
+        latents = self._like_weights(rows.permute(0, 3, 1, 2)).contiguous()  # as upstream: rounds in the same places
         values = self.decoder(self.post_quant_conv(latents)).float()
         return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
