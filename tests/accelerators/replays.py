@@ -45,20 +45,21 @@ class Passes:
     def features(self, tokens: Tensor) -> Tensor:
         return self.base.finalize(*self.deltas(tokens)[1:])[0]
 
-    def active(self, tokens: Tensor, store: list[list[Tensor]], rows: Tensor) -> Tensor:
-        """Features where `rows` (t,) is True, whose keys and values are stored; the others mean nothing."""
+    def active(self, tokens: Tensor, store: list[list[Tensor]], rows: Tensor, out: Tensor | None = None) -> Any:
+        """The blocks' output, new where `rows` (t,) is True, and its features; keys and values there are stored."""
         x, ctx = self.start(tokens)
         for block, pair in zip(self.base.blocks, store or [[] for _ in self.base.blocks], strict=True):
             new = [block.k(x, ctx), block.v(x, ctx)]
             pair[:] = [torch.where(rows[:, None], n, old) for n, old in zip(new, pair or new, strict=True)]
             x = x + block.attn_delta(x, ctx, *pair)
             x = x + block.mlp_delta(x, ctx)
-        return self.base.finalize(x, ctx)[0]
+        out = x if out is None else torch.where(rows[:, None], x, out)
+        return out, self.base.finalize(out, ctx)[0]
 
 
 def rows_of(positions: Tensor, branch: Branch, num_rows: int) -> Tensor:
-    """True (t,) at the rows of image positions (k,)."""
-    return torch.zeros(num_rows, dtype=torch.bool).index_fill(0, branch.rows[0, positions], True)
+    """True (t,) at the blocks' rows of image positions (k,)."""
+    return torch.zeros(num_rows, dtype=torch.bool).index_fill(0, branch.in_blocks[0, positions], True)
 
 
 def revealed(steps: Steps, i: int) -> Tensor:
@@ -129,39 +130,45 @@ def max_logit(
     image_rows_only: bool = False,
 ) -> Iterator[Tensor]:
     """ML-Cache: the rows whose largest logit lies at or below the quantile 1 - c."""
-    passes, store, features = Passes(base, branch), [], torch.empty(0)
+    passes, store, out, features = Passes(base, branch), [], None, torch.empty(0)
     for i, tokens in enumerate(steps):
         if plan[i]:
             store = [[] for _ in base.blocks]
-            features = passes.active(tokens, store, torch.ones(1, dtype=torch.bool))
+            out, features = passes.active(tokens, store, torch.ones(1, dtype=torch.bool))
         else:
-            best = base.head(features[None])[0].amax(-1)
-            rows = branch.rows[0].tolist() if image_rows_only else list(range(len(best)))
-            new = branch.rows[0, revealed(steps, i)].tolist() if force_new else []
+            assert out is not None
+            best = base.head(features[None])[0].amax(-1).tolist()
+            if branch.block_rows is not None:  # the least of the tokens of a row
+                tokens_of = [(branch.block_rows[0] == row).nonzero()[:, 0].tolist() for row in range(out.shape[1])]
+                best = [min(best[token] for token in its) for its in tokens_of]
+            rows = sorted(set(branch.in_blocks[0].tolist())) if image_rows_only else list(range(len(best)))
+            new = branch.in_blocks[0, revealed(steps, i)].tolist() if force_new else []
             ranks = torch.arange(len(rows)).float()
-            count = int((ranks <= ranks.quantile(1 - cache_ratio)).sum())
-            chosen = new + sorted(set(rows) - set(new), key=lambda row: float(best[row]))[:count]
+            count = int((ranks <= ranks.quantile(1 - cache_ratio)).sum()) + len(new)
+            others = sorted(set(rows) - set(new), key=lambda row: best[row])
+            chosen = [*sorted(set(new)), *others][:count]
             active = torch.zeros(len(best), dtype=torch.bool).index_fill(0, torch.tensor(chosen), True)
-            features = features.where(~active[:, None], passes.active(tokens, store, active))
+            out, features = passes.active(tokens, store, active, out)
         yield features
 
 
 def targets(base: Any, branch: Branch, steps: Steps, plan: Plan, recompute_condition: bool = False) -> Iterator[Tensor]:
     """ReCAP: the rows revealed from one full step to the next, against what that step stored of all others."""
-    passes, store, features = Passes(base, branch), [], torch.empty(0)
+    passes, store, out, features = Passes(base, branch), [], None, torch.empty(0)
+    active = torch.empty(0)
     last = torch.zeros_like(steps[0])  # what the last step made of it is not seen: all is revealed then
     for i, tokens in enumerate(steps):
         if plan[i]:
             store = [[] for _ in base.blocks]
-            features = passes.active(tokens, store, torch.ones(1, dtype=torch.bool))
+            out, features = passes.active(tokens, store, torch.ones(1, dtype=torch.bool))
             after = next((steps[j] for j in range(i + 1, len(steps)) if plan[j]), last)
             masked = base.spec.vocab_size
             group = ((tokens == masked) & (after != masked))[0].nonzero()[:, 0]
-            active = rows_of(group, branch, len(features))
+            active = rows_of(group, branch, out.shape[1])
             if recompute_condition:
-                active[: int(branch.rows[0, 0])] = active[int(branch.rows[0, -1]) + 1 :] = True
+                active[: int(branch.in_blocks[0, 0])] = active[int(branch.in_blocks[0, -1]) + 1 :] = True
         else:
-            features = features.where(~active[:, None], passes.active(tokens, store, active))
+            out, features = passes.active(tokens, store, active, out)
         yield features
 
 
@@ -170,7 +177,7 @@ def similarity(
 ) -> Iterator[Tensor]:
     """dLLM-Cache: stored keys, values and both additions, of which every layer renews the rows that moved."""
     passes, store = Passes(base, branch), [[] for _ in base.blocks]
-    first, end = int(branch.rows[0, 0]), int(branch.rows[0, -1]) + 1
+    first, end = int(branch.in_blocks[0, 0]), int(branch.in_blocks[0, -1]) + 1
     count = int(transfer_ratio * (end - first))
     for i, tokens in enumerate(steps):
         x, ctx = passes.start(tokens)
