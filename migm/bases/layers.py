@@ -77,6 +77,7 @@ class Layered:
 
     blocks: Any
     prepare: Callable[..., tuple[Tensor, Any]]
+    finalize: Callable[[Tensor, Any], Tensor]
 
     def features(
         self, tokens: Tokens, branch: Branch, moment: Moment, runner: Runner | None = None
