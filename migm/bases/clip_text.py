@@ -181,7 +181,8 @@ def published_encoder(config: CLIPTextConfig, folder: str | Path | None, key: st
 def _encoder(config: CLIPTextConfig, activation: str) -> nn.Module:
     library = _transformers()
     # eos_token_id 2 takes the row with the highest id as the prompt's: the first end marker.
-    sizes = {**asdict(config), "hidden_act": activation, "eos_token_id": 2}
+    markers = {"bos_token_id": config.vocab_size - 2, "eos_token_id": 2}
+    sizes = {**asdict(config), "hidden_act": activation, **markers}
     return library.CLIPTextModelWithProjection(library.CLIPTextConfig(**sizes))
 
 
