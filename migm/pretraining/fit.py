@@ -66,6 +66,7 @@ def fit(
 
 
 def make_trainer(max_steps: int, folder: Path, callbacks: list[Callback], logger: CSVLogger | bool) -> L.Trainer:
+    """Return a trainer for one device, in the precision that trains fastest on it."""
     return L.Trainer(
         max_steps=max_steps,
         precision=pick_precision("auto", pick_device()),  # type: ignore[arg-type]

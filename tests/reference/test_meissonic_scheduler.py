@@ -72,7 +72,7 @@ def test_a_step_on_partly_known_tokens_gives_the_recorded_tokens(recorded, name)
         positions = (before == mask).nonzero()[None, :, 1]
         numbers.add(positions.shape[1])
         logits = one["logits"].gather(1, positions[..., None].expand(-1, -1, one["logits"].shape[2]))
-        drawn, log_prob = DRAW(logits, noise, index, positions)
+        drawn, log_prob = DRAW(logits, noise, index, positions, num_steps)
         assert torch.equal(before.scatter(1, positions, drawn), one["pred"])
         scores = SELECT(log_prob, noise, index, num_steps, positions)
         masked = positions.shape[1]
