@@ -105,7 +105,7 @@ def _first_again(self: Any, step: int, masked: Any, count: int) -> Any:
 
 keys_and_values_unwritten = unwritten(runners, lambda stored, rows: stored.dim() == 4)
 rows_moved = arguments(llada.Context, "at", lambda rows: (rows if rows is None else (rows + 1) % int(rows.max() + 1),))
-computed_rows_unwritten = unwritten(ml_cache, lambda stored, rows: stored.dim() == 3)
+computed_rows_unwritten = unwritten(runners, lambda stored, rows: stored.dim() == 3)
 confidence_unwritten = unwritten(ml_cache, lambda stored, rows: stored.dim() == 2)
 bias_of_other_rows = replace(ml_cache._Partial, "_confidence", lambda f: lambda self, x, rows=None: f(self, x))
 quantile_off_by_one = result(ml_cache, "num_rows", lambda n: n + 1)
@@ -113,7 +113,7 @@ most_confident = result(ml_cache._Partial, "_confidence", lambda confidence: -co
 same_targets_again = replace(order.RankedSets, "candidates", lambda f: _first_again)
 worst_targets = arguments(order.RankedSets, "scored", lambda i, scores, at, chosen: (i, -scores, at, chosen))
 target_rows_moved = arguments(recap._Local, "target", lambda positions: ((positions + 1) % 16,))
-local_rows_unwritten = unwritten(recap, lambda stored, rows: True)
+local_rows_unwritten = computed_rows_unwritten
 
 
 # --- dLLM-Cache ---
