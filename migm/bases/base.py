@@ -23,6 +23,8 @@ class BaseSpec:
     vocab_size: int  # v, also the id of the mask
     channels: int  # c
     num_layers: int
+    positions_per_row: int = 1  # image positions that share a row of the blocks
+    affine_head: bool = True  # whether guidance may be applied before the head
 
 
 def block_parameters(spec: BaseSpec) -> int:
@@ -149,10 +151,12 @@ class Base(Protocol):
 
     def head(
         self, features: Float[Tensor, "b k c"], positions: Positions | None = None, rows: Positions | None = None
-    ) -> Float[Tensor, "b k v"]:
+    ) -> Float[Tensor, "b k *s v"]:
         """Return logits of features at the image `positions` or the sequence's `rows`, by default at the first k rows.
 
-        The head is affine in the features, so that guidance may be applied before it at half the cost.
+        Where several positions share a row of features (`spec.positions_per_row`), `rows` do not say which: then the
+        logits of all of them are returned, (b, k, s, v). The head is affine in the features unless `spec.affine_head` says that it is
+        not, so that guidance may be applied before it at half the cost.
         """
         ...
 

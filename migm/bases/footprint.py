@@ -24,6 +24,7 @@ class Holdings(NamedTuple):
     channels: int
     like_base: bool = False  # whether the tokenizer has the transformer's precision by default
     text: nn.Module | None = None  # a text encoder, which runs in float32
+    positions_per_row: int = 1  # image positions that share a row of the features
 
 
 class Footprint(NamedTuple):
@@ -66,7 +67,7 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
     device, meta = pick_device(node.get("device", "auto")), torch.device("meta")
     dtype = pick_dtype(node.get("dtype", "auto"), device)
     with torch.device("meta"):
-        net, narrowed, tokenizer, grid, channels, like_base, encoder = kind.parts(node)
+        net, narrowed, tokenizer, grid, channels, like_base, encoder, shared = kind.parts(node)
         net.to(dtype)
         own = dtype if like_base and dtype != torch.float64 else torch.float32
         tokenizer = placed(tokenizer, node.get("tokenizer_dtype") or own, meta)
@@ -75,7 +76,7 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
         linear = node.get("linear", "plain")
         for part in narrowed:
             quantise(part, linear, "base.linear")
-    features = 2 * grid[0] * grid[1] * channels * dtype.itemsize
+    features = 2 * grid[0] * grid[1] // shared * channels * dtype.itemsize
     name = str(dtype).removeprefix("torch.") + ("" if linear == "plain" else f", linear={linear}")
     text = held(encoder) if encoder else 0
     return Footprint(held(net), held(tokenizer), features, image_bytes(tokenizer, grid), name, text)

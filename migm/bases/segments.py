@@ -17,3 +17,16 @@ def other_rows(branch: Branch, num_rows: int) -> Tensor:
     span = image_span(branch)
     inside = torch.zeros(len(span), num_rows, dtype=torch.int8, device=span.device).scatter(1, span, 1)
     return inside.sort(dim=1, stable=True).indices[:, : num_rows - span.shape[1]]
+
+
+def distinct_rows(rows: Tensor, branch: Branch, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return image rows (copies * b, m), each once, with all of `rows` (copies * b, k), and a mask that says which.
+
+    `rows` of positions that share one are equal. How many differ is not the same for every sequence: others fill up to
+    m, which is at most the number of all image rows. `num_rows` is that of the blocks.
+    """
+    span = image_span(branch)
+    asked = torch.zeros(len(rows), num_rows, dtype=torch.int8, device=rows.device).scatter(1, rows, 1)
+    ranked = asked.gather(1, span).sort(dim=1, descending=True, stable=True)
+    most = min(rows.shape[1], span.shape[1])
+    return span.gather(1, ranked.indices[:, :most]), ranked.values[:, :most].bool()

@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from migm.bases.base import Base
+from migm.runtime.errors import UserError
+
 On = Literal["features", "logits"]
 
 
@@ -37,6 +40,15 @@ class Ramp(Constant):
 
     def scale(self, step: int, num_steps: int) -> float:
         return self.guidance_scale * step / max(num_steps - 1, 1)
+
+
+def refuse_guidance(base: Base, guidance: Guidance | None) -> None:
+    """Raise a UserError if guidance is to be applied before a head that is not affine."""
+    if guidance is not None and guidance.on == "features" and not base.spec.affine_head:
+        raise UserError(
+            f"sampling.guidance.on=features: the head of {type(base).__name__} is not affine, so guidance before it is "
+            "another one; set sampling.guidance.on=logits"
+        )
 
 
 def combine(

@@ -16,6 +16,7 @@ from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Images, Tokens
 from migm.sampling.capture import CapturedRuns
+from migm.sampling.guidance import refuse_guidance
 from migm.sampling.loop import Generation, Sampling, start
 from migm.sampling.noise import DrawnAhead, KeyedNoise, Noise
 
@@ -45,6 +46,7 @@ class Sampler:
     captured: CapturedRuns = field(default_factory=CapturedRuns, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        refuse_guidance(self.base, self.sampling.guidance)
         if True in (self.runtime.compile, self.runtime.cuda_graphs):
             _ = self.fast, self.replays  # refuse what cannot be, before any work
 

@@ -31,16 +31,19 @@ def masked_cosine(
 
 
 def masked_kl(
-    student: Float[Tensor, "b r v"],
-    teacher: Float[Tensor, "b r v"],
+    student: Float[Tensor, "b r *s v"],
+    teacher: Float[Tensor, "b r *s v"],
     masked: Bool[Tensor, "b r"],
     direction: Direction = "teacher_student",
 ) -> Float[Tensor, ""]:
     """Return the mean KL divergence of logits over the rows that are still masked.
 
-    `teacher_student` is KL(teacher || student), `student_teacher` is KL(student || teacher).
+    `teacher_student` is KL(teacher || student), `student_teacher` is KL(student || teacher). A row of several positions
+    counts by their mean.
     """
     ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
     first, second = (theirs, ours) if direction == "teacher_student" else (ours, theirs)
     divergence = kl_div(second, first, log_target=True, reduction="none").sum(-1)
+    if divergence.ndim > masked.ndim:
+        divergence = divergence.mean(-1)
     return (divergence * masked).sum() / masked.sum().clamp(min=1)

@@ -89,9 +89,12 @@ class FeatureLoss:
 
     def divergence(self, base: Base, predicted: FeatureRows, target: FeatureRows, judged: RowMask) -> Scalar:
         """Return the KL divergence of the token distributions of two features, mean over the judged rows."""
-        student = base.head(predicted.to(base.dtype)).float() / self.kl_temperature
+        at = None
+        if self.rows == "masked" and base.spec.positions_per_row > 1:  # elsewhere row k is that of position k
+            at = torch.arange(judged.shape[1], device=judged.device).expand_as(judged)
+        student = base.head(predicted.to(base.dtype), at).float() / self.kl_temperature
         with torch.no_grad():
-            teacher = base.head(target.to(base.dtype)).float() / self.kl_temperature
+            teacher = base.head(target.to(base.dtype), at).float() / self.kl_temperature
         return masked_kl(student, teacher, judged, self.kl_direction)
 
 

@@ -39,6 +39,7 @@ class _Partial:
 
     def __init__(self, base: LayerBase, branch: Branch, settings: Subset):
         self.base, self.branch, self.settings = base, branch, settings
+        self.shared = base.spec.positions_per_row
         self.store, self.kept = KeyValues(), RowFeatures(base)
         self.lengths: list[int] = []  # number of rows that may be chosen: one for each sequence, or one for all
 
@@ -68,7 +69,8 @@ class _Partial:
         if self.settings.image_rows_only:
             self.allowed = torch.zeros(len(features), total, dtype=torch.bool, device=features.device)
             self.allowed = self.allowed.scatter(1, branch.in_blocks, True)
-            self.lengths = [branch.rows.shape[1] if branch.block_rows is None else image_span(branch).shape[1]]
+            own = self.shared == 1 and branch.block_rows is None  # whether each position has a row of its own
+            self.lengths = [branch.rows.shape[1] if own else image_span(branch).shape[1]]
         else:
             self.allowed = branch.mask
             self.lengths = [total] if branch.mask is None else branch.mask.sum(1).tolist()
@@ -82,7 +84,8 @@ class _Partial:
         A row that holds several tokens counts as the least confident of them.
         """
         if self.branch.block_rows is None:
-            return self.base.head(features, rows=rows).amax(-1)
+            largest = self.base.head(features, rows=rows).amax(-1)
+            return largest.amin(-1) if self.shared > 1 else largest
         of_tokens = self.base.head(image_rows(features, self.branch)).amax(-1)
         least = of_tokens.new_full((len(features), self.store.num_rows), float("inf"))
         return least.scatter_reduce(1, self.branch.block_rows, of_tokens, "amin")

@@ -9,7 +9,7 @@ from torch import Tensor
 from migm.accelerators.runners import KeyValues, RowFeatures
 from migm.bases.base import Branch, Moment
 from migm.bases.layers import LayerBase, Runner
-from migm.bases.segments import other_rows
+from migm.bases.segments import distinct_rows, other_rows
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Target:
 
 class _Local:
     rows: Tensor  # (copies * b, m), to be revealed until the next full step
+    keep: Tensor | None = None  # (copies * b, m), False at rows that only fill up to m; None: no such rows
 
     def __init__(self, base: LayerBase, branch: Branch, recompute_condition: bool):
         self.base, self.branch, self.recompute_condition = base, branch, recompute_condition
@@ -48,10 +49,15 @@ class _Local:
 
     def target(self, positions: Tensor) -> None:
         self.rows = self.branch.in_blocks.gather(1, positions.repeat(self.branch.copies, 1))
+        if self.base.spec.positions_per_row > 1:
+            self.rows, self.keep = distinct_rows(self.rows, self.branch, self.store.num_rows)
         if self.others is not None:
             self.rows = torch.cat([self.rows, self.others], 1)
+            if self.keep is not None:
+                self.keep = torch.cat([self.keep, torch.ones_like(self.others, dtype=torch.bool)], 1)
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         # Every local step writes new keys and values for the target rows before reading them.
         x, ctx = self.base.prepare(tokens, self.branch, moment, self.rows)
-        return self.kept.renew(self.store.run_rows(self.base.blocks, x, ctx, self.rows), ctx, self.rows)
+        out = self.store.run_rows(self.base.blocks, x, ctx, self.rows, self.keep)
+        return self.kept.renew(out, ctx, self.rows, self.keep)
