@@ -1,7 +1,7 @@
 """The VQ autoencoder of aMUSEd, Meissonic and Lumina-DiMOO, run by `diffusers.VQModel`."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,12 @@ class AmusedVQ(nn.Module):
         latent_channels: Count = 64,
         num_codes: Count = 8192,
         norm_groups: Count = 32,
+        rounding: Literal["nearest", "down"] = "nearest",
     ):
         from diffusers.models.autoencoders.vq_model import VQModel  # seconds, which other bases need not wait for
 
         super().__init__()
-        levels = len(channels)
+        levels, self.rounding = len(channels), rounding
         self.stride, self.num_codes = 2 ** (levels - 1), num_codes
         self.pixel_channels = max(channels[:2])
         vq = VQModel(
@@ -56,11 +57,12 @@ class AmusedVQ(nn.Module):
 
     @torch.inference_mode()
     def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:
-        """Decode int64 tokens to images; values are clamped to [0, 1], then rounded."""
+        """Decode int64 tokens to images; values are clamped to [0, 1], then become whole by `rounding`."""
         rows = self.quantize.embedding(tokens).unflatten(1, grid)
         latents = self._like_weights(rows.permute(0, 3, 1, 2)).contiguous()  # as upstream: rounds in the same places
         values = self.decoder(self.post_quant_conv(latents)).float()
-        return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+        grey = values.clamp(0, 1) * 255
+        return (grey.round() if self.rounding == "nearest" else grey).to(torch.uint8)
 
     def fine_parts(self) -> list[nn.Module]:
         """Return the decoder's last two levels and what turns their maps into pixels."""

@@ -38,9 +38,9 @@ class VQGAN(nn.Module):
     """VQGAN with the arguments of a taming `model.yaml`.
 
     The stride is 2 ** (levels - 1), 16 for the published model. `pixels` chooses how decoded values become uint8:
-    `clamp` to [-1, 1], or `min_max`, which stretches each image to 0...255 and floors, as MaskGIT's own evaluation does
-    (docs/originals/maskgit.md, Pixels). A `model_yaml` (a file, or `hf://owner/repository/file`) replaces the first
-    three arguments by its own values.
+    `clamp` to [-1, 1], `min_max`, which stretches each image to 0...255 and floors, as MaskGIT's own evaluation does
+    (docs/originals/maskgit.md, Pixels), or `floor` of 127.5 x + 128, as Di[M]O's does. A `model_yaml` (a file, or
+    `hf://owner/repository/file`) replaces the first three arguments by its own values.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VQGAN(nn.Module):
         ddconfig: Mapping[str, Any],
         n_embed: Count,
         embed_dim: Count,
-        pixels: Literal["clamp", "min_max"] = "clamp",
+        pixels: Literal["clamp", "min_max", "floor"] = "clamp",
         model_yaml: str | None = None,
         norm_groups: Count = 32,
     ):
@@ -117,6 +117,8 @@ class VQGAN(nn.Module):
     def to_images(self, tokens: Tokens, grid: tuple[int, int]) -> Images:
         """Decode int64 tokens to images, with `pixels` as chosen."""
         x = self.pixel_values(tokens, grid)
+        if self.pixels == "floor":
+            return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
         if self.pixels == "clamp":
             return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
