@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from migm.runtime.kinds import NotNegative, Whole
+from migm.runtime.kinds import NotNegative, Positive, Share, Whole
 from migm.runtime.shapes import Positions
 from migm.sampling.noise import DRAW, Noise, Step
 
@@ -132,19 +132,51 @@ class Annealed:
         self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
     ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
         factor = self.inverse_temperatures(num_steps, logits.device)[step][..., None]
-        return self.draw(self.likeliest(logits * factor), noise, step, positions, num_steps)
+        return self.draw(likeliest(logits * factor, self.top_k), noise, step, positions, num_steps)
 
     def inverse_temperatures(self, num_steps: int, device: torch.device | None = None) -> Float[Tensor, " n"]:
         """Return what logits are multiplied by at every step."""
         factors = torch.linspace(self.first, self.last, num_steps, device=device) ** self.power
         return torch.where(torch.arange(num_steps, device=device) < self.warm_up, factors * 0.5, factors)
 
-    def likeliest(self, logits: Float[Tensor, "b k v"]) -> Float[Tensor, "b k v"]:
-        """Return the logits, those of all but the `top_k` likeliest tokens -inf."""
-        if not 0 < self.top_k < logits.shape[-1]:
-            return logits
-        best = logits.topk(self.top_k)
-        return torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
+
+@dataclass(frozen=True)
+class Likeliest:
+    """Draw by another rule among the likeliest tokens alone, after the logits were divided by a temperature.
+
+    These are the `top_k` likeliest tokens of every position, 0 for all, and of them the fewest whose probability is
+    above `top_p`, 1 for all. The others have probability 0 (docs/originals/meissonic.md, Di[M]O).
+    """
+
+    draw: Draw = GumbelMax()
+    temperature: Positive = 1.0
+    top_k: Whole = 0
+    top_p: Share = 1.0
+
+    def __call__(
+        self, logits: Float[Tensor, "b k v"], noise: Noise, step: Step, positions: Positions, num_steps: int = 1
+    ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
+        return self.draw(self.kept(logits), noise, step, positions, num_steps)
+
+    def kept(self, logits: Float[Tensor, "b k v"]) -> Float[Tensor, "b k v"]:
+        """Return the logits over the temperature, -inf at the tokens that are not drawn."""
+        tempered = logits if self.temperature == 1 else logits / self.temperature
+        some = likeliest(tempered, self.top_k)
+        if self.top_p == 1:
+            return some
+        ranked = some.sort(-1, descending=True)
+        before = ranked.values.softmax(-1).cumsum(-1).roll(1, -1)
+        before[..., 0] = 0  # the likeliest is always kept
+        values = ranked.values.masked_fill(before > self.top_p, -torch.inf)
+        return torch.empty_like(values).scatter(-1, ranked.indices, values)
+
+
+def likeliest(logits: Float[Tensor, "b k v"], top_k: int) -> Float[Tensor, "b k v"]:
+    """Return the logits, those of all but the `top_k` likeliest tokens -inf; 0 keeps all."""
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    best = logits.topk(top_k)
+    return torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
 
 
 def log_probability(logits: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
