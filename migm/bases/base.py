@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -47,6 +47,7 @@ class Branch:
     num_prompt: int = 0  # the first ids of the condition that a learned predictor may read too
     prompt: Bool[Tensor, "cb q"] | None = None  # False at those of them that it may not read; None: all
     ids: Int[Tensor, "cb t"] | None = None  # of the whole sequence; those of the image are written to `rows`
+    noise: Float[Tensor, "cb l cn"] | None = None  # normal, mixed with the embeddings of tokens by a `OneStepBase`
     block_rows: Int[Tensor, "cb l"] | None = None  # where the image tokens are in the blocks' rows; None: in `rows`
 
     @property
@@ -155,8 +156,8 @@ class Base(Protocol):
         """Return logits of features at the image `positions` or the sequence's `rows`, by default at the first k rows.
 
         Where several positions share a row of features (`spec.positions_per_row`), `rows` do not say which: then the
-        logits of all of them are returned, (b, k, s, v). The head is affine in the features unless `spec.affine_head` says that it is
-        not, so that guidance may be applied before it at half the cost.
+        logits of all of them are returned, (b, k, s, v). If the head is affine in the features (`spec.affine_head`),
+        guidance may be applied before it at half the cost.
         """
         ...
 
@@ -183,6 +184,23 @@ class Base(Protocol):
 
     def decoder_fingerprint(self) -> str:
         """Return a short hash of the decoder that turns tokens into images."""
+        ...
+
+
+class Uniforms(Protocol):
+    """The noise of the images of a generation, as a base may ask for it: below 0 are purposes of bases and orders."""
+
+    def uniform(
+        self, purpose: int, step: int, positions: Positions, width: int | None = None
+    ) -> Float[Tensor, "b k *width"]: ...
+
+
+@runtime_checkable
+class OneStepBase(Base, Protocol):
+    """A base that begins with tokens and noise of its own, and draws every position anew in one step."""
+
+    def begin(self, branches: Sequence[Branch], noise: Uniforms) -> tuple[list[Branch], Tokens]:
+        """Return the branches with what the images of this generation begin with, and their tokens, v where masked."""
         ...
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.order import Order
 from migm.accelerators.runs import Run
-from migm.bases.base import Base, Branch, Moment, StepRecord, image_rows
+from migm.bases.base import Base, Branch, Moment, OneStepBase, StepRecord, image_rows
 from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
@@ -108,7 +108,14 @@ def start(
 
     `initial` is for in-painting: its tokens stay and its masks (v) are sampled; every row needs the same number
     of masks. The schedule is that of a whole image and ends as soon as nothing is masked. `fast` compiles functions.
+    A `OneStepBase` begins with tokens of its own, and all of them are drawn.
     """
+    batch = len(branches[0].rows) // branches[0].copies
+    tokens, masked = initial_state(base, batch, initial)
+    if isinstance(base, OneStepBase):
+        if initial is not None:
+            raise UserError(f"{type(base).__name__} draws every position anew, so that it cannot keep known tokens")
+        branches, tokens = base.begin(branches, noise)
     counts = sampling.schedule.counts(base.spec.num_tokens, sampling.num_steps)
     run = accelerator.start(base, branches, counts, fast)
     order = run.order
@@ -118,8 +125,16 @@ def start(
         raise UserError(
             f"sampling.order={type(sampling.order).__name__}: accelerator={accelerator.name} ranks the positions itself"
         )
-    tokens, masked = initial_state(base, len(branches[0].rows) // branches[0].copies, initial)
     return Generation(base, sampling, branches, counts, run, order, noise, fast, tokens, masked, masked[:, :0])
+
+
+def refuse_steps(base: Base, num_steps: int) -> None:
+    """Raise a UserError if a base that draws in one step is asked for more."""
+    if isinstance(base, OneStepBase) and num_steps != 1:
+        raise UserError(
+            f"sampling.num_steps={num_steps}: {type(base).__name__} draws every position in one step; "
+            "set sampling.num_steps=1"
+        )
 
 
 @dataclass

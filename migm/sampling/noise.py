@@ -14,7 +14,7 @@ from torch import Tensor
 from migm.runtime.shapes import Positions
 
 DRAW, SELECT = 0, 1  # the purposes of noise at every step
-ORDER = -1  # that of a generation's order, at step 0 alone
+ORDER = -1  # that of a generation\'s order; those below 0, also of bases, are asked for once, at step 0
 Step = int | Int[Tensor, "b 1"]  # a tensor if the rows are at different steps
 
 
@@ -115,7 +115,7 @@ class DrawnAhead:
     def uniform(
         self, purpose: int, step: Step, positions: Positions, width: int | None = None
     ) -> Float[Tensor, "b k *width"]:
-        if width is not None or purpose == ORDER:
+        if width is not None or purpose < 0:
             return self.noise.uniform(purpose, step, positions, width)
         return self._table(purpose, None)[step].gather(1, positions)
 

@@ -17,7 +17,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.shapes import Images, Tokens
 from migm.sampling.capture import CapturedRuns
 from migm.sampling.guidance import refuse_guidance
-from migm.sampling.loop import Generation, Sampling, start
+from migm.sampling.loop import Generation, Sampling, refuse_steps, start
 from migm.sampling.noise import DrawnAhead, KeyedNoise, Noise
 
 
@@ -47,6 +47,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         refuse_guidance(self.base, self.sampling.guidance)
+        refuse_steps(self.base, self.num_steps)
         if True in (self.runtime.compile, self.runtime.cuda_graphs):
             _ = self.fast, self.replays  # refuse what cannot be, before any work
 
