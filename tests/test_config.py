@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from tiny_parts import naming
 
-from migm.config.building import build, conf_path, load
+from migm.config.building import build, class_of, conf_path, load
 from migm.config.earlier import RENAMED_KEYS, by_name, former_sampling
 from migm.config.points import entries, points
 from migm.config.roots import (
@@ -153,8 +154,9 @@ def check_experiments(command: str, chosen: list[str]) -> None:
 def test_the_sampling_follows_the_base(base):
     cfg, other = compose("train", [f"base={base}"]), "tiny" if base != "tiny" else "cifar10"
     assert cfg.sampling == compose("train", [f"base={other}", f"sampling={base}"]).sampling
-    widths = [cfg.base.transformer.get(name) for name in ("channels", "d_model", "block_out_channels")]
-    assert [cfg.shortcut.channels] == [width for width in widths if width is not None]
+    node = OmegaConf.to_container(cfg.base, resolve=True)
+    with torch.device("meta"):
+        assert cfg.shortcut.channels == class_of(node).parts(node).channels
 
 
 @pytest.mark.parametrize("sweep", [name for name in names("sweep") if name != "pareto"])

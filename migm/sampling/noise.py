@@ -14,7 +14,7 @@ from torch import Tensor
 from migm.runtime.shapes import Positions
 
 DRAW, SELECT = 0, 1  # the purposes of noise at every step
-ORDER = -1  # that of a generation\'s order; those below 0, also of bases, are asked for once, at step 0
+ORDER = -1  # that of a generation's order; those below 0, also of bases, are asked for once, at step 0
 Step = int | Int[Tensor, "b 1"]  # a tensor if the rows are at different steps
 
 
