@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from migm.bases.base import Moment
+from migm.runtime.errors import UserError
 from migm.runtime.resources import available_memory, free_disk, readable
 from migm.sampling.sampler import Sampler
 
@@ -58,7 +59,12 @@ class Costs(NamedTuple):
 
 
 def measure_work(sampler: Sampler, data: "TrajectoryData", pairs: int) -> TrainingWork:
-    """Return the work of a training with `pairs` pairs; the time is that of the second of two full steps of a batch."""
+    """Return the work of a training with `pairs` pairs; the time is that of the second of two full steps of a batch.
+
+    UserError if images are drawn in one step: then there are no pairs.
+    """
+    if sampler.num_steps < 2:
+        raise UserError("sampling.num_steps=1: a shortcut learns from one step to the next; set at least 2")
     base, guided = sampler.base, sampler.sampling.guidance is not None
     inputs = data.inputs(torch.arange(min(data.collect_batch_size, data.num_images)))
     branches, batch_size = base.encode(inputs, guided), len(inputs)

@@ -8,6 +8,7 @@ from tiny_parts import collected, contents, tiny
 
 from migm.config.building import build
 from migm.config.groups import alternatives
+from migm.runtime.errors import UserError
 from migm.sampling.sampler import Sampler
 from migm.trajectories.dataset import PairDataset
 from migm.trajectories.estimate import Costs, TrainingWork, comparison, measure_work, recommended
@@ -81,3 +82,9 @@ def test_the_comparison_names_every_choice_and_marks_one(tmp_path: Path):
     ):
         assert words in text
     assert text.count("recommended") == 1
+
+
+def test_a_training_on_images_of_one_step_is_refused(tmp_path):
+    config = tiny(tmp_path, "sampling.num_steps=1", "sampling.num_full_steps=1")
+    with pytest.raises(UserError, match=r"sampling\.num_steps=1: a shortcut learns from one step to the next"):
+        measure_work(Sampler(build(config.base), build(config.sampling)), build(config.data), 8)
