@@ -203,6 +203,12 @@ def take_rows(features: Tensor, rows: Tensor) -> Tensor:
 def one_layer(family: Family) -> Family:
     """The family with the first layer of its base alone."""
     base = copy.deepcopy(family.base)
+    if hasattr(base.transformer, "stacks"):
+        first, *others = base.transformer.stacks
+        del first[1:]
+        for stack in others:
+            del stack[:]
+        return dataclasses.replace(family, base=base)
     trunk = getattr(base.transformer, "transformer", base.transformer)
     name = "layers" if hasattr(trunk, "layers") else "blocks"
     setattr(trunk, name, getattr(trunk, name)[:1])
@@ -257,7 +263,7 @@ def plan_of(
     known = policy.coefficients or (1.0, 0.0)
     if policy.calibration is not None:
         known = Calibration.load(policy.calibration, family.base, N, "calibration").polynomials[policy.indicator]
-    passes, seen = [replays.Passes(family.base, branch) for branch in branches], []
+    passes, seen = [replays.Passes(family.base, branch, steps) for branch in branches], []
     for tokens in steps:
         first = [p.start(tokens) for p in passes]
         shown = [x if policy.indicator == "input" else family.base.blocks[0](x, ctx) for x, ctx in first]

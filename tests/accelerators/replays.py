@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from forecast_formulas import FORMULAS
-from tiny_parts import moment
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from migm.bases.base import Branch
+from migm.bases.base import Branch, Moment
 
 Steps = Sequence[Tensor]
 Plan = Sequence[bool]
@@ -22,14 +21,15 @@ Replay = Callable[..., Iterator[Tensor]]
 
 
 class Passes:
-    """Passes of one sequence through the base."""
+    """Passes of one sequence through the base, at the steps of a generation."""
 
-    def __init__(self, base: Any, branch: Branch):
-        self.base, self.branch = base, branch
+    def __init__(self, base: Any, branch: Branch, steps: Steps):
+        self.base, self.branch, self.steps = base, branch, steps
 
     def start(self, tokens: Tensor) -> tuple[Tensor, Any]:
+        step = next(i for i, seen in enumerate(self.steps) if seen is tokens)
         ratio = (tokens == self.base.spec.vocab_size).double().mean(1)
-        return self.base.prepare(tokens, self.branch, moment(ratio))
+        return self.base.prepare(tokens, self.branch, Moment.at(step, len(self.steps), ratio))
 
     def deltas(self, tokens: Tensor) -> tuple[list[Tensor], Tensor, Any]:
         """What attention and feed-forward add to the blocks' input in turn, their output, and the context."""
@@ -71,7 +71,7 @@ def boundary(
     base: Any, branch: Branch, steps: Steps, plan: Plan, formula: str = "taylor", order: int = 0
 ) -> Iterator[Tensor]:
     """A formula on the features of the full steps; order 0 of any is reuse."""
-    passes, times, values = Passes(base, branch), [], []
+    passes, times, values = Passes(base, branch, steps), [], []
     for i, tokens in enumerate(steps):
         if plan[i]:
             times, values = [*times, i], [*values, passes.features(tokens)]
@@ -82,7 +82,7 @@ def modules(
     base: Any, branch: Branch, steps: Steps, plan: Plan, formula: str = "taylor", order: int = 0
 ) -> Iterator[Tensor]:
     """A formula on what every module adds at the full steps; order 0 is a reuse of residuals."""
-    passes, times, values = Passes(base, branch), [], []
+    passes, times, values = Passes(base, branch, steps), [], []
     for i, tokens in enumerate(steps):
         if plan[i]:
             added, out, ctx = passes.deltas(tokens)
@@ -95,7 +95,7 @@ def modules(
 
 def least_squares(base: Any, branch: Branch, steps: Steps, plan: Plan, gram: Tensor, order: int) -> Iterator[Tensor]:
     """L2P: the best weights for the last order + 1 full steps, whatever they are."""
-    passes, known = Passes(base, branch), {}
+    passes, known = Passes(base, branch, steps), {}
     for i, tokens in enumerate(steps):
         if plan[i]:
             known[i] = passes.features(tokens)
@@ -109,7 +109,7 @@ def least_squares(base: Any, branch: Branch, steps: Steps, plan: Plan, gram: Ten
 
 def network(base: Any, branch: Branch, steps: Steps, plan: Plan, module: Any) -> Iterator[Tensor]:
     """The shortcut, from its own last output."""
-    passes, features = Passes(base, branch), torch.empty(0)
+    passes, features = Passes(base, branch, steps), torch.empty(0)
     for i, tokens in enumerate(steps):
         if plan[i]:
             features = passes.features(tokens)
@@ -130,14 +130,15 @@ def max_logit(
     image_rows_only: bool = False,
 ) -> Iterator[Tensor]:
     """ML-Cache: the rows whose largest logit lies at or below the quantile 1 - c."""
-    passes, store, out, features = Passes(base, branch), [], None, torch.empty(0)
+    passes, store, out, features = Passes(base, branch, steps), [], None, torch.empty(0)
     for i, tokens in enumerate(steps):
         if plan[i]:
             store = [[] for _ in base.blocks]
             out, features = passes.active(tokens, store, torch.ones(1, dtype=torch.bool))
         else:
             assert out is not None
-            best = base.head(features[None])[0].amax(-1).tolist()
+            largest = base.head(features[None])[0].amax(-1)
+            best = (largest if largest.ndim == 1 else largest.amin(-1)).tolist()  # of the positions that share a row
             if branch.block_rows is not None:  # the least of the tokens of a row
                 tokens_of = [(branch.block_rows[0] == row).nonzero()[:, 0].tolist() for row in range(out.shape[1])]
                 best = [min(best[token] for token in its) for its in tokens_of]
@@ -154,7 +155,7 @@ def max_logit(
 
 def targets(base: Any, branch: Branch, steps: Steps, plan: Plan, recompute_condition: bool = False) -> Iterator[Tensor]:
     """ReCAP: the rows revealed from one full step to the next, against what that step stored of all others."""
-    passes, store, out, features = Passes(base, branch), [], None, torch.empty(0)
+    passes, store, out, features = Passes(base, branch, steps), [], None, torch.empty(0)
     active = torch.empty(0)
     last = torch.zeros_like(steps[0])  # what the last step made of it is not seen: all is revealed then
     for i, tokens in enumerate(steps):
@@ -176,7 +177,7 @@ def similarity(
     base: Any, branch: Branch, steps: Steps, plan: Plan, prompt_interval: int, transfer_ratio: float
 ) -> Iterator[Tensor]:
     """dLLM-Cache: stored keys, values and both additions, of which every layer renews the rows that moved."""
-    passes, store = Passes(base, branch), [[] for _ in base.blocks]
+    passes, store = Passes(base, branch, steps), [[] for _ in base.blocks]
     first, end = int(branch.in_blocks[0, 0]), int(branch.in_blocks[0, -1]) + 1
     count = int(transfer_ratio * (end - first))
     for i, tokens in enumerate(steps):
