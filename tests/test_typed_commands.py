@@ -30,6 +30,7 @@ NOT_RUN = {
     r"s3://|wandb sync": "needs a server",
     r"experiment=(?!cifar10|tiny)\w+_shortcut.*base\.random_weights=true": "a GPU; small in tests/test_*_chain.py",
     r"experiment=(?!cifar10|tiny)\w+_shortcut": "published weights",
+    r"base=dimo_(meissonic|maskgit)": "published weights",
     r"trainer\.devices=4": "four GPUs or a cluster; tests/test_several_processes.py has two processes",
     r"experiment=cifar10_deep_shortcut": "a GPU and 18 GB of disk",
     r"images=filled_in": "the photos of ImageNet",
