@@ -24,11 +24,11 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # make test-slow   what takes longer: several processes, real kills, every option with every command
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "slow and not gpu"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
 # make test-gpu    what needs a CUDA device: the whole chain on it, compared with the CPU
 test-gpu: $(STAMP)

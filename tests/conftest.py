@@ -49,6 +49,18 @@ SIZES = {
 }
 
 
+# Files that take longest come first, so that none is left for one worker at the end.
+LONGEST = [
+    *("test_compiled_runs.py", "test_cuda_chain.py", "test_sweeps.py", "test_ledger.py", "test_dimoo_chain.py"),
+    *("test_several_processes.py", "test_checkpoints.py", "test_experiments.py", "test_training_steps.py"),
+    *("test_typed_commands.py", "test_kills.py"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory) -> Path:
     """Small stand-ins for the bundled feature net and its reference."""
