@@ -186,7 +186,11 @@ def test_a_wrong_value_of_a_component_is_refused_by_its_key(key, value, words):
         (Subset, {"cache_ratio": 1.1}, ["at.cache_ratio=1.1", "from 0 to 1"]),
         (PromptResponse, {"prompt_interval": 0}, ["at.prompt_interval=0", "at least 1"]),
         (PromptResponse, {"prompt_interval": 1, "transfer_ratio": 2}, ["at.transfer_ratio=2", "from 0 to 1"]),
-        (VQGAN, {"ddconfig": {}, "n_embed": 1, "embed_dim": 1, "pixels": "max"}, ["at.pixels=max", "clamp, min_max"]),
+        (
+            VQGAN,
+            {"ddconfig": {}, "n_embed": 1, "embed_dim": 1, "pixels": "max"},
+            ["at.pixels=max", "clamp, floor, min_max"],
+        ),
         (AmusedVQ, {"channels": [128, 0]}, ["at.channels[1]=0", "at least 1"]),
         (DiMOOShortcut, {"channels": 48, "depth": 0}, ["at.depth=0", "at least 1"]),
         (Rollout, {"max_length": 0}, ["at.max_length=0", "at least 1"]),

@@ -10,11 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from test_commands import refused
 from test_generate import generate, shared  # noqa: F401 (fixtures)
-from tiny_parts import collected, naming, tiny
+from tiny_parts import collected, composed, naming, tiny
 
 import migm.generate
 import migm.train
-from migm.config.building import conf_path
 from migm.reporting.sweep import OWN, refuse_shared
 from migm.runtime.errors import UserError
 from migm.runtime.jsonl import append_line, read_lines
@@ -75,9 +74,8 @@ def test_every_command_that_writes_what_is_its_own_is_guarded(command, changes, 
 
 
 def test_the_guard_knows_the_keys_of_its_commands():
-    common = OmegaConf.load(Path(conf_path()) / "common.yaml")
     for command, keys in OWN.items():
-        cfg = OmegaConf.merge(common, OmegaConf.load(Path(conf_path()) / f"{command}.yaml"))
+        cfg = composed(command)
         for key in keys:
             group, _, last = key.rpartition(".")
             node = cfg[group] if group else cfg
