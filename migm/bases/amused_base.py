@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
 from migm.bases.clip_text import CLIPText, CLIPTextConfig, TextBranch, random_encoder
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
-from migm.bases.linear import LinearKind, quantise, with_linear
+from migm.bases.linear import LinearKind, quantise
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.uvit import TextContext, UVit, UVitConfig, published_net, random_net
 from migm.bases.weights import load_strictly
@@ -25,12 +25,12 @@ from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.kinds import Count, Whole
-from migm.runtime.shapes import Images, Positions, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 SAMPLE = 65_536  # elements of each tensor that a fingerprint reads
 
 
-class Amused(Layered):
+class Amused(Layered, decoding.Tokenized):
     """A frozen `UVit2DModel` with a CLIP text encoder and an image tokenizer.
 
     `weights` is a folder or `hf://owner/repository` with the transformer in `transformer/`; `text_encoder` and
@@ -161,16 +161,6 @@ class Amused(Layered):
         shared = None if mask is None else mask.repeat(copies, 1)
         return Control(self.uvit.embed(self._ids(tokens)).repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
-    def decode(self, tokens: Tokens) -> Images:
-        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
-
-    def tokenize(self, images: Images) -> Tokens:
-        refuse_other_size(images, self.spec, self.tokenizer.stride)
-        return self.tokenizer.to_tokens(images.to(self.device))
-
-    def fingerprint(self) -> str:
-        return with_linear(self.plain_fingerprint(), self.linear)
-
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
@@ -178,10 +168,6 @@ class Amused(Layered):
         sampled = {name: x.flatten()[:: max(1, x.numel() // SAMPLE)] for name, x in state.items()}
         settings = (self.micro.tolist(), self.negative_prompt)
         return tensors_hash(sampled, str(self.dtype), str(settings), self.text.fingerprint())
-
-    @functools.cache  # noqa: B019
-    def decoder_fingerprint(self) -> str:
-        return decoding.fingerprint(self.tokenizer)
 
 
 def checked_grid(

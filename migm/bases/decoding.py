@@ -1,5 +1,6 @@
 """Decode tokens to images: in bounded memory, whatever the batch size, and on CUDA mostly in bfloat16."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -7,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from migm.bases.base import BaseSpec, refuse_other_size
+from migm.bases.linear import LinearKind, with_linear
 from migm.runtime.device import DTypeName, pick_dtype
 from migm.runtime.files import tensors_hash
 from migm.runtime.shapes import Images, Tokens
@@ -128,3 +131,30 @@ def fingerprint(tokenizer: Decoder) -> str:
     """Return a short hash of the tokenizer's weights and, if the decoder has two precisions, of these."""
     first, last = (_dtype(tokenizer.fine_parts()[i]) for i in (0, -1))
     return tensors_hash(tokenizer.state_dict(), *([] if first == last else [f"{first} maps"]))
+
+
+class Tokenized:
+    """What every base with an image tokenizer does with it, and the fingerprints of both."""
+
+    spec: BaseSpec
+    device: torch.device
+    tokenizer: Any
+    linear: LinearKind
+
+    def decode(self, tokens: Tokens) -> Images:
+        return decode(self.tokenizer, tokens, self.spec.grid)
+
+    def tokenize(self, images: Images) -> Tokens:
+        refuse_other_size(images, self.spec, self.tokenizer.stride)
+        return self.tokenizer.to_tokens(images.to(self.device))
+
+    def plain_fingerprint(self) -> str:
+        """Return the fingerprint of the same base with plain linears."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        return with_linear(self.plain_fingerprint(), self.linear)
+
+    @functools.cache  # noqa: B019  a base lives as long as its command
+    def decoder_fingerprint(self) -> str:
+        return fingerprint(self.tokenizer)

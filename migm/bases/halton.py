@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from migm.bases import decoding
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
 from migm.bases.footprint import Holdings
 from migm.bases.halton_net import HaltonTransformer, Modulated
 from migm.bases.layers import Block, Layered
-from migm.bases.linear import LinearKind, quantise, with_linear
+from migm.bases.linear import LinearKind, quantise
 from migm.bases.llamagen import LlamaGenVQ
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import assign_strictly, load_strictly, read_tensors
@@ -24,7 +24,7 @@ from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
-from migm.runtime.shapes import Images, Positions, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClassBranch(Branch):
     modulation: Float[Tensor, "cb m c"] | None = None
 
 
-class HaltonMaskGIT(Layered):
+class HaltonMaskGIT(Layered, decoding.Tokenized):
     """A frozen HaltonTransformer with an image tokenizer.
 
     `weights` is a published checkpoint or a safetensors file with the transformer's tensors, `tokenizer_weights` the
@@ -139,26 +139,12 @@ class HaltonMaskGIT(Layered):
         shared = None if mask is None else mask.repeat(copies, 1)
         return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
-    def decode(self, tokens: Tokens) -> Images:
-        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
-
-    def tokenize(self, images: Images) -> Tokens:
-        refuse_other_size(images, self.spec, self.tokenizer.stride)
-        return self.tokenizer.to_tokens(images.to(self.device))
-
-    def fingerprint(self) -> str:
-        return with_linear(self.plain_fingerprint(), self.linear)
-
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
         net = self.transformer
         rules = [f"{net.num_heads} heads", f"{net.num_logits} logits"]
         return tensors_hash(net.state_dict(), str(self.dtype), *rules)
-
-    @functools.cache  # noqa: B019
-    def decoder_fingerprint(self) -> str:
-        return decoding.fingerprint(self.tokenizer)
 
 
 def refuse_odd_sizes(net: HaltonTransformer, tokenizer: LlamaGenVQ | ConvVQ, side: int) -> None:

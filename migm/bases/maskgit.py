@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from migm.bases import decoding
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
-from migm.bases.linear import LinearKind, quantise, with_linear
+from migm.bases.linear import LinearKind, quantise
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.transformer import MaskTransformer, Positioned
 from migm.bases.vqgan import VQGAN
@@ -23,10 +23,10 @@ from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
-from migm.runtime.shapes import Images, Positions, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 
-class MaskGIT(Layered):
+class MaskGIT(Layered, decoding.Tokenized):
     """A frozen MaskTransformer with an image tokenizer.
 
     `weights` is a file with the transformer's tensors, `tokenizer_weights` one with the tokenizer's: safetensors or
@@ -123,22 +123,8 @@ class MaskGIT(Layered):
         shared = None if mask is None else mask.repeat(copies, 1)
         return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
-    def decode(self, tokens: Tokens) -> Images:
-        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
-
-    def tokenize(self, images: Images) -> Tokens:
-        refuse_other_size(images, self.spec, self.tokenizer.stride)
-        return self.tokenizer.to_tokens(images.to(self.device))
-
-    def fingerprint(self) -> str:
-        return with_linear(self.plain_fingerprint(), self.linear)
-
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
         rule = ["mask_logit"] if self.transformer.num_logits > self.transformer.vocab_size else []
         return tensors_hash(self.transformer.state_dict(), str(self.dtype), *rule)
-
-    @functools.cache  # noqa: B019
-    def decoder_fingerprint(self) -> str:
-        return decoding.fingerprint(self.tokenizer)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
 from migm.bases.clip_text import CLIPText, CLIPTextConfig, TextBranch, TextRows, random_encoder
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
-from migm.bases.linear import LinearKind, quantise, with_linear
+from migm.bases.linear import LinearKind, quantise
 from migm.bases.meissonic_blocks import JointContext
 from migm.bases.meissonic_config import MeissonicConfig
 from migm.bases.meissonic_net import MeissonicTransformer
@@ -27,14 +27,14 @@ from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.kinds import Count, Whole
-from migm.runtime.shapes import Images, Positions, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SAMPLE = 65_536  # elements of each tensor that the fingerprint reads
 DRAWN_ON_CPU = 10**8  # parameters below which random weights are those of the CPU
 
 
-class Meissonic(Layered):
+class Meissonic(Layered, decoding.Tokenized):
     """A frozen Meissonic transformer with a CLIP text encoder and an image tokenizer.
 
     `weights` is a folder or `hf://owner/repository` with the transformer in `transformer/`; `text_encoder` and
@@ -198,16 +198,6 @@ class Meissonic(Layered):
         together = torch.cat([self._condition(branch)[0], embeddings], 1)
         return Control(together, torch.cat([prompt, rows], 1), keys, q)
 
-    def decode(self, tokens: Tokens) -> Images:
-        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
-
-    def tokenize(self, images: Images) -> Tokens:
-        refuse_other_size(images, self.spec, self.tokenizer.stride)
-        return self.tokenizer.to_tokens(images.to(self.device))
-
-    def fingerprint(self) -> str:
-        return with_linear(self.plain_fingerprint(), self.linear)
-
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
@@ -218,10 +208,6 @@ class Meissonic(Layered):
     def _settings(self) -> dict[str, Any]:
         """All that features depend on besides weights, precision and prompts."""
         return {"micro": self.micro.tolist(), "negative": self.negative_prompt, "grid": self.spec.grid}
-
-    @functools.cache  # noqa: B019
-    def decoder_fingerprint(self) -> str:
-        return decoding.fingerprint(self.tokenizer)
 
 
 def cells_of(grid: tuple[int, int], cell: int, device: torch.device) -> tuple[Tensor, Tensor]:

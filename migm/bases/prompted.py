@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from migm.bases import decoding
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, refuse_other_size
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, padded_ids
-from migm.bases.linear import LinearKind, Shrinking, with_linear
+from migm.bases.linear import LinearKind, Shrinking
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, init_block
 from migm.bases.shards import load_shards
 from migm.bases.weights import load_strictly, locate
@@ -24,7 +24,7 @@ from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
-from migm.runtime.shapes import Images, Positions, Tokens
+from migm.runtime.shapes import Positions, Tokens
 
 SAMPLE = 65_536  # number of elements of each tensor that a fingerprint reads
 DRAWN_ON_CPU = 10**8  # parameters below which random weights are those of the CPU; drawing 8 billion takes minutes
@@ -42,7 +42,7 @@ class Template(Protocol):
         ...
 
 
-class PromptedLLaDA(Layered):
+class PromptedLLaDA(Layered, decoding.Tokenized):
     """A frozen LLaDA transformer over prompt and image tokens, with an image tokenizer; kinds of it are bases.
 
     A kind calls `_speak` with its template and its layout. Image code c has the id `offset` + c in the transformer's
@@ -219,24 +219,10 @@ class PromptedLLaDA(Layered):
             keys = torch.cat([read, torch.ones_like(rows, dtype=torch.bool) if new is None else new], 1)
         return Control(embeddings, torch.cat([before, rows], 1), keys, q, branch.mask)
 
-    def decode(self, tokens: Tokens) -> Images:
-        return decoding.decode(self.tokenizer, tokens, self.spec.grid)
-
-    def tokenize(self, images: Images) -> Tokens:
-        refuse_other_size(images, self.spec, self.tokenizer.stride)
-        return self.tokenizer.to_tokens(images.to(self.device))
-
-    def fingerprint(self) -> str:
-        return with_linear(self.plain_fingerprint(), self.linear)
-
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears."""
         return tensors_hash(self._plain or sampled(self.transformer), str(self.dtype), str(self._settings()))
-
-    @functools.cache  # noqa: B019
-    def decoder_fingerprint(self) -> str:
-        return decoding.fingerprint(self.tokenizer)
 
 
 def padded_to(ids: Int[Tensor, "b _"], width: int) -> Int[Tensor, "b {width}"]:
