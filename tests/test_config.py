@@ -462,3 +462,10 @@ def test_another_word_for_a_switch_is_refused_by_its_variable(monkeypatch):
     monkeypatch.setenv("MIGM_OFFLINE", "maybe")
     with pytest.raises(UserError, match=r"MIGM_OFFLINE=maybe should be one of 1, true, yes, on, 0, false, no, off"):
         load(compose("train", []), TrainConfig)
+
+
+def test_an_interpolation_of_nothing_is_refused_by_its_key_also_where_a_group_has_files():
+    cfg = compose("train", [])
+    cfg.sampling.guidance = "${nowhere}"
+    with pytest.raises(UserError, match=r"^sampling.guidance: .*nowhere"):
+        load(cfg, TrainConfig)

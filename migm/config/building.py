@@ -109,7 +109,10 @@ def refuse_values_of_groups(cfg: DictConfig) -> None:
     """UserError where a key such as `data.storage` has the name of a file, which `data/storage=` chooses."""
     for folder in Path(conf_path()).glob("*/*/"):
         group, name = folder.parent.name, folder.name
-        value = cfg[group].get(name) if isinstance(cfg.get(group), DictConfig) else None
+        try:
+            value = cfg[group].get(name) if isinstance(cfg.get(group), DictConfig) else None
+        except OmegaConfBaseException:  # an interpolation of nothing, which `resolved` refuses by its key
+            continue
         if isinstance(value, str):
             raise UserError(
                 f"{group}.{name}={value} must be {GROUP}; a file of conf/{group}/{name} is chosen by "
