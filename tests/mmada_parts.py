@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float64",
     "device": "cpu",
 }
-# Names of this package -> the published ones, in this order; the inverse of what a file is read by.
+# Names of this package -> the published ones, in this order; the inverse of the renaming that reads a file.
 PUBLISHED = (
     (r"\.conv_shortcut\.", ".nin_shortcut."),
     (r"\.conv_norm_out\.", ".norm_out."),

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
-from migm.bases.clip_text import CLIPText, CLIPTextConfig, TextBranch, random_encoder
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, in_every_copy, prompts_of
+from migm.bases.clip_text import CLIPText, CLIPTextConfig, ReadsPrompts, TextBranch, random_encoder
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
 from migm.bases.linear import LinearKind, quantise
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.uvit import TextContext, UVit, UVitConfig, published_net, random_net
-from migm.bases.weights import load_strictly
+from migm.bases.weights import load_strictly, sampled
 from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
@@ -27,10 +27,8 @@ from migm.runtime.files import tensors_hash
 from migm.runtime.kinds import Count, Whole
 from migm.runtime.shapes import Positions, Tokens
 
-SAMPLE = 65_536  # elements of each tensor that a fingerprint reads
 
-
-class Amused(Layered, decoding.Tokenized):
+class Amused(Layered, decoding.Tokenized, ReadsPrompts):
     """A frozen `UVit2DModel` with a CLIP text encoder and an image tokenizer.
 
     `weights` is a folder or `hf://owner/repository` with the transformer in `transformer/`; `text_encoder` and
@@ -102,18 +100,8 @@ class Amused(Layered, decoding.Tokenized):
         text = random_encoder(build(node["text"]))
         return Holdings(holder, [net.transformer_layers], tokenizer, grid, config.block_out_channels, text=text)
 
-    def review(self, inputs: Inputs) -> str:
-        prompts = self._prompts(inputs)
-        self.text.ids(prompts)
-        return self.text.left_out(prompts)
-
-    def _prompts(self, inputs: Inputs) -> list[str]:
-        if isinstance(inputs, Tensor):
-            raise UserError(f"labels={inputs[:5].tolist()}: this base draws what prompts say; give prompts")
-        return [str(prompt) for prompt in inputs]
-
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
-        prompts = self._prompts(inputs)
+        prompts = prompts_of(inputs)
         ids = self.text.ids([*prompts, *[self.negative_prompt] * len(prompts)] if guided else prompts)
         rows = self.text.rows(ids)
         branch = self.branch(ids.to(self.device))
@@ -157,17 +145,13 @@ class Amused(Layered, decoding.Tokenized):
     def control(
         self, tokens: Int[Tensor, "b k"], positions: Positions, branch: Branch, mask: Bool[Tensor, "b k"] | None = None
     ) -> Control:
-        copies = branch.copies
-        shared = None if mask is None else mask.repeat(copies, 1)
-        return Control(self.uvit.embed(self._ids(tokens)).repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
+        return in_every_copy(self.uvit.embed(self._ids(tokens)), positions, branch.copies, mask)
 
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
-        state = self.transformer.state_dict()
-        sampled = {name: x.flatten()[:: max(1, x.numel() // SAMPLE)] for name, x in state.items()}
         settings = (self.micro.tolist(), self.negative_prompt)
-        return tensors_hash(sampled, str(self.dtype), str(settings), self.text.fingerprint())
+        return tensors_hash(sampled(self.transformer), str(self.dtype), str(settings), self.text.fingerprint())
 
 
 def checked_grid(

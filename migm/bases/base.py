@@ -69,7 +69,7 @@ def of_images(
 
 
 class Moment(NamedTuple):
-    """How far the images of a pass are in their generation."""
+    """The time of a pass within the generation of its images."""
 
     mask_ratio: Ratio  # share of each image that is still masked, 1 = all
     step: PerImage  # index of the step, 0 first
@@ -111,6 +111,21 @@ def image_rows(
     """Return the features at these image positions, by default at all positions."""
     rows = branch.rows if positions is None else branch.rows.gather(1, positions.repeat(branch.copies, 1))
     return features[torch.arange(len(features), device=features.device)[:, None], rows]
+
+
+def prompts_of(inputs: Inputs) -> list[str]:
+    """Return the prompts of a base that draws what they say; UserError for labels."""
+    if isinstance(inputs, Tensor):
+        raise UserError(f"labels={inputs[:5].tolist()}: this base draws what prompts say; give prompts")
+    return [str(prompt) for prompt in inputs]
+
+
+def in_every_copy(
+    embeddings: Float[Tensor, "b k c"], positions: Positions, copies: int, mask: Bool[Tensor, "b k"] | None
+) -> Control:
+    """Return new tokens of an image whose rows are its positions, the same for all guidance halves."""
+    shared = None if mask is None else mask.repeat(copies, 1)
+    return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
 
 
 def refuse_other_size(images: Images, spec: BaseSpec, stride: int) -> None:

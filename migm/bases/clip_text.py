@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from migm.bases.base import Branch
+from migm.bases.base import Branch, Inputs, prompts_of
 from migm.bases.clip_words import CLIPWords, PaddedChecksums, Words
-from migm.bases.weights import assign_strictly, locate
+from migm.bases.weights import assign_strictly, locate, sampled
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
 from migm.runtime.files import tensors_hash
@@ -25,7 +25,6 @@ WEIGHTS = "model.safetensors"
 # Parts of a whole CLIP's file that a text encoder has not, and a buffer that earlier versions of transformers stored.
 OTHER_HALF = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
 KEPT = 512  # prompts whose rows are kept: 160 MB at width 1024 in float32
-SAMPLE = 65_536  # elements of each tensor that the fingerprint reads
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,18 @@ class CLIPText:
 
     def fingerprint(self) -> str:
         """Return a short hash of the weights and of how prompts become ids."""
-        state = self.net.state_dict()
-        sampled = {name: x.flatten()[:: max(1, x.numel() // SAMPLE)] for name, x in state.items()}
-        return tensors_hash(sampled, str(self.net.config.hidden_act), self.words.fingerprint())
+        return tensors_hash(sampled(self.net), str(self.net.config.hidden_act), self.words.fingerprint())
+
+
+class ReadsPrompts:
+    """The review of a base that reads prompts by a text encoder."""
+
+    text: CLIPText
+
+    def review(self, inputs: Inputs) -> str:
+        prompts = prompts_of(inputs)
+        self.text.ids(prompts)
+        return self.text.left_out(prompts)
 
 
 def random_encoder(config: CLIPTextConfig) -> nn.Module:

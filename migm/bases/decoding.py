@@ -134,7 +134,7 @@ def fingerprint(tokenizer: Decoder) -> str:
 
 
 class Tokenized:
-    """What every base with an image tokenizer does with it, and the fingerprints of both."""
+    """Decoding, tokenizing and fingerprints of a base with an image tokenizer."""
 
     spec: BaseSpec
     device: torch.device

@@ -15,7 +15,7 @@ from migm.runtime.resources import readable
 
 
 class Holdings(NamedTuple):
-    """What a base holds, on the meta device; its class has a static method `parts` that makes it from a config."""
+    """The modules and sizes of a base, on the meta device, as a static method `parts` of its class makes them."""
 
     transformer: nn.Module
     narrowed: Sequence[nn.Module]  # whose linears `linear` replaces

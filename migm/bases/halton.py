@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from migm.bases import decoding
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, in_every_copy
 from migm.bases.footprint import Holdings
 from migm.bases.halton_net import HaltonTransformer, Modulated
 from migm.bases.layers import Block, Layered
@@ -135,9 +135,7 @@ class HaltonMaskGIT(Layered, decoding.Tokenized):
     def control(
         self, tokens: Int[Tensor, "b k"], positions: Positions, branch: Branch, mask: Bool[Tensor, "b k"] | None = None
     ) -> Control:
-        embeddings, copies = self.transformer.embed(tokens, positions), branch.copies
-        shared = None if mask is None else mask.repeat(copies, 1)
-        return Control(embeddings.repeat(copies, 1, 1), positions.repeat(copies, 1), shared)
+        return in_every_copy(self.transformer.embed(tokens, positions), positions, branch.copies, mask)
 
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:

@@ -19,7 +19,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # of several devices and of the compiler, 
 
 
 class Modulated(NamedTuple):
-    """What blocks and the last norm know of the class, the same for all rows."""
+    """Shifts, scales and gates that the class gives to blocks and last norm, the same for all rows."""
 
     blocks: Tensor  # (b, layers, 6, c)
     last: Tensor  # (b, 2, c)

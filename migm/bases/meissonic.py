@@ -12,8 +12,8 @@ from torch import Tensor
 
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
-from migm.bases.clip_text import CLIPText, CLIPTextConfig, TextBranch, TextRows, random_encoder
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, prompts_of
+from migm.bases.clip_text import CLIPText, CLIPTextConfig, ReadsPrompts, TextBranch, TextRows, random_encoder
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
 from migm.bases.linear import LinearKind, quantise
@@ -21,7 +21,7 @@ from migm.bases.meissonic_blocks import JointContext
 from migm.bases.meissonic_config import MeissonicConfig
 from migm.bases.meissonic_net import MeissonicTransformer
 from migm.bases.tokenizer import ConvVQ
-from migm.bases.weights import load_strictly, locate
+from migm.bases.weights import load_strictly, locate, sampled
 from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
@@ -30,11 +30,10 @@ from migm.runtime.kinds import Count, Whole
 from migm.runtime.shapes import Positions, Tokens
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SAMPLE = 65_536  # elements of each tensor that the fingerprint reads
 DRAWN_ON_CPU = 10**8  # parameters below which random weights are those of the CPU
 
 
-class Meissonic(Layered, decoding.Tokenized):
+class Meissonic(Layered, decoding.Tokenized, ReadsPrompts):
     """A frozen Meissonic transformer with a CLIP text encoder and an image tokenizer.
 
     `weights` is a folder or `hf://owner/repository` with the transformer in `transformer/`; `text_encoder` and
@@ -119,18 +118,8 @@ class Meissonic(Layered, decoding.Tokenized):
         text, shared = random_encoder(build(node["text"])), config.cell**2
         return Holdings(net, net.stacks, tokenizer, grid, config.channels, text=text, positions_per_row=shared)
 
-    def review(self, inputs: Inputs) -> str:
-        prompts = self._prompts(inputs)
-        self.text.ids(prompts)
-        return self.text.left_out(prompts)
-
-    def _prompts(self, inputs: Inputs) -> list[str]:
-        if isinstance(inputs, Tensor):
-            raise UserError(f"labels={inputs[:5].tolist()}: this base draws what prompts say; give prompts")
-        return [str(prompt) for prompt in inputs]
-
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
-        prompts = self._prompts(inputs)
+        prompts = prompts_of(inputs)
         ids = self.text.ids([*prompts, *[self.negative_prompt] * len(prompts)] if guided else prompts)
         branch = self._branch(ids.to(self.device), self.text.rows(ids))  # which reads the ids on the CPU
         return [dataclasses.replace(branch, copies=2 if guided else 1)]
@@ -201,9 +190,7 @@ class Meissonic(Layered, decoding.Tokenized):
     @functools.cache  # noqa: B019  a base lives as long as its command
     def plain_fingerprint(self) -> str:
         """Return the fingerprint of the same base with plain linears; it is cached before they are replaced."""
-        state = self.transformer.state_dict()
-        sampled = {name: x.flatten()[:: max(1, x.numel() // SAMPLE)] for name, x in state.items()}
-        return tensors_hash(sampled, str(self.dtype), str(self._settings()), self.text.fingerprint())
+        return tensors_hash(sampled(self.transformer), str(self.dtype), str(self._settings()), self.text.fingerprint())
 
     def _settings(self) -> dict[str, Any]:
         """All that features depend on besides weights, precision and prompts."""

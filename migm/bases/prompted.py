@@ -12,21 +12,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from migm.bases import decoding
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, prompts_of
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
 from migm.bases.layout import Layout, padded_ids
 from migm.bases.linear import LinearKind, Shrinking
 from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, init_block
 from migm.bases.shards import load_shards
-from migm.bases.weights import load_strictly, locate
+from migm.bases.weights import load_strictly, locate, sample, sampled
 from migm.config.building import build
 from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.shapes import Positions, Tokens
 
-SAMPLE = 65_536  # number of elements of each tensor that a fingerprint reads
 DRAWN_ON_CPU = 10**8  # parameters below which random weights are those of the CPU; drawing 8 billion takes minutes
 
 
@@ -138,9 +137,7 @@ class PromptedLLaDA(Layered, decoding.Tokenized):
         return self.template.left_out([str(prompt) for prompt in inputs])
 
     def _prompts(self, inputs: Inputs) -> list[list[int]]:
-        if isinstance(inputs, Tensor):
-            raise UserError(f"labels={inputs[:5].tolist()}: this base draws what prompts say; give prompts")
-        return [self.template(prompt) for prompt in inputs]
+        return [self.template(prompt) for prompt in prompts_of(inputs)]
 
     def encode(self, inputs: Inputs, guided: bool) -> list[Branch]:
         prompts = self._prompts(inputs)
@@ -228,13 +225,3 @@ class PromptedLLaDA(Layered, decoding.Tokenized):
 def padded_to(ids: Int[Tensor, "b _"], width: int) -> Int[Tensor, "b {width}"]:
     """Pad the ids with -1 to `width` columns."""
     return nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
-
-
-def sampled(module: nn.Module) -> dict[str, Tensor]:
-    """Return samples of every tensor; hashing all 16 GB would take a minute."""
-    return {name: sample(tensor) for name, tensor in module.state_dict().items()}
-
-
-def sample(tensor: Tensor) -> Tensor:
-    """Return up to `SAMPLE` evenly spread elements of a tensor."""
-    return tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)]

@@ -21,7 +21,7 @@ from migm.training.schedule import trapezoid
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """How a class-conditional base is trained.
+    """Settings of the training of a class-conditional base.
 
     With `shift`, every photo is cropped anew each time, up to so many pixels beside its middle, and turned into tokens
     by the tokenizer as it comes; without, all tokens are made once. `average` is the decay of the averaged weights,

@@ -16,7 +16,7 @@ from migm.runtime.kinds import Count, NotNegative
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """How an image tokenizer is trained; without `perceptual_weight` no classifier is needed."""
+    """Settings of the training of an image tokenizer; without `perceptual_weight` no classifier is needed."""
 
     batch_size: Count = 128
     perceptual_weight: NotNegative = 0.3

@@ -32,7 +32,7 @@ class Passes:
         return self.base.prepare(tokens, self.branch, Moment.at(step, len(self.steps), ratio))
 
     def deltas(self, tokens: Tensor) -> tuple[list[Tensor], Tensor, Any]:
-        """What attention and feed-forward add to the blocks' input in turn, their output, and the context."""
+        """Additions of attention and feed-forward to the blocks' input in turn, their output, and the context."""
         x, ctx = self.start(tokens)
         added = []
         for block in self.base.blocks:

@@ -42,7 +42,7 @@ def photos(tmp_path) -> Path:
 
 
 def run(photos: Path, stages: str, *overrides: str) -> Any:
-    """What `migm.pretrain` does after its checks of folders."""
+    """Do as `migm.pretrain` does after its checks of folders."""
     places = f"paths.output_dir={photos / 'outputs'}", f"paths.cifar10={photos}"
     cfg = composed(
         "pretrain",

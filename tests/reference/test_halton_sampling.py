@@ -33,7 +33,7 @@ def sampling_of(meta, on="features", dtype="float32", draw=None):
 
 
 def check_positions(record, tensors):
-    """What a step revealed, and where its codes are the mask's afterwards."""
+    """Positions that a step revealed, and where its codes are the mask's afterwards."""
     step = f"step{record.index:02d}."
     wanted = tensors[step + "reveal"].nonzero()[:, 1].view(len(record.tokens), -1)
     assert torch.equal(record.new_positions, wanted)

@@ -52,7 +52,7 @@ def test_temperatures_equal_every_recorded_table(recorded):
 
 
 def keep(name, num_tokens, num_steps, index, meta):
-    """How many of a whole image's tokens stay masked after a step."""
+    """Number of a whole image's tokens that stay masked after a step."""
     if name == "started":
         share = float(meta["started"].split()[-1]) * (1 - (index + 1) / num_steps)
         return math.floor(num_tokens * share)

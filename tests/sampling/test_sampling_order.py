@@ -48,7 +48,7 @@ def test_a_large_grid_is_covered_by_as_many_points_as_it_takes():
 
 
 def positions_of(order, images, counts=(3, 4, 9), seed=0, ahead=False):
-    """What each step reveals of a 4 x 4 grid, one list for every image."""
+    """Positions of a 4 x 4 grid that each step reveals, one list for every image."""
     spec, noise = BaseSpec(16, (4, 4), 8, 4, 1), KeyedNoise(seed, torch.tensor(images))
     made = order.start(spec, counts, DrawnAhead(noise, len(counts), 16) if ahead else noise)
     masked, found = torch.arange(16).expand(len(images), -1), []

@@ -175,7 +175,7 @@ def test_a_rollout_reveals_as_the_schedule_says_and_ends_with_the_trajectory(tin
     counts, start = [1, 2, 3, 3, 4, 3], Situation.of(batch, base)
     watched = Watched(base)
     now, target = make_rollout(3)(shortcut, watched, batch, iteration=2)
-    steps_of = [min(s + 3, 5) for s in batch.steps.tolist() if s + 1 < 5]  # of what the true features follow
+    steps_of = [min(s + 3, 5) for s in batch.steps.tolist() if s + 1 < 5]  # at which the base is asked
     assert [at.step.tolist() for at in watched.asked] == [steps_of]
     for row, s in enumerate(batch.steps.tolist()):
         steps = min(3, 5 - s)  # of 6 steps the last has no successor
