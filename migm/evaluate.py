@@ -46,11 +46,11 @@ def main(cfg: DictConfig) -> tuple[float, float] | None:
     output = config.paths["output_dir"]
     folder, named = Path(output) / config.name, f"paths.output_dir={output}"
     refuse_unwritable(folder / "results.jsonl", named)
+    chosen = points(cfg, config)
     keep(cfg, folder / "evaluate.yaml", named)
     base = build(config.base)
     join(base.device)
     logged = tracker(config.logger, asdict(config)) if rank() == 0 else None
-    chosen = points(cfg, config)
     measured = study(chosen, config, base, lambda: former_identities(cfg, config, chosen))
     measured.run(cost=config.cost)
     if logged:

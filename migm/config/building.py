@@ -57,7 +57,11 @@ def choice(group: str, *, _root_: DictConfig) -> str:
 
 def bundled(name: str, *, _root_: DictConfig) -> str | None:
     """Return the path of `name` beside the base's weights, there or not; None if these are no local files."""
-    weights = OmegaConf.select(_root_, "base.weights")
+    return beside(OmegaConf.select(_root_, "base.weights"), name)
+
+
+def beside(weights: Any, name: str) -> str | None:
+    """Return the path of `name` beside local weights, there or not; None for other weights."""
     if not isinstance(weights, str) or "://" in weights:
         return None
     return str((Path(weights) if Path(weights).is_dir() else Path(weights).parent) / name)
@@ -80,12 +84,24 @@ def load(cfg: DictConfig, root: type[Root]) -> Root:
     Raises UserError with the key and what is allowed.
     """
     config = checked(with_own_points(cfg), root)
+    refuse_unused_budget(config)
     refuse_split_sweep(config.trainer, training=root is TrainConfig)
     torch.manual_seed(config.seed)  # for random bases and new shortcuts
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     keep_freed_memory()
     return config
+
+
+def refuse_unused_budget(config: Common) -> None:
+    """UserError where a command that draws by no accelerator, or by several, is given `speed` or `quality`."""
+    given = {key: getattr(config, key) for key in ("speed", "quality") if getattr(config, key) is not None}
+    if given and not config.draws_by_one:
+        key, value = next(iter(given.items()))
+        raise UserError(
+            f"{key}={value:g} chooses the sampler of generate, evaluate, bench, plan and analyse; here a front chooses "
+            f"among points, as points.auto=[{{{key}: {value:g}}}]"
+        )
 
 
 def checked(cfg: DictConfig, root: type[Root]) -> Root:

@@ -1,11 +1,12 @@
 """Build the points of a config: accelerators with their N and B."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from migm.config.budget import AUTO, Decision, against, asked, budget, decide, given_overrides, parts
 from migm.config.building import build, resolved
 from migm.config.checks import check_below
 from migm.config.earlier import former_sampling, former_settings
@@ -23,29 +24,46 @@ class Chosen(NamedTuple):
     accelerator: Any
     variant: str
     runtime: Any
+    decision: Decision | None = None  # of the front that chose it
 
 
 class Entry(NamedTuple):
-    """A point of the config, its accelerator resolved but not built."""
+    """A point of the config, its sampling and accelerator resolved but not built."""
 
+    sampling: dict[str, Any]
     accelerator: dict[str, Any]
     num_steps: int
     num_full_steps: int | None  # None: as many as the policy plans
     changes: Mapping[str, Any]
     setting: str  # key and value, for errors
+    decision: Decision | None = None
 
 
 def points(cfg: DictConfig, config: Common) -> list[Chosen]:
-    """Return the samplers of `points`, or the single one that `accelerator` and `sampling` choose.
+    """Return the samplers of `points`, or the single one that `accelerator` and `sampling`, or a front, choose.
 
     Raises UserError before anything runs if an accelerator does not fit N.
     """
-    if not config.points:
+    if not asked(config) and not config.points:
         return [point(config)]
+    return _built(config, entries(cfg, config))
+
+
+def point(config: Common) -> Chosen:
+    """Return the sampler that `accelerator` and `sampling` choose, or a front by `speed`, `quality` or `auto`."""
+    if request := asked(config):
+        return _built(config, [_budgeted(config, request)])[0]
+    accelerator = build(config.accelerator)
+    accelerator.plan(config.sampling["num_steps"])  # raises an error if N does not fit
+    return Chosen(build(config.sampling), accelerator, "", build(config.runtime))
+
+
+def _built(config: Common, planned: Iterable[Entry]) -> list[Chosen]:
+    """Build the samplers of entries; UserError for a B that the policy does not have."""
     runtime = build(config.runtime)
     built: dict[str, Any] = {}  # equal accelerators are built once: they hold no state of a generation
     chosen = []
-    for entry in entries(cfg, config):
+    for entry in planned:
         text = json.dumps(entry.accelerator, sort_keys=True)
         accelerator = built[text] = built.get(text) or build(entry.accelerator)
         b, plan = entry.num_full_steps, accelerator.plan(entry.num_steps)
@@ -54,20 +72,38 @@ def points(cfg: DictConfig, config: Common) -> list[Chosen]:
             raise UserError(f"{entry.setting}: B is {b}, but its policy {sets}; give N alone")
         steps = {"num_steps": entry.num_steps, "num_full_steps": entry.num_steps if b is None else b}
         variant = " ".join(f"{key.split('.')[-1]}={value}" for key, value in entry.changes.items())
-        chosen.append(Chosen(build({**config.sampling, **steps}), accelerator, variant, runtime))
+        chosen.append(Chosen(build({**entry.sampling, **steps}), accelerator, variant, runtime, entry.decision))
     return chosen
 
 
-def point(config: Common) -> Chosen:
-    """Return the sampler that `accelerator` and `sampling` choose."""
-    accelerator = build(config.accelerator)
-    accelerator.plan(config.sampling["num_steps"])  # raises an error if N does not fit
-    return Chosen(build(config.sampling), accelerator, "", build(config.runtime))
+def _budgeted(config: Common, request: str) -> Entry:
+    """Return the entry that a front chooses by `speed` and `quality`; UserError where other overrides contradict it."""
+    decision = decide(config, request, config.speed, config.quality)
+    given = [(each.key_or_group, each.value()) for each in given_overrides() if not each.is_delete()]
+    return _of_front(config, against(decision, given))
+
+
+def _of_front(config: Common, decision: Decision) -> Entry:
+    """Return the entry of the point that a front chose."""
+    chosen, (sampling, accelerator) = decision.point, parts(config, decision)
+    setting = f"front={decision.path}: {chosen.accelerator} in {chosen.num_steps} steps"
+    return Entry(sampling, accelerator, chosen.num_steps, chosen.num_full_steps, chosen.changes, setting, decision)
 
 
 def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
-    """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B."""
+    """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B.
+
+    Where `speed`, `quality` or `accelerator=auto` leave the choice to a front, its point is the only one.
+    """
+    if request := asked(config):
+        yield _budgeted(config, request)
+        return
     for name, listed in (config.points or {}).items():
+        if name == AUTO:
+            for value in listed:
+                setting = f"points.{name}={value}"
+                yield _of_front(config, decide(config, setting, *budget(setting, value)))
+            continue
         chosen = cfg.accelerator.get("name") == name  # then with its overrides
         node, copy = cfg.accelerator if chosen else file("accelerator", name, "points"), OmegaConf.create(cfg)
         OmegaConf.set_struct(copy, False)
@@ -80,14 +116,17 @@ def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
                 OmegaConf.update(copy, f"accelerator.{key}", changed, force_add=True)
             accelerator = resolved(copy.accelerator, "accelerator")
             check_below("accelerator", accelerator)
-            yield Entry(accelerator, n, b, changes, setting)
+            yield Entry(config.sampling, accelerator, n, b, changes, setting)
 
 
 def former_identities(cfg: DictConfig, config: Common, chosen: Sequence[Chosen]) -> dict[str, str]:
     """Map the hashes that earlier versions wrote for the `chosen` points of a config to the identities of today."""
-    nodes = [entry.accelerator for entry in entries(cfg, config)] or [config.accelerator]
-    hashes = {former_settings(node): sampler.accelerator.identity for node, sampler in zip(nodes, chosen, strict=True)}
-    return {former_sampling(config.sampling): chosen[0].sampling.identity, **hashes}
+    nodes = [(entry.sampling, entry.accelerator) for entry in entries(cfg, config)]
+    former: dict[str, str] = {}
+    for (sampling, accelerator), made in zip(nodes or [(config.sampling, config.accelerator)], chosen, strict=True):
+        former[former_sampling(sampling)] = made.sampling.identity
+        former[former_settings(accelerator)] = made.accelerator.identity
+    return former
 
 
 def _parsed(name: str, value: Any) -> tuple[int, int | None, dict[str, Any]]:

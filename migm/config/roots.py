@@ -1,7 +1,7 @@
 """The typed root of every command's config."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from migm.config.fitting import Component, PointEntry
 from migm.runtime.device import DeviceName
@@ -23,6 +23,8 @@ from migm.runtime.kinds import (
 @dataclass
 class Common:
     """Keys of every command."""
+
+    draws_by_one: ClassVar[bool] = False  # whether `speed` and `quality` may choose the command's sampler
 
     name: Filled
     group: Filled
@@ -50,6 +52,10 @@ class Common:
     points: dict[str, list[PointEntry]] | None = field(default_factory=dict)
     # Protocols of time and memory; empty: the amortised time of the evalset's batch.
     latency: list[Latency] = field(default_factory=list)
+    # A point of the front takes the place of `accelerator`, N and B: see migm.config.budget.
+    speed: Positive | None = None
+    quality: Positive | None = None
+    front: str | None = None
 
 
 @dataclass
@@ -69,6 +75,8 @@ class TrainConfig(Common):
 
 @dataclass
 class EvaluateConfig(Common):
+    draws_by_one = True
+
     cost: CostKind = True  # also measure time, FFE and memory, or count FFE and caches alone
 
 
@@ -93,6 +101,8 @@ class ImagesConfig(Common):
 
 @dataclass
 class GenerateConfig(ImagesConfig):
+    draws_by_one = True
+
     image: str | None = None
     mask: str | None = None
     output: str = ""
@@ -108,6 +118,8 @@ class SideBySideConfig(ImagesConfig):
 
 @dataclass
 class BenchConfig(Common):
+    draws_by_one = True
+
     part: Literal["compute", "profile", "train", "loading", "waiting"] = "compute"
     compare: list[dict[str, Any]] = field(default_factory=list)  # overrides of each variant
     new_lengths: Whole = 3  # prompts of other lengths whose first run is timed
@@ -136,12 +148,16 @@ class CalibrateConfig(Common):
 
 @dataclass
 class PlanConfig(Common):
+    draws_by_one = True
+
     full: Positive = 1.0
     cheap: NotNegative = 0.04
 
 
 @dataclass
 class AnalyseConfig(Common):
+    draws_by_one = True
+
     analysis: str | list[str] = "all"
     analyses: dict[str, Component] = field(default_factory=dict)
     folder: str = ""

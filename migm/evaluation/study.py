@@ -234,6 +234,7 @@ class Study:
             **sampler.identity,
             "inputs": self.evalset.inputs.fingerprint(),
             **fields,
+            **sampler.chosen,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             **environment(self.base.device),
         }

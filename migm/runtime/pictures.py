@@ -1,7 +1,7 @@
 """Write grids of images as PNG files that record where each image lies."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -30,13 +30,25 @@ def _gap(images: Tensor, scale: int) -> int:
     return scale if len(images) > 1 else 0  # a single image has no border
 
 
-def save_grid(images: Tensor, path: Path, columns: int, scale: int = 2, captions: Sequence[str] = ()) -> None:
-    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` records their places."""
+def save_grid(
+    images: Tensor,
+    path: Path,
+    columns: int,
+    scale: int = 2,
+    captions: Sequence[str] = (),
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write uint8 images (n, 3, h, w) as one PNG, enlarged without smoothing; its text `migm` records their places.
+
+    `about` are further texts to record in it.
+    """
     gap, (height, width) = _gap(images, scale), images.shape[2:]
     layout = {"count": len(images), "columns": columns, "gap": gap, "scale": scale, "captions": list(captions)}
-    about = PngInfo()
-    about.add_text("migm", json.dumps({**layout, "height": scale * height, "width": scale * width}))
-    write_image(grid_pixels(images, columns, scale), path, about)
+    texts = PngInfo()
+    texts.add_text("migm", json.dumps({**layout, "height": scale * height, "width": scale * width}))
+    for key, text in (about or {}).items():
+        texts.add_text(key, text)
+    write_image(grid_pixels(images, columns, scale), path, texts)
 
 
 def write_image(image: Tensor, path: Path, about: PngInfo | None = None) -> None:

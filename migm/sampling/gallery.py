@@ -43,13 +43,13 @@ class Grid:
     def add(self, row: int, seed: int, image: Tensor) -> None:
         self.images[row, seed] = image
 
-    def save(self, path: Path) -> tuple[int, int]:
-        """Write the PNG and return the width and height of one image."""
+    def save(self, path: Path, about: Mapping[str, str] | None = None) -> tuple[int, int]:
+        """Write the PNG, which also holds the texts `about`, and return the width and height of one image."""
         first = [] if self.photo is None else [self.photo]
         lines = [[*first, *(self.images[row, seed] for seed in self.seeds)] for row in range(self.rows)]
         images = torch.stack([image for line in lines for image in line])
         height, width = images.shape[-2:]
-        save_grid(images, path, len(lines[0]), scale=3 if width < 100 else 1)
+        save_grid(images, path, len(lines[0]), scale=3 if width < 100 else 1, about=about)
         return width, height
 
 

@@ -88,8 +88,9 @@ def make(config: GenerateConfig) -> None:
     if memory:
         console.print(str(memory))
         memory.refuse_too_large(pick_device(config.device), config.batch_size or len(config.seeds or [0]))
+    chosen = point(config)
     base = build(config.base)
-    sampler = Sampler(base, *point(config))
+    sampler = Sampler(base, *chosen)
     say_weights([sampler], console)
     # Eight seeds by default, but one seed for large images, which take long.
     seeds = list(range(8 if base.spec.num_tokens <= 256 else 1)) if config.seeds is None else config.seeds
@@ -110,7 +111,7 @@ def make(config: GenerateConfig) -> None:
 
     if batches and (note := notice(sampler.fast)):
         console.print(note)
-    origin = {"image": config.image, "mask": config.mask, **environment(base.device)}
+    origin = {"image": config.image, "mask": config.mask, **sampler.chosen, **environment(base.device)}
     with progress(console, "steps") as bar:
         task = bar.add_task("generate", total=len(batches) * sampler.num_steps)
         generator = Generator(sampler, config.seed, initial, lambda: bar.advance(task))
@@ -123,7 +124,7 @@ def make(config: GenerateConfig) -> None:
                 if gallery:
                     gallery.add(row, seed, image, {**seconds, **origin})
 
-    width, height = grid.save(Path(config.output))
+    width, height = grid.save(Path(config.output), sampler.chosen)
     took = f": {generator.summary()}" if generator.images else ""
     shown = "" if grid.whole else f" (the first {grid.rows} x {len(grid.seeds)})"
     folder = f" and {config.folder}" if gallery else ""

@@ -11,9 +11,12 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, Branch, Inputs, StepRecord, block_parameters
+from migm.config.budget import Decision
+from migm.config.fronts import refuse_other_base
 from migm.runtime.compiling import PLAIN, Fast, Runtime, as_it_is
 from migm.runtime.console import Plain
 from migm.runtime.errors import UserError
+from migm.runtime.provenance import environment
 from migm.runtime.shapes import Images, Tokens
 from migm.sampling.capture import CapturedRuns
 from migm.sampling.guidance import refuse_guidance
@@ -35,7 +38,8 @@ DRAWN_AHEAD = 2**23  # values of noise, 64 MB, up to which a run draws them all 
 class Sampler:
     """Make images; without an accelerator the base runs at every step (vanilla sampling).
 
-    `variant` names the settings that distinguish samplers of the same accelerator.
+    `variant` names the settings that distinguish samplers of the same accelerator. `decision` is that of the front that
+    chose it.
     """
 
     base: Base
@@ -43,6 +47,7 @@ class Sampler:
     accelerator: Accelerator = VANILLA
     variant: str = ""
     runtime: Runtime = field(default=PLAIN, compare=False)
+    decision: Decision | None = field(default=None, compare=False)
     captured: CapturedRuns = field(default_factory=CapturedRuns, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +85,11 @@ class Sampler:
             "sampling": self.sampling.identity,
         }
 
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The entry by which records say that a front chose this sampler, and why; empty where none did."""
+        return {} if self.decision is None else {"chosen": self.decision.record}
+
     def plan(self) -> list[bool] | None:
         """Return True at the full steps, or None if they are decided while sampling."""
         return self.accelerator.plan(self.num_steps)
@@ -105,7 +115,7 @@ class Sampler:
 
     def in_runtime(self, runtime: Runtime) -> "Sampler":
         """Return a sampler of the same images with another runtime."""
-        return Sampler(self.base, self.sampling, self.accelerator, self.variant, runtime)
+        return Sampler(self.base, self.sampling, self.accelerator, self.variant, runtime, self.decision)
 
     @property
     def fast(self) -> Fast:
@@ -156,15 +166,24 @@ class Sampler:
 
 
 def say_weights(samplers: Sequence[Sampler], console: Plain) -> list[str]:
-    """Print a line for every file of a shortcut that runs, and return the fingerprints of all learned weights.
+    """Print a line for every choice of a front and every file of a shortcut that runs -> fingerprints of all weights.
 
-    Weights that could not be loaded later are refused here.
+    A front of another base, and weights that could not be loaded later, are refused here.
     """
+    say_decisions(samplers, console)
     lines = [sampler.accelerator.origin(sampler.base) for sampler in samplers]
     found = [sampler.accelerator.fingerprint(sampler.base) for sampler in samplers]
     for line in filter(None, dict.fromkeys(lines)):
         console.print(line)
     return found
+
+
+def say_decisions(samplers: Sequence[Sampler], console: Plain) -> None:
+    """Print a line for every sampler that a front chose; UserError if the front is of another base."""
+    for sampler in samplers:
+        if (decision := sampler.decision) is not None:
+            refuse_other_base(decision.front, decision.path, sampler.base.fingerprint())
+            console.print(decision.line(environment(sampler.base.device)["device"]))
 
 
 def vanilla(sampler: Sampler) -> Sampler:
