@@ -37,6 +37,8 @@ def main(cfg: DictConfig) -> None:
     chosen = points(cfg, config)
     vanilla = max((each.sampling.num_steps for each in chosen if each.accelerator.name == "vanilla"), default=None)
     for point in chosen:
+        if point.decision:
+            Plain().print(point.decision.record)
         table.add_row(*planned(point, config.full, config.cheap, vanilla))
     Plain().print(table)
     memory = footprint(config.base)

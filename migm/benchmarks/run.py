@@ -21,13 +21,14 @@ from migm.runtime.jsonl import append_line
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
 from migm.runtime.writing import writing
-from migm.sampling.sampler import Sampler
+from migm.sampling.sampler import Sampler, say_decisions
 
 
 def bench_compute(config: BenchConfig, planned: Sequence[Plan]) -> None:
     """Measure or profile steps and runs of every variant, print tables, draw a figure, append lines to `output`."""
     budget, path = Budget(config.max_seconds), Path(config.output)
     variants = built(planned)
+    say_decisions([sampler for variant in variants for sampler in variant.samplers], Plain())
     ledger = Ledger(path, variants[0].base.device, config.resume, config.name)
     bench = Bench(variants, ledger, budget, config.repeats, config.new_lengths)
     for bench.wanted in dict.fromkeys(config.batch_sizes):

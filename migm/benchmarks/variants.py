@@ -56,6 +56,7 @@ def _variant(plan: Plan, bases: dict[str, Base]) -> Variant:
     for sampler in samplers:
         _ = sampler.replays  # refuses a runtime that does not fit, before anything is measured
     parts = {key: getattr(config, key) for key in MAY_DIFFER} | {"inputs": config.evalset["inputs"]}
+    parts |= {"chosen": [sampler.chosen for sampler in samplers]}
     return Variant(
         plan.name,
         vanilla,

@@ -7,7 +7,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from migm.config.building import asset_path, beside, conf_path, resolved
@@ -56,7 +55,7 @@ class Decision:
     def line(self, here: str) -> str:
         """Return the record with the file, and whether this device, `here`, is another than the front's."""
         other = self.point.device not in (None, here)
-        doubt = f"; here it is {here}, whose speed-ups may differ" if other else ""
+        doubt = f"; this device is {here}, where it may be another" if other else ""
         return f"{self.record}{doubt}; {self.path}, {self.origin}"
 
 
@@ -86,7 +85,7 @@ def find_front(config: Common) -> tuple[Path, str] | None:
     if isinstance(near := beside(weights, NAME), str) and Path(near).is_file():
         return Path(near), "bundled with the base"
     for path in sorted((Path(asset_path()) / "fronts").glob("*.json")):
-        if OmegaConf.load(Path(conf_path()) / "base" / f"{path.stem}.yaml").get("weights") == weights:
+        if OmegaConf.select(OmegaConf.load(Path(conf_path()) / "base" / f"{path.stem}.yaml"), "weights") == weights:
             return path, "bundled"
     return None
 
@@ -132,10 +131,11 @@ def _beside(path: Path, value: Any) -> Any:
     return str(path.parent / value) if isinstance(value, str) and value.startswith("./") else value
 
 
-def given_overrides() -> list[Override]:
-    """Return what the command line of this job overrides; empty outside of a command."""
+def given_overrides() -> list[tuple[str, Any]]:
+    """Return the keys and values that the command line of this job overrides; empty outside of a command."""
     task = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    return OverridesParser.create().parse_overrides(task) if task else []
+    parsed = OverridesParser.create().parse_overrides(task) if task else []
+    return [(each.key_or_group, each.value()) for each in parsed if not each.is_delete()]
 
 
 def against(decision: Decision, overrides: Sequence[tuple[str, Any]]) -> Decision:
@@ -151,7 +151,9 @@ def against(decision: Decision, overrides: Sequence[tuple[str, Any]]) -> Decisio
         if group not in ("accelerator", "sampling") or right:
             continue
         if group == "accelerator" or key in own:
-            raise UserError(f"{key}={shown(value)} contradicts {decision.asked}, which chose {named(point)}; leave one out")
+            raise UserError(
+                f"{key}={shown(value)} contradicts {decision.asked}, which chose {named(point)}; leave one out"
+            )
         others.append(f"{key}={shown(value)}")
     also = f"; {', '.join(others)} is not the sampler that was measured" if others else ""
     return Decision(decision.asked, decision.front, point, decision.path, decision.origin, also)

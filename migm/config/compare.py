@@ -16,7 +16,7 @@ from migm.config.points import Chosen, points
 from migm.config.roots import BenchConfig
 from migm.runtime.errors import UserError
 
-MAY_DIFFER = ("base", "sampling", "shortcut", "accelerator", "runtime")
+MAY_DIFFER = ("base", "sampling", "shortcut", "accelerator", "runtime", "speed", "quality")
 
 
 @dataclass(frozen=True)

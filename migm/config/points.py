@@ -49,10 +49,13 @@ def points(cfg: DictConfig, config: Common) -> list[Chosen]:
     return _built(config, entries(cfg, config))
 
 
-def point(config: Common) -> Chosen:
-    """Return the sampler that `accelerator` and `sampling` choose, or a front by `speed`, `quality` or `auto`."""
+def point(config: Common, given: Sequence[tuple[str, Any]] | None = None) -> Chosen:
+    """Return the sampler that `accelerator` and `sampling` choose, or a front by `speed`, `quality` or `auto`.
+
+    `given` are keys and values that a front's choice may not contradict, by default those of the command line.
+    """
     if request := asked(config):
-        return _built(config, [_budgeted(config, request)])[0]
+        return _built(config, [_budgeted(config, request, given)])[0]
     accelerator = build(config.accelerator)
     accelerator.plan(config.sampling["num_steps"])  # raises an error if N does not fit
     return Chosen(build(config.sampling), accelerator, "", build(config.runtime))
@@ -76,11 +79,10 @@ def _built(config: Common, planned: Iterable[Entry]) -> list[Chosen]:
     return chosen
 
 
-def _budgeted(config: Common, request: str) -> Entry:
-    """Return the entry that a front chooses by `speed` and `quality`; UserError where other overrides contradict it."""
+def _budgeted(config: Common, request: str, given: Sequence[tuple[str, Any]] | None = None) -> Entry:
+    """Return the entry that a front chooses by `speed` and `quality`; UserError for `given` values against it."""
     decision = decide(config, request, config.speed, config.quality)
-    given = [(each.key_or_group, each.value()) for each in given_overrides() if not each.is_delete()]
-    return _of_front(config, against(decision, given))
+    return _of_front(config, against(decision, given_overrides() if given is None else given))
 
 
 def _of_front(config: Common, decision: Decision) -> Entry:

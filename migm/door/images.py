@@ -27,7 +27,8 @@ class Images(list[Image.Image]):
         """Write one PNG of all images, a row per label or prompt; UserError if `path` holds another program's file."""
         if Path(path).exists() and not is_grid(Path(path)):
             raise UserError(f"path={path} is there, and not a grid that migm made; choose another, or delete it")
-        save_grid(self.pixels(), Path(path), self.columns, self._scale())
+        chosen = {key: self.record[key] for key in ("chosen",) if key in self.record}
+        save_grid(self.pixels(), Path(path), self.columns, self._scale(), about=chosen)
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()

@@ -83,12 +83,11 @@ def run(config: GenerateConfig) -> None:
 
 def make(config: GenerateConfig) -> None:
     """Build the sampler, then fill the grid and the folder."""
-    inputs, inpainting = wanted_inputs(config), photo_and_mask(config)
+    inputs, inpainting, chosen = wanted_inputs(config), photo_and_mask(config), point(config)
     console, memory = Plain(), footprint(config.base)
     if memory:
         console.print(str(memory))
         memory.refuse_too_large(pick_device(config.device), config.batch_size or len(config.seeds or [0]))
-    chosen = point(config)
     base = build(config.base)
     sampler = Sampler(base, *chosen)
     say_weights([sampler], console)
