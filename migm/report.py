@@ -5,6 +5,7 @@ from dataclasses import asdict
 import hydra
 from omegaconf import DictConfig
 
+from migm.config.budget import front_of
 from migm.config.building import conf_path, load
 from migm.config.roots import ReportConfig
 from migm.reporting.wandb import tracker
@@ -20,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     config = load(cfg, ReportConfig)
     with writing(config.folder, f"folder={config.folder}", folder=True):
         logged = tracker(config.logger, asdict(config))
-        write_report(config.results, config.folder, config.baseline, config.images, logged)
+        write_report(config.results, config.folder, config.baseline, config.images, logged, front_of(config))
 
 
 if __name__ == "__main__":

@@ -47,16 +47,23 @@ class Decision:
     @property
     def record(self) -> str:
         """What was chosen and why, without a path: the front is named by a hash of its content."""
-        device = f" on {self.point.device}" if self.point.device else ""
-        paper = " (from the paper, not measured here)" if self.front.from_paper else ""
         of = f"front {content_hash(dumped_front(self.front))} of {self.front.name}"
-        return f"{self.asked}: {told(self.front, self.point)}{device}{paper}; {of}{self.also}"
+        return f"{self.asked}: {told(self.front, self.point)}{self._device}{self._paper}; {of}{self.also}"
+
+    @property
+    def _device(self) -> str:
+        return f" on {self.point.device}" if self.point.device else ""
+
+    @property
+    def _paper(self) -> str:
+        return " (from the paper, not measured here)" if self.front.from_paper else ""
 
     def line(self, here: str) -> str:
-        """Return the record with the file, and whether this device, `here`, is another than the front's."""
-        other = self.point.device not in (None, here)
-        doubt = f"; this device is {here}, where it may be another" if other else ""
-        return f"{self.record}{doubt}; {self.path}, {self.origin}"
+        """Return words for people: the choice, its file, and whether the device `here` is another than the front's."""
+        other = not self.front.from_paper and self.point.device not in (None, here)
+        doubt = f" (not measured on this device, {here})" if other else ""
+        told_all = f"{told(self.front, self.point)}{self._device}{self._paper}{doubt}"
+        return f"{self.asked}: {told_all}{self.also}; {self.path}, {self.origin}"
 
 
 def asked(config: Common) -> str:
@@ -88,6 +95,12 @@ def find_front(config: Common) -> tuple[Path, str] | None:
         if OmegaConf.select(OmegaConf.load(Path(conf_path()) / "base" / f"{path.stem}.yaml"), "weights") == weights:
             return path, "bundled"
     return None
+
+
+def front_of(config: Common) -> Front | None:
+    """Return the front of a config; None if there is none."""
+    found = find_front(config)
+    return read_front(found[0]) if found else None
 
 
 def decide(config: Common, request: str, speed: float | None, quality: float | None) -> Decision:

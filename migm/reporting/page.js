@@ -67,8 +67,9 @@ function draw() {
   const points = rows.filter(r => r.quality[metric] && r[cost] != null && !view.hidden.has(r.method))
     .map(r => ({ row: r, x: r[cost], y: mean(r.quality[metric]), s: deviation(r.quality[metric]) }));
   if (!points.length) { $("chart").replaceChildren(element("p", { class: "note" }, "Nothing of this is measured, or all is hidden.")); return; }
-  const x = scale(points.map(p => p.x), log, LEFT, W - RIGHT);
-  const y = scale(points.flatMap(p => [p.y - p.s, p.y + p.s]).filter(v => !log || up || v > 0), log && !up, H - BOTTOM, TOP);
+  const file = view.study.front?.metric === metric && cost === "time" ? view.study.front.points : [];
+  const x = scale([...points, ...file].map(p => p.x), log, LEFT, W - RIGHT);
+  const y = scale([...points, ...file].flatMap(p => [p.y - (p.s ?? 0), p.y + (p.s ?? 0)]).filter(v => !log || up || v > 0), log && !up, H - BOTTOM, TOP);
   const at = p => `${x.place(p.x).toFixed(1)},${y.place(p.y).toFixed(1)}`;
   const parts = [];
   for (const t of x.ticks) parts.push(`<line class=tick x1=${x.place(t)} x2=${x.place(t)} y1=${TOP} y2=${H - BOTTOM} />`,
@@ -84,6 +85,8 @@ function draw() {
   const ends = [`${LEFT},${bad}`, `${x.place(best[0].x)},${bad}`, ...stairs, `${W - RIGHT},${y.place(best.at(-1).y)}`];
   parts.push(`<polygon class=band points="${ends.join(" ")} ${W - RIGHT},${good} ${LEFT},${good}" />`,
     `<polyline class=front points="${stairs.join(" ")}" />`);
+  parts.push(`<polyline class=file points="${front(file, up).map(at).join(" ")}" />`);
+  for (const p of file) parts.push(`<path class=file d="M${at(p)}m0,-6l5,6l-5,6l-5,-6z"><title>${safe(`${p.label}: ${number(p.y)}, ${number(p.x)} ms`)}</title></path>`);
   const lines = Map.groupBy(points, p => p.row.method + (p.row.n === p.row.b ? "" : " " + p.row.n));
   for (const all of lines.values()) {  /* settings other than B make a cloud: then its own front is joined */
     const line = all.some(p => p.row.variant) ? front(all, up) : all.sort((a, b) => a.x - b.x);
@@ -185,6 +188,10 @@ function fronts() {
   $("fronts-of").textContent = `${metric} against ${short}`;
   $("fronts").replaceChildren(element("thead", {}, line("th", headings)), element("tbody", {}, ...own.map(c => line("td", c))));
   for (const r of $("fronts").tBodies[0].rows) r.cells[0].prepend(dot(r.cells[0].textContent));
+  const file = view.study.front, whole = (tag, texts) => element("tr", {}, ...texts.map(text => element(tag, {}, text)));
+  $("file").hidden = !file;
+  $("file-of").textContent = file?.label ?? "";
+  if (file) $("file-points").replaceChildren(element("thead", {}, whole("th", file.headings)), element("tbody", {}, ...file.cells.map(c => whole("td", c))));
 }
 async function copy(button) {
   const text = view.study.copy[button.dataset.copy], label = button.textContent;

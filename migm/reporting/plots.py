@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
+from migm.reporting.front_file import FrontFile
 from migm.reporting.pareto import front
 from migm.reporting.summary import Row, Summary
 from migm.runtime.figures import plt, write_figure
@@ -37,21 +39,33 @@ def colours(methods: Iterable[str]) -> dict[str, str]:
     return {method: COLOURS.get(method) or next(further) for method in dict.fromkeys(methods)}
 
 
-def draw_all(summary: Summary, folder: Path) -> list[Path]:
-    """Draw one PNG for every measured pair of metric and cost -> paths."""
+def draw_all(summary: Summary, folder: Path, file: FrontFile | None = None) -> list[Path]:
+    """Draw one PNG for every measured pair of metric and cost, with the points of a front file -> paths."""
     paths = []
     for metric in summary.metrics():
         for name, (attribute, factor, label) in COSTS.items():
             rows = [r for r in summary.rows if metric in r.quality and getattr(r, attribute) is not None]
             if rows:
                 path = folder / f"{metric}_by_{name}.png"
-                _draw(rows, metric, summary.higher_is_better[metric], attribute, factor, label, path)
+                figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+                if file and name == "time" and file.front.metric == metric:
+                    _draw_file(axes, file)
+                _draw(axes, rows, metric, summary.higher_is_better[metric], attribute, factor, label)
+                write_figure(figure, path)
                 paths.append(path)
     return paths
 
 
-def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float, label: str, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+def _draw_file(axes: Any, file: FrontFile) -> None:
+    look: dict[str, Any] = {"color": "black", "marker": "d", "markersize": 6, "markerfacecolor": "none"}
+    best = sorted((each.ms, each.point.value) for each in file.points if each.best)
+    others = [(each.ms, each.point.value) for each in file.points if not each.best]
+    axes.plot(*zip(*best, strict=True), linewidth=0.9, label=file.label, **look)
+    if others:
+        axes.plot(*zip(*others, strict=True), linestyle="", alpha=0.35, **look)
+
+
+def _draw(axes: Any, rows: list[Row], metric: str, up: bool, attribute: str, factor: float, label: str) -> None:
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:  # one line for vanilla, one for each N of the others
         groups[row.accelerator, 0 if row.num_full_steps == row.num_steps else row.num_steps].append(row)
@@ -92,4 +106,3 @@ def _draw(rows: list[Row], metric: str, up: bool, attribute: str, factor: float,
     axes.set(xlabel=label, ylabel=f"{metric} ({'higher' if up else 'lower'} is better)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8 if len(groups) < 8 else 6, ncols=1 if len(groups) < 8 else 2)
-    write_figure(figure, path)

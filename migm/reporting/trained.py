@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from migm.bases.base import block_parameters
+from migm.config.budget import front_of
 from migm.config.roots import TrainConfig
 from migm.evaluation.cost import effort
 from migm.evaluation.study import Study
@@ -43,4 +44,4 @@ def show_trained(config: TrainConfig, training: Training, measured: Study) -> No
     if not measured.metrics:
         training.console.print("no report: metric=[none] measures no quality")
     elif config.report:
-        write_report([measured.results.path], training.folder / "report", logged=logged)
+        write_report([measured.results.path], training.folder / "report", logged=logged, front=front_of(config))

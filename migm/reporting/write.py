@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
+from migm.config.fronts import Front
 from migm.evaluation.results import file_name
 from migm.reporting.audit import Problem, StudyLines, audit, located
+from migm.reporting.front_file import FrontFile, beside
 from migm.reporting.html import page, study_data
 from migm.reporting.pictures import Pictures
 from migm.reporting.plots import draw_all
@@ -30,12 +32,14 @@ def write_report(
     baseline: str = "",
     images: Sequence[str | Path] = (),
     logged: Tracker | None = None,
+    front: Front | None = None,
 ) -> Path:
     """Report on results files into `folder`, or into one sub-folder per study if there are several -> the page.
 
     `baseline` is the label of the row to compare with, by default vanilla with the most steps. `images`
     are folders of `migm.generate folder=` to compare, by default the previews beside the results.
-    `logged` also logs the studies in W&B and writes their dashboard beside the page.
+    `logged` also logs the studies in W&B and writes their dashboard beside the page. `front` is shown with the studies
+    of its base and metric.
     """
     folder, console = Path(folder), Plain()
     console.width = max(console.width, 120)  # so that a row fits one line
@@ -51,8 +55,11 @@ def write_report(
     for number, (study, summary, row) in enumerate(planned, 1):
         place = folder if len(planned) == 1 else folder / f"{number}"
         pictures = _pictures(study, summary, images)
-        shown.append(_write_study(study.name, summary, row, place, pictures))
+        file = beside(front, summary)
+        shown.append(_write_study(study.name, summary, row, place, pictures, file))
         _print(console, study.name, *table(summary, row))
+        if file:
+            _print(console, file.label, *file.table(best=True))
         if logged:
             logged.log_report(study.name, summary, row, place)
     if logged:
@@ -86,7 +93,9 @@ def _compared(study: StudyLines, baseline: str, only: bool, problems: list[Probl
     return summary, row
 
 
-def _write_study(name: str, summary: Summary, row: Row, folder: Path, pictures: Pictures) -> dict[str, Any]:
+def _write_study(
+    name: str, summary: Summary, row: Row, folder: Path, pictures: Pictures, file: FrontFile | None
+) -> dict[str, Any]:
     """Write the files of one study -> the page's data of it."""
     values, front_table = table(summary, row), fronts(summary)
     copies = {"markdown": markdown(*values), "latex": latex(*values), "csv": comma_separated(*values)}
@@ -96,8 +105,10 @@ def _write_study(name: str, summary: Summary, row: Row, folder: Path, pictures: 
     write_atomic(folder / "best.md", markdown(*best_two(summary, row)))
     write_atomic(folder / "fronts.md", markdown(*front_table))
     write_atomic(folder / "equal_time.md", equal_time(summary))
-    draw_all(summary, folder)
-    return study_data(name, summary, row, front_table, copies, pictures)
+    if file:
+        write_atomic(folder / "front_file.md", markdown(*file.table()))
+    draw_all(summary, folder, file)
+    return study_data(name, summary, row, front_table, copies, pictures) | {"front": file and file.page_data()}
 
 
 def _pictures(study: StudyLines, summary: Summary, images: Sequence[str | Path]) -> Pictures:

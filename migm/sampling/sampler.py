@@ -47,7 +47,7 @@ class Sampler:
     accelerator: Accelerator = VANILLA
     variant: str = ""
     runtime: Runtime = field(default=PLAIN, compare=False)
-    decision: Decision | None = field(default=None, compare=False)
+    decision: Decision | None = field(default=None, compare=False, repr=False)
     captured: CapturedRuns = field(default_factory=CapturedRuns, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
