@@ -1,7 +1,7 @@
 """Let `speed=`, `quality=` and `accelerator=auto` choose a sampler from the front file of the base (docs/fronts.md)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,22 @@ def decide(config: Common, request: str, speed: float | None, quality: float | N
     return Decision(request, front, choose(front, speed, quality), path, origin)
 
 
-def budget(setting: str, value: Any) -> tuple[float | None, float | None]:
-    """Return speed and quality of an entry of points.auto; UserError that begins with `setting` for another entry."""
-    if not isinstance(value, dict) or set(value) - {"speed", "quality"}:
+def budget(value: Any) -> tuple[str, float | None, float | None]:
+    """Return an entry of points.auto as text, its speed and its quality; UserError for another entry."""
+    keys = value if isinstance(value, dict) else {"": value}
+    text = ", ".join(f"{key}: {shown(each)}" for key, each in keys.items()) if isinstance(value, dict) else value
+    setting = f"points.{AUTO}={{{text}}}" if isinstance(value, dict) else f"points.{AUTO}={text}"
+    if set(keys) - {"speed", "quality"}:
         raise UserError(f"{setting}: entries of points.{AUTO} are {BUDGET}")
-    speed, quality = (fitted(f"points.{AUTO}.{k}", value.get(k), Positive | None) for k in ("speed", "quality"))
-    return speed, quality
+    speed, quality = (fitted(f"points.{AUTO}.{k}", keys.get(k), Positive | None) for k in ("speed", "quality"))
+    return setting, speed, quality
+
+
+def both(one: Decision | None, other: Decision | None) -> Decision | None:
+    """Return one decision for a point that two requests chose."""
+    if one is None or other is None:
+        return one or other
+    return replace(one, asked=f"{one.asked} and {other.asked}")
 
 
 def parts(config: Common, decision: Decision) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,4 +179,4 @@ def against(decision: Decision, overrides: Sequence[tuple[str, Any]]) -> Decisio
             )
         others.append(f"{key}={shown(value)}")
     also = f"; {', '.join(others)} is not the sampler that was measured" if others else ""
-    return Decision(decision.asked, decision.front, point, decision.path, decision.origin, also)
+    return replace(decision, also=also)

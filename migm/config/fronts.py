@@ -189,7 +189,9 @@ def quality(front: Front, value: float) -> float:
     """
     reference = front.vanilla.value
     if reference <= 0:
-        raise UserError(f"quality: {front.metric} of vanilla is {reference:.3g}, so that there are no shares of it")
+        raise UserError(
+            f"quality: {front.metric} of vanilla is {reference:.3g}, and there are no shares of that; choose by speed"
+        )
     if front.higher_is_better:
         return value / reference
     return reference / value if value > 0 else float("inf")

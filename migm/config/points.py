@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from migm.config.budget import AUTO, Decision, against, asked, budget, decide, given_overrides, parts
+from migm.config.budget import AUTO, Decision, against, asked, both, budget, decide, given_overrides, parts
 from migm.config.building import build, resolved
 from migm.config.checks import check_below
 from migm.config.earlier import former_sampling, former_settings
@@ -92,19 +92,38 @@ def _of_front(config: Common, decision: Decision) -> Entry:
     return Entry(sampling, accelerator, chosen.num_steps, chosen.num_full_steps, chosen.changes, setting, decision)
 
 
-def entries(cfg: DictConfig, config: Common) -> Iterator[Entry]:
-    """Yield the entries of `points`, their accelerators resolved against the whole config with their N and B.
+def entries(cfg: DictConfig, config: Common) -> list[Entry]:
+    """Return the entries of `points`, their accelerators resolved against the whole config with their N and B.
 
-    Where `speed`, `quality` or `accelerator=auto` leave the choice to a front, its point is the only one.
+    Where `speed`, `quality` or `accelerator=auto` leave the choice to a front, its point is the only one. A point that
+    a front chose, and that is named too or chosen twice, is one entry.
     """
     if request := asked(config):
-        yield _budgeted(config, request)
-        return
+        return [_budgeted(config, request)]
+    merged: list[Entry] = []
+    for entry in _listed(cfg, config):
+        same = next((i for i, other in enumerate(merged) if _same_point(entry, other)), None)
+        if same is None:
+            merged.append(entry)
+        else:
+            merged[same] = merged[same]._replace(decision=both(merged[same].decision, entry.decision))
+    return merged
+
+
+def _same_point(entry: Entry, other: Entry) -> bool:
+    """Return whether a front chose one of two entries and both draw the same images."""
+    if entry.decision is None and other.decision is None:
+        return False
+    one, two = ({**each.sampling, "num_steps": each.num_steps, "num_full_steps": 0} for each in (entry, other))
+    return entry.accelerator == other.accelerator and one == two
+
+
+def _listed(cfg: DictConfig, config: Common) -> Iterator[Entry]:
+    """Yield an entry for every one of `points`."""
     for name, listed in (config.points or {}).items():
         if name == AUTO:
             for value in listed:
-                setting = f"points.{name}={value}"
-                yield _of_front(config, decide(config, setting, *budget(setting, value)))
+                yield _of_front(config, decide(config, *budget(value)))
             continue
         chosen = cfg.accelerator.get("name") == name  # then with its overrides
         node, copy = cfg.accelerator if chosen else file("accelerator", name, "points"), OmegaConf.create(cfg)
