@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from migm.config.budget import AUTO, Decision, against, asked, both, budget, decide, given_overrides, parts
+from migm.config.by_front import AUTO, Decision, against, asked, both, budget, decide, given_overrides, parts
 from migm.config.building import build, resolved
 from migm.config.checks import check_below
 from migm.config.earlier import former_sampling, former_settings

@@ -52,7 +52,7 @@ class Common:
     points: dict[str, list[PointEntry]] | None = field(default_factory=dict)
     # Protocols of time and memory; empty: the amortised time of the evalset's batch.
     latency: list[Latency] = field(default_factory=list)
-    # A point of the front takes the place of `accelerator`, N and B: see migm.config.budget.
+    # A point of the front takes the place of `accelerator`, N and B: see migm.config.by_front.
     speed: Positive | None = None
     quality: Positive | None = None
     front: str | None = None
@@ -118,6 +118,8 @@ class SideBySideConfig(ImagesConfig):
 
 @dataclass
 class BenchConfig(Common):
+    """Keys of the benchmark, each part of which reads some."""
+
     draws_by_one = True
 
     part: Literal["compute", "profile", "train", "loading", "waiting"] = "compute"

@@ -11,7 +11,7 @@ import torch
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Uniform
 from migm.bases.base import Base
-from migm.config.budget import AUTO
+from migm.config.by_front import AUTO
 from migm.config.points import Chosen, point
 from migm.config.roots import EvaluateConfig
 from migm.door.configs import NAME, built, config_of, hydra_on_our_tree, random_state

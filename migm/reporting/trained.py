@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from migm.bases.base import block_parameters
-from migm.config.budget import front_of
+from migm.config.by_front import front_of
 from migm.config.roots import TrainConfig
 from migm.evaluation.cost import effort
 from migm.evaluation.study import Study

@@ -11,7 +11,7 @@ from torch import Tensor
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Base, Branch, Inputs, StepRecord, block_parameters
-from migm.config.budget import Decision
+from migm.config.by_front import Decision
 from migm.config.fronts import refuse_other_base
 from migm.runtime.compiling import PLAIN, Fast, Runtime, as_it_is
 from migm.runtime.console import Plain

@@ -33,7 +33,8 @@ def of_another_base(file: Path) -> bool:
     return any(origin in file.read_text(encoding="utf-8") for origin in ("hf://", "${paths.assets}"))
 
 
-METHODS = sorted(file.stem for file in FOLDER.glob("*.yaml") if not of_another_base(file))
+FILES = [file for file in FOLDER.glob("*.yaml") if file.stem != "auto"]  # by which a front chooses one of the others
+METHODS = sorted(file.stem for file in FILES if not of_another_base(file))
 
 
 @dataclass

@@ -4,7 +4,7 @@ import functools
 
 import method_checks as checks
 import pytest
-from families import FOLDER, METHODS, N, of_another_base
+from families import FILES, METHODS, N, of_another_base
 
 from migm.accelerators.accelerator import Accelerator
 from migm.runtime.errors import UserError
@@ -86,7 +86,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def test_every_method_without_weights_of_one_base_is_here():
-    assert set(OFF) == set(METHODS) == {f.stem for f in FOLDER.glob("*.yaml") if not of_another_base(f)}
+    assert set(OFF) == set(METHODS) == {f.stem for f in FILES if not of_another_base(f)}
     assert set(VARIANTS) <= set(METHODS)
 
 
