@@ -5,8 +5,8 @@ from dataclasses import asdict
 import hydra
 from omegaconf import DictConfig
 
-from migm.config.by_front import front_of
 from migm.config.building import conf_path, load
+from migm.config.by_front import front_of
 from migm.config.roots import ReportConfig
 from migm.reporting.wandb import tracker
 from migm.reporting.write import write_report

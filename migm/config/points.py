@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from migm.config.by_front import AUTO, Decision, against, asked, both, budget, decide, given_overrides, parts
 from migm.config.building import build, resolved
+from migm.config.by_front import AUTO, Decision, against, asked, both, budget, decide, given_overrides, parts
 from migm.config.checks import check_below
 from migm.config.earlier import former_sampling, former_settings
 from migm.config.fitting import fitted

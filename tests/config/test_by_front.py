@@ -16,8 +16,8 @@ from test_commands import refused
 from tiny_parts import composed, naming
 
 import migm.plan
-from migm.config.by_front import find_front
 from migm.config.building import build, load
+from migm.config.by_front import find_front
 from migm.config.fronts import MEASURED, Front, FrontPoint, Vanilla, choose, named, read_front, write_front
 from migm.config.points import Chosen, entries, former_identities, point, points
 from migm.config.roots import CollectConfig, EvaluateConfig, ReportConfig, SideBySideConfig, TrainConfig
