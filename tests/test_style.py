@@ -154,6 +154,8 @@ def test_the_wheel_holds_code_configs_and_assets(tmp_path):
     assert configs <= held
     assert {name_of(path) for path in SOURCES} <= held
     assert {"migm/assets/base.safetensors", "migm/py.typed"} <= held
+    fronts = {"front.json", "cifar10_deep/front.json", "dimoo_tiny/front.json", "fronts/dimoo.json"}
+    assert {f"migm/assets/{name}" for name in fronts} <= held
     assert {"migm/human_eval/vote.html", *(f"migm/reporting/page.{kind}" for kind in ("html", "css", "js"))} <= held
     assert not [name for name in held if name.startswith(("tests", "experiments", "conf"))]
 

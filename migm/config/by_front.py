@@ -56,7 +56,7 @@ class Decision:
 
     @property
     def _paper(self) -> str:
-        return " (from the paper, not measured here)" if self.front.from_paper else ""
+        return f" (of {self.front.name}, from the paper, not measured here)" if self.front.from_paper else ""
 
     def line(self, here: str) -> str:
         """Return words for people: the choice, its file, and whether the device `here` is another than the front's."""
@@ -67,10 +67,10 @@ class Decision:
 
 
 def asked(config: Common) -> str:
-    """Return the keys by which a config leaves the choice to a front, as text; empty where it names its sampler."""
+    """Return the keys by which a config leaves its one sampler to a front, as text; empty where none do."""
     given = {"speed": config.speed, "quality": config.quality}
     texts = [f"{key}={shown(value)}" for key, value in given.items() if value is not None]
-    return " ".join(texts) or ("accelerator=auto" if is_auto(config.accelerator) else "")
+    return " ".join(texts) or ("accelerator=auto" if config.draws_by_one and is_auto(config.accelerator) else "")
 
 
 def is_auto(accelerator: Any) -> bool:

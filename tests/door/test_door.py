@@ -1,5 +1,6 @@
 """The Python door: `import migm` does what the commands do, and leaves nothing behind."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -130,6 +131,38 @@ def test_what_cannot_be_is_refused_in_the_line_of_the_commands(base, call, words
         call(base)
 
 
+def test_a_front_chooses_by_speed_and_by_quality_and_says_so(base, tmp_path, capsys):
+    fast = migm.Sampler(base, speed=4)
+    assert "speed=4: reuse N=16 B=3" in " ".join(capsys.readouterr().out.split())
+    assert (fast.label, migm.Sampler(base, quality=1.0).accelerator.name) == ("reuse 16,3", "foca")
+    images = fast(labels=[3])
+    assert images.record["chosen"].startswith("speed=4: reuse N=16 B=3")
+    images.save(tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.info["chosen"] == images.record["chosen"]
+    assert images[0].tobytes() == migm.Sampler(base, 16, 3, "reuse")(labels=[3])[0].tobytes()
+    own = migm.Sampler(base, accelerator="auto", overrides={"sampling.guidance.guidance_scale": 3})
+    assert own.sampling.guidance is not None
+    assert own.sampling.guidance.guidance_scale == 3
+    assert "guidance_scale=3 is not the sampler that was measured" in own.chosen["chosen"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"speed": 4, "num_steps": 8}, ["sampling.num_steps=8", "speed=4"]),
+        ({"speed": 4, "accelerator": "foca"}, ["accelerator=foca", "speed=4"]),
+        ({"speed": 4, "sampling": Sampling}, ["sampling", "object"]),
+        ({"front": "x.json"}, ["front=x.json", "speed="]),
+        ({"quality": 3}, ["quality=3", "best quality"]),
+        ({"speed": -1}, ["speed=-1", "above 0"]),
+    ],
+)
+def test_what_a_front_cannot_choose_is_refused(base, asked, words):
+    with pytest.raises(UserError, match=naming(*words)):
+        migm.Sampler(base, **asked)
+
+
 def test_a_missing_file_is_named(base):
     with pytest.raises(FileNotFoundError, match=naming("nowhere.safetensors")):
         migm.load_shortcut("nowhere.safetensors", base)
@@ -178,6 +211,16 @@ def test_a_base_of_ones_own_samples_and_trains(tiny, tmp_path):
     assert fast(labels=[1]).record["base"] == "mine"
     with pytest.raises(UserError, match="trained for base mine"):
         migm.load_shortcut(tmp_path / "run" / "shortcut.safetensors", tiny)
+
+
+def test_a_base_of_ones_own_has_no_front_but_a_file(tiny):
+    own = copy.copy(tiny)
+    del own.config_name
+    with pytest.raises(UserError, match=naming("front=None", "migm.tune")):
+        migm.Sampler(own, speed=2)
+    file = Path(conf_path()).parent / "migm" / "assets" / "front.json"
+    with pytest.raises(UserError, match=naming(f"front={file}", "holds for the base cifar10")):
+        migm.Sampler(own, speed=2, front=file)
 
 
 def test_steps_and_overrides_of_objects_count_or_are_refused(tiny):
