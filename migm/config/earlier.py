@@ -16,7 +16,12 @@ MOVED = {
 }
 FILES = ("weights", "trained", "bundled", "fit", "calibration")  # files, told apart by their fingerprints
 # Keys that configs lacked then, with the values that mean the same.
-ADDED = (("linear", "plain"), ("order", None), ("order", {"_target_": "migm.sampling.order.AllMasked"}))
+ADDED = (
+    ("linear", "plain"),
+    ("order", None),
+    ("order", {"_target_": "migm.sampling.order.AllMasked"}),
+    ("halves", None),
+)
 # Keys of command lines and configs of an earlier version -> what an error about them says.
 RENAMED_KEYS = {
     "data.dtype": "it is data.storage.dtype now, and data/storage=features_int8 chooses int8",

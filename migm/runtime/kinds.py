@@ -64,6 +64,7 @@ class Told:
 
 
 LATENCY = "batch<b>_amortised with any b or batch1_wall, and either with _decode at its end to include decoding"
+Halves = Literal["apart", "together"]  # of the guidance of an image, in batches
 CostKind = bool | Literal["counted"]
 Whole = Annotated[int, Limits(least=0)]
 Count = Annotated[int, Limits(least=1)]

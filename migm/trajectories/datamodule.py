@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from migm.bases.base import Inputs
 from migm.bases.inputs import InputSource
 from migm.runtime.errors import UserError
-from migm.runtime.kinds import Count, Seed, Whole
+from migm.runtime.kinds import Count, Halves, Seed, Whole
 from migm.sampling.sampler import Sampler
 from migm.trajectories.dataset import PairDataset
-from migm.trajectories.loader import StatefulLoader, as_is
+from migm.trajectories.loader import StatefulLoader, as_is, whole
 from migm.trajectories.online import OnlineLoader
 from migm.trajectories.record import record
 from migm.trajectories.source import Folder, Source
@@ -30,6 +30,9 @@ class TrajectoryData(L.LightningDataModule):
     `migm.collect` fills that store with images of `inputs`, `shard_images` a shard. `verify` reads every shard once, in
     one process of a machine, and compares its SHA-256. `tars` is the class of the layout of the released code's tars,
     for `migm.collect import_from=` and `export_to=`.
+
+    A batch is `batch_size` pairs. With `halves` "together" they are both guidance halves of batch_size / 2 images, each
+    at one step; "apart" draws every half on its own. None leaves it to the objective of the training.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class TrajectoryData(L.LightningDataModule):
         seed: Seed = 0,
         verify: bool = True,
         tars: MakeLayout | None = None,
+        halves: Halves | None = None,
     ):
         super().__init__()
         if num_val_images >= num_images:
@@ -61,6 +65,7 @@ class TrajectoryData(L.LightningDataModule):
         self.num_images, self.num_val_images = num_images, num_val_images
         self.batch_size, self.shard_images, self.collect_batch_size = batch_size, shard_images, collect_batch_size
         self.num_workers, self.seed, self.verify = num_workers, seed, verify
+        self.together = halves == "together"
         self.first_val = num_images - num_val_images
         self.train: Any = None  # a PairDataset if the storage has a store, else None
         self.val: PairDataset | None = None
@@ -73,7 +78,8 @@ class TrajectoryData(L.LightningDataModule):
         """Set the vanilla sampler that generates images while training, with the `seed` of their noise."""
         chosen = {"seed": seed, "inputs": self._inputs, "batch_size": self.collect_batch_size}
         self.record = partial(record, sampler, **chosen)
-        self.pairs_an_image = (1 if sampler.sampling.guidance is None else 2) * (sampler.num_steps - 1)
+        self.copies = 1 if sampler.sampling.guidance is None else 2
+        self.pairs_an_image = self.copies * (sampler.num_steps - 1)
 
     def _inputs(self, images: Tensor) -> Inputs:
         """Return the inputs of images; from number `num_images` on, they are those of the training images in turn."""
@@ -99,7 +105,8 @@ class TrajectoryData(L.LightningDataModule):
         """Return a loader of the same pairs in the same order, so that errors compare across runs and resumes."""
         rank, world_size = self._rank()
         share = range(rank, len(self.val or ()), world_size)
-        return DataLoader(self.val, self.batch_size, sampler=share, collate_fn=as_is)  # type: ignore[arg-type]
+        size = whole(self.batch_size, self.val.rows if self.val else 1)
+        return DataLoader(self.val, size, sampler=share, collate_fn=as_is)  # type: ignore[arg-type]
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -13,7 +13,11 @@ from migm.trajectories.record import Trajectories, unpacked
 
 
 class Pairs(NamedTuple):
-    """A batch of pairs; each holds consecutive steps (s, s + 1) of one guidance half of one image."""
+    """A batch of pairs; each holds consecutive steps (s, s + 1) of one guidance half of one image.
+
+    Where halves are together, the batch holds the same steps of both halves of every image: first all conditional
+    halves, then all unconditional ones in the same order.
+    """
 
     features: Features  # of step s; if t = c = 0, `replay.with_features` computes them
     target: Features  # of step s + 1
@@ -29,6 +33,9 @@ class Pairs(NamedTuple):
     lengths: Sequence[int]  # of the conditions
     host_steps: Sequence[int]  # `steps`
     num_steps: int  # of the generation
+    halves_together: int = 0  # guidance halves of every image, 1 without guidance; 0: each pair is on its own
+    order: Tokens | None = None  # the step that revealed each token
+    most_masked: int = 0  # the most True entries in a row of `masked`
 
 
 class Shards(Protocol):
@@ -59,35 +66,39 @@ class PairDataset:
     Pair index = ((image * copies) + half) * (n - 1) + s, where images count from `first`. Pairs are shuffled within
     windows of random shards, so that a batch reads from few files. At most `window` shards stay open
     between batches.
+
+    With halves `together`, an index stands for the `rows` = copies pairs of an image at a step, which no batch, worker
+    or process splits: index = image * (n - 1) + s.
     """
 
     window = 16  # number of shards that are shuffled together
 
-    def __init__(self, store: Shards, first: int = 0, last: int | None = None):
+    def __init__(self, store: Shards, first: int = 0, last: int | None = None, together: bool = False):
         self.store = store
         sizes = [shard["count"] for shard in store.shards]
         self.where = torch.tensor([(i, j) for i, size in enumerate(sizes) for j in range(size)][first:last])
         self.copies, self.num_steps = store.header["copies"], store.header["num_steps"]
+        self.together, self.rows = together, self.copies if together else 1
+        self.per_image = self.copies // self.rows * (self.num_steps - 1)  # indices
         self._open: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
-        return len(self.where) * self.copies * (self.num_steps - 1)
+        return len(self.where) * self.per_image
 
     def order(self, generator: torch.Generator) -> Int[Tensor, " pairs"]:
         """Return a shuffled order of all pairs that goes through the shards window by window."""
-        per_image = self.copies * (self.num_steps - 1)
         shard = self.where[:, 0]
         shards = shard.unique()
         shards = shards[torch.randperm(len(shards), generator=generator)]
         parts = []
         for group in shards.split(self.window):
             images = torch.isin(shard, group).nonzero()[:, 0]
-            pairs = (images[:, None] * per_image + torch.arange(per_image)).flatten()
+            pairs = (images[:, None] * self.per_image + torch.arange(self.per_image)).flatten()
             parts.append(pairs[torch.randperm(len(pairs), generator=generator)])
         return torch.cat(parts)
 
     def __getitems__(self, indices: Sequence[int]) -> Pairs:
-        index = torch.as_tensor(indices)
+        index = self._pairs(torch.as_tensor(indices))
         rest, s = index // (self.num_steps - 1), index % (self.num_steps - 1)
         image, half = rest // self.copies, rest % self.copies
         shard, row = self.where[image].unbind(1)
@@ -107,7 +118,16 @@ class PairDataset:
         new, masked = order == s[:, None], order > s[:, None]
         width = int(new.sum(1).max())
         host = (width, (conditions >= 0).sum(1).tolist(), s.tolist(), self.num_steps)
-        return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, *host)
+        more = {"order": order, "most_masked": int(masked.sum(1).max())}
+        more["halves_together"] = self.rows if self.together else 0
+        return Pairs(now, after, tokens.long(), new, masked, s, conditions, half, images, *host, **more)
+
+    def _pairs(self, index: Int[Tensor, " i"]) -> Int[Tensor, " pairs"]:
+        """Return the numbers of the pairs that indices stand for."""
+        if not self.together:
+            return index
+        image, s = index // (self.num_steps - 1), index % (self.num_steps - 1)
+        return torch.cat([(image * self.copies + half) * (self.num_steps - 1) + s for half in range(self.copies)])
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         shard = self._open.pop(number, None)

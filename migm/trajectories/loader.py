@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from migm.runtime.errors import UserError
+
 
 class BatchDataset(Protocol):
     """A map-style dataset that builds a whole batch at once."""
@@ -21,17 +23,18 @@ class BatchOrder(Sampler[list[int]]):
 
     The last `len % (batch_size * world_size)` samples of an epoch's order are skipped in that epoch; another epoch
     skips others. A dataset may offer `order(generator)` to shuffle within groups of shards; otherwise the order is a
-    plain permutation.
+    plain permutation. It may say how many `rows` of a batch one of its samples is; `batch_size` counts rows.
     """
 
     def __init__(self, dataset: BatchDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        rows = getattr(dataset, "rows", 1)
+        self.dataset, self.batch_size, self.seed = dataset, whole(batch_size, rows), seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start = 0
         if len(self) == 0:
             raise ValueError(
                 f"data.batch_size={batch_size} on {world_size} process(es) needs {batch_size * world_size} samples, "
-                f"but there are {len(dataset)}; lower data.batch_size or collect more"
+                f"but there are {len(dataset) * rows}; lower data.batch_size or collect more"
             )
 
     def __len__(self) -> int:
@@ -92,6 +95,15 @@ class StatefulLoader(DataLoader):
         done = state["batch"] >= len(self)
         self.batch_order.epoch = state["epoch"] + int(done)
         self.batch_order.start = self._consumed = 0 if done else state["batch"]
+
+
+def whole(batch_size: int, rows: int) -> int:
+    """Return how many samples of `rows` pairs fill a batch; UserError if they leave a rest."""
+    if batch_size % rows:
+        raise UserError(
+            f"data.batch_size={batch_size} must be a multiple of {rows}: a batch holds both guidance halves of an image"
+        )
+    return batch_size // rows
 
 
 def ahead(items: Iterator[Any]) -> Iterator[Any]:

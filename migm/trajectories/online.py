@@ -12,7 +12,7 @@ from migm.sampling.sampler import Sampler
 from migm.trajectories.collect import announce_online
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs, pinned
 from migm.trajectories.estimate import Costs, TrainingWork
-from migm.trajectories.loader import as_is
+from migm.trajectories.loader import as_is, whole
 from migm.trajectories.storage import DTYPES, DTypeName
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ class OnlineLoader:
 
     `make` returns the pairs of the shard of this process with a given number: the same `pairs` pairs at every call. A
     shard is used `reuse` times, each time in another order, which depends on (seed, use). An epoch has `num_shards`
-    shards. `ready` is applied to every batch. The state is the number of batches consumed: a loader that resumes from
-    it makes the current shard again and yields exactly the batches that were left.
+    shards. `ready` is applied to every batch. An index of the data set is `rows` pairs. The state is the number of
+    batches consumed: a loader that resumes from it makes the current shard again and yields exactly the batches that
+    were left.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class OnlineLoader:
         batch_size: int,
         seed: int,
         ready: Callable[[Pairs], Pairs] = as_is,
+        rows: int = 1,
     ):
         self.make, self.num_shards, self.reuse, self.ready = make, num_shards, reuse, ready
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed = whole(batch_size, rows), seed
         self.batches_a_use = pairs // batch_size
         if not self.batches_a_use:
             raise UserError(
@@ -107,7 +109,8 @@ class Online:
         Lightning calls this both before training and before validation.
         """
         images = torch.arange(data.first_val, data.num_images)
-        return None, data.val or PairDataset(InMemory(data.record(images=images, dtype=None)))
+        made = data.val or PairDataset(InMemory(data.record(images=images, dtype=None)), together=data.together)
+        return None, made
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> OnlineLoader:
         """Return a loader of new images, numbered from `data.num_images` on.
@@ -119,8 +122,9 @@ class Online:
         def shard(number: int) -> PairDataset:
             first = data.num_images + (number * world_size + rank) * size
             images = torch.arange(first, first + size)
-            return PairDataset(InMemory(data.record(images=images, dtype=DTYPES[self.dtype])))
+            made = InMemory(data.record(images=images, dtype=DTYPES[self.dtype]))
+            return PairDataset(made, together=data.together)
 
         num_shards = max(1, data.first_val // (size * world_size))
-        pairs = size * data.pairs_an_image
-        return OnlineLoader(shard, pairs, num_shards, self.reuse, data.batch_size, data.seed, pinned)
+        pairs, rows = size * data.pairs_an_image, data.copies if data.together else 1
+        return OnlineLoader(shard, pairs, num_shards, self.reuse, data.batch_size, data.seed, pinned, rows)

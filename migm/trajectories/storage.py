@@ -91,9 +91,9 @@ class Stored:
             raise UserError(
                 f"data.num_images={data.num_images}, but {data.folder} holds {len(store)}; run migm.collect"
             )
-        val = PairDataset(store, data.first_val, data.num_images)
+        val = PairDataset(store, data.first_val, data.num_images, data.together)
         val.window = 1  # shards are read in order
-        return PairDataset(store, 0, data.first_val), val
+        return PairDataset(store, 0, data.first_val, data.together), val
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> StatefulLoader:
         return StatefulLoader(data.train, data.batch_size, data.seed, rank, world_size, data.num_workers)
