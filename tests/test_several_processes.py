@@ -26,6 +26,7 @@ from migm.training.run import Training
 from migm.trajectories.unlisted import Unlisted
 
 CPU = torch.device("cpu")
+MARGINAL = "+objective.terms.marginal._target_=migm.training.terms.marginal.Marginal"
 # By name: what the training is of. With Muon and averaged weights, but for the last.
 TRAININGS = {
     "mse": (),
@@ -33,6 +34,8 @@ TRAININGS = {
     "all rows": ("objective=mse_all_rows",),
     "rollout": ("objective=rollout",),
     "tokens": ("data/storage=tokens", "optimizer=adamw"),
+    "guided": ("objective=guided_kl_soon", "+objective.terms.marginal.weight=1", MARGINAL),
+    "guided rollout": ("objective=guided_kl_rollout",),
 }
 
 
@@ -84,7 +87,7 @@ def training(output: Path, name: str, batch_size: int, devices: int, *overrides:
     def stepping(self: ShortcutModule, batch: Any, i: int) -> Tensor:
         if self.global_step == dies:
             raise InterruptedError
-        images.append(batch.images.tolist())
+        images.append(batch.images[: len(batch.images) // max(batch.halves_together, 1)].tolist())
         return step(self, batch, i)
 
     ShortcutModule._of_all, ShortcutModule.training_step = watching, stepping  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from migm.bases.base import Branch, StepRecord, image_rows
 from migm.config.earlier import sampling_identity
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Positions, Tokens
+from migm.sampling.agreement import MOST_LOGITS, Sums, divergence, means
 from migm.sampling.loop import guided_logits
 from migm.sampling.sampler import Sampler
 from migm.sampling.select import without
@@ -23,7 +24,6 @@ from migm.trajectories.store import MANIFEST, Store
 Features = Sequence[Float[Tensor, "cb _ c"]]  # of every branch
 
 MEASURES = ("error", "kl", "entropy", "equal_top", "marginal_entropy")
-MOST_LOGITS = 2**24  # values in one tensor of logits
 
 
 class Truth(NamedTuple):
@@ -39,15 +39,6 @@ class Measured(NamedTuple):
     values: Float[Tensor, "i n m"]  # the `MEASURES`
     since: Int[Tensor, "i n"]  # steps since the last full one, 0 at a full one, -1 at steps that were not made
     rows: Int[Tensor, "i n"]  # masked rows, which the values are means of
-
-
-class Sums(NamedTuple):
-    """Sums over rows, made by `divergence`."""
-
-    kl: Float[Tensor, " b"]
-    entropy: Float[Tensor, " b"]
-    equal: Float[Tensor, " b"]
-    marginals: Float[Tensor, "2 b v"]
 
 
 class Walk:
@@ -128,10 +119,9 @@ def compare(
             known.append(divergence(true, log_probabilities(sampler, record, features, positions)))
     measured = []
     for features, known in zip(predicted, parts, strict=True):
-        kl, entropy, equal, marginals = (torch.stack(column).sum(0) / k for column in zip(*known, strict=True))
-        of_true, of_predicted = torch.special.entr(marginals).sum(-1)
+        sums = Sums(*(torch.stack(column).sum(0) for column in zip(*known, strict=True)))
         error = relative_error(record.branches, record.features, features, masked)
-        measured.append(torch.stack([error, kl, entropy, equal, of_predicted - of_true], 1))
+        measured.append(torch.cat([error[:, None], means(sums, k)], 1))
     return measured
 
 
@@ -142,19 +132,6 @@ def log_probabilities(
     guidance, n = sampler.sampling.guidance, record.num_steps
     logits = guided_logits(sampler.base, record.branches, features, positions, guidance, record.index, n)
     return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
-
-
-def divergence(true: Float[Tensor, "b k v"], predicted: Float[Tensor, "b k v"]) -> Sums:
-    """Compare distributions, given by logarithms of probabilities, and add up over the rows k of an image.
-
-    Returns (b,) KL(true, predicted), entropy of the predicted ones less that of the true ones, and number of equal top
-    tokens; then the sums (2, b, v) of the true and the predicted distributions. All are float64.
-    """
-    p, q = true.exp(), predicted.exp()
-    kl = (p * (true - predicted)).sum((1, 2))
-    entropy = (p * true).sum((1, 2)) - (q * predicted).sum((1, 2))
-    equal = (true.argmax(-1) == predicted.argmax(-1)).sum(1)
-    return Sums(kl.double(), entropy.double(), equal.double(), torch.stack([p.sum(1), q.sum(1)]).double())
 
 
 def relative_error(

@@ -17,11 +17,13 @@ from migm.config.compare import Plan
 from migm.config.roots import BenchConfig
 from migm.evaluation.cost import matmul_rate
 from migm.runtime.console import Plain
+from migm.runtime.errors import UserError
 from migm.runtime.jsonl import append_line
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
 from migm.runtime.writing import writing
 from migm.sampling.sampler import Sampler, say_decisions
+from migm.training.run import halves_together
 
 
 def bench_compute(config: BenchConfig, planned: Sequence[Plan]) -> None:
@@ -52,7 +54,9 @@ def bench_training(config: BenchConfig, planned: Sequence[Plan]) -> None:
     for plan, built_variant in zip(planned, variants, strict=True):
         data, base = build(plan.config.data), built_variant.base
         b, variant = data.batch_size, training.with_settings(built_variant, plan.config)
-        batch = training.pairs(variant.vanilla, data, b)
+        guided = variant.vanilla.sampling.guidance is not None
+        together = halves_together(build(plan.config.objective), plan.config.data, guided)
+        batch = training.pairs(variant.vanilla, data, b, together)
         for form in training.FORMS:
             about = ledger.about(variant, "train", form, b, b)
             if ledger.lacks(about) and not budget.over():
@@ -66,8 +70,18 @@ def bench_training(config: BenchConfig, planned: Sequence[Plan]) -> None:
     Plain().print(f"appended to {path}")
 
 
+def refuse_halves_together(config: BenchConfig) -> None:
+    """Raise a UserError if both guidance halves of an image are to be in one batch."""
+    if halves_together(build(config.objective), config.data, guided=False):
+        raise UserError(
+            f"part={config.part} trains on pairs whose guidance halves are apart; choose objective=mse without "
+            "data.halves=together, or part=train"
+        )
+
+
 def bench_loading(config: BenchConfig) -> None:
     """Measure the cost of pairs, print a table, draw a figure, append JSON lines to `output`."""
+    refuse_halves_together(config)
     sampler = Sampler(build(config.base), build(config.sampling), runtime=build(config.runtime))
     data = build(config.data)
     base = sampler.base
@@ -88,6 +102,7 @@ def bench_loading(config: BenchConfig) -> None:
 
 def bench_waiting(config: BenchConfig) -> None:
     """Measure the cost of waiting threads, print a table, append JSON lines to `output`."""
+    refuse_halves_together(config)
     benchmark, device = build(config.waiting), torch.device("cpu")
     rows = kept(config, benchmark.measure_threads(config), benchmark.num_rows(), {}, device)
     waiting.show(rows, f"{config.name}, {environment(device)['device']}")

@@ -27,7 +27,7 @@ from migm.runtime.device import pick_precision
 from migm.sampling.sampler import Sampler
 from migm.training.guards import FiniteGuard
 from migm.training.module import ShortcutModule
-from migm.training.objective import Objective
+from migm.training.objective import Objective, made_ready
 from migm.training.run import QUIET
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs, pinned
 from migm.trajectories.replay import with_features
@@ -82,10 +82,10 @@ def with_settings(variant: Variant, config: BenchConfig) -> Variant:
     return replace(variant, settings=settings)
 
 
-def pairs(sampler: Sampler, data: Any, batch_size: int) -> Pairs:
-    """Return random pairs without features, of as many images as there are pairs."""
-    made = PairDataset(InMemory(next(random_trajectories(sampler, data, batch_size, None))))
-    chosen = torch.randperm(len(made), generator=torch.Generator().manual_seed(0))[:batch_size]
+def pairs(sampler: Sampler, data: Any, batch_size: int, together: bool = False) -> Pairs:
+    """Return random pairs without features, of as many images as there are pairs, or with both halves `together`."""
+    made = PairDataset(InMemory(next(random_trajectories(sampler, data, batch_size, None))), together=together)
+    chosen = torch.randperm(len(made), generator=torch.Generator().manual_seed(0))[: batch_size // made.rows]
     return made.__getitems__(chosen.tolist())
 
 
@@ -114,12 +114,13 @@ def step_flops(shortcut: nn.Module, base: Base, objective: Objective, batch: Pai
 def timed_steps(config: BenchConfig, base: Base, batch: Pairs) -> tuple[Rounds, tuple[int, int], torch.dtype]:
     """Train on one batch again and again; return the times, the FLOPs of a step, and the precision of the shortcut."""
     torch.manual_seed(config.seed)
-    shortcut, objective, device = build(config.shortcut), build(config.objective), base.device
+    guidance = build(config.sampling).guidance
+    shortcut, objective, device = build(config.shortcut), made_ready(build(config.objective), guidance), base.device
     work = step_flops(shortcut.to(device), base, objective, batch)
     shortcut.zero_grad()
     fast = build(config.runtime).fast(device, block_parameters(base.spec))
     made = (build(config.optimizer), build(config.lr_schedule))
-    module = ShortcutModule(shortcut, base, objective, *made, {"seed": config.seed}, fast)
+    module = ShortcutModule(shortcut, base, objective, *made, {"seed": config.seed}, fast, guidance)
     kept = [each for each in build(config.callbacks).values() if isinstance(each, (EMAWeightAveraging, FiniteGuard))]
     precision = pick_precision(config.trainer["precision"], device)
     rounds = Rounds(config.repeats, device)

@@ -21,7 +21,7 @@ from migm.runtime.identity import identity
 from migm.runtime.kinds import Count
 from migm.runtime.shapes import Positions, Ratio, Tokens
 from migm.sampling.draw import Draw
-from migm.sampling.guidance import Guidance, combine
+from migm.sampling.guidance import Guidance, On, Scale, combine, scale_at
 from migm.sampling.noise import Noise, Step
 from migm.sampling.order import AllMasked, Ordering
 from migm.sampling.schedule import Schedule
@@ -222,9 +222,18 @@ def guided_logits(
     """Return guided logits at image positions; without guidance, those of the first branch."""
     rows = [image_rows(f, branch, positions) for branch, f in zip(branches, features, strict=True)]
     halves = [half for branch, r in zip(branches, rows, strict=True) for half in r.chunk(branch.copies)]
-    if guidance is None or not (scale := guidance.scale(int(index), num_steps)):
+    scale = scale_at(guidance, index, num_steps)
+    return logits_of(base, halves, positions, "features" if guidance is None else guidance.on, scale)
+
+
+def logits_of(
+    base: Base, halves: Sequence[Float[Tensor, "b k c"]], positions: Positions, on: On, scale: Scale
+) -> Float[Tensor, "b k v"]:
+    """Return guided logits of the features of guidance halves at image positions; at scale 0, those of the first."""
+    if len(halves) == 1 or (not isinstance(scale, Tensor) and not scale):
         return base.head(halves[0], positions)
-    if guidance.on == "features":  # the head is affine: half the work
+    if on == "features":  # the head is affine: half the work
         return base.head(combine(halves[0], halves[1], scale), positions)
     conditional, unconditional = (base.head(half, positions) for half in halves)
-    return (1 + scale) * conditional - scale * unconditional
+    guided = (1 + scale) * conditional - scale * unconditional
+    return guided.to(conditional.dtype)  # from float32, if the rows are at different steps

@@ -12,8 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from migm.bases.base import Base
 from migm.runtime.compiling import Fast, as_it_is
+from migm.sampling.guidance import Guidance
 from migm.shortcuts.network import ShortcutNetwork
-from migm.training.objective import CompiledObjective, Objective
+from migm.training.guided import fidelity
+from migm.training.objective import Objective, made_ready
 from migm.trajectories.dataset import Pairs
 from migm.trajectories.replay import with_features
 
@@ -34,8 +36,10 @@ class Frozen(Generic[Held]):
 class ShortcutModule(L.LightningModule):
     """Optimise `shortcut` for `objective`; `config` is the resolved config, kept in checkpoints.
 
-    `fast` compiles functions of the step, not modules, so that weights have the same names either way. By default the
-    host waits for the device at no step between two that log (`trainer.log_every_n_steps`).
+    `fast` compiles functions of the step, not modules, so that weights have the same names either way. `guidance` is
+    that of the trajectories' sampler. Where both guidance halves of an image are in one batch, validation also logs the
+    measures of the analysis `fidelity` one step after a full one, as means over images and steps. By default the host
+    waits for the device at no step between two that log (`trainer.log_every_n_steps`).
     """
 
     shown = ("train/feature_mse",)  # in the progress
@@ -49,12 +53,11 @@ class ShortcutModule(L.LightningModule):
         lr_schedule: Callable[..., LRScheduler],
         config: dict[str, Any],
         fast: Fast = as_it_is,
+        guidance: Guidance | None = None,
     ):
         super().__init__()
-        self.fast = fast
-        if isinstance(objective, CompiledObjective):
-            objective.fast = fast
-        self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), objective
+        self.fast, self.guidance = fast, guidance
+        self.shortcut, self.frozen, self.objective = shortcut, Frozen(base), made_ready(objective, guidance, fast)
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.seed = config.get("seed", 0)
         self.wandb_run: str | None = None  # the run that a loaded checkpoint names
@@ -78,6 +81,10 @@ class ShortcutModule(L.LightningModule):
         log = self.objective(self.shortcut, self.frozen.base, batch)[1]
         rows = int(log.pop("rows"))  # weights the mean by rows, however they are split into batches and processes
         self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=rows, sync_dist=True)
+        if batch.halves_together:
+            measured = fidelity(self.shortcut, self.frozen.base, batch, self.guidance, self.fast)
+            images = len(batch.steps) // batch.halves_together
+            self.log_dict({f"val/{name}": x for name, x in measured.items()}, batch_size=images, sync_dist=True)
 
     def _of_all(self, log: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
         """Return means over the rows of all processes, and the factor of this process's loss.

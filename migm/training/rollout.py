@@ -1,5 +1,6 @@
 """Roll the shortcut out for several steps before it is judged, as it is used (docs/originals/maskgit.md, Rollouts)."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Seed
 from migm.runtime.shapes import Features, PerImage, Ratio, TokenMask, Tokens
 from migm.sampling.draw import Draw
+from migm.sampling.guidance import Guidance
 from migm.sampling.loop import Sampling, step
 from migm.sampling.noise import KeyedNoise, Noise
 from migm.sampling.order import AllMasked, Ordering
@@ -32,13 +34,14 @@ class Situation(NamedTuple):
     new: TokenMask  # True at tokens that the last step revealed
     masked: TokenMask
     width: int  # the largest number of True entries in a row of `new`
+    steps: PerImage  # the step whose features are to be predicted
 
     @classmethod
     def of(cls, batch: Pairs, base: Base) -> "Situation":
         """Return the situation at the start of stored pairs."""
         tokens = batch.tokens.where(~batch.masked, base.spec.vocab_size)
         branch = base.branch(batch.conditions, batch.features.shape[1], batch.lengths)
-        return cls(branch, batch.features, tokens, batch.new, batch.masked, batch.width)
+        return cls(branch, batch.features, tokens, batch.new, batch.masked, batch.width, batch.steps + 1)
 
     @property
     def mask_ratio(self) -> Ratio:
@@ -57,10 +60,11 @@ def predict(shortcut: nn.Module, base: Base, now: Situation) -> Features:
 class Rollout:
     """Go on from pairs with the shortcut's own features, for `length` - 1 steps without gradients.
 
-    The length cycles through 1...`max_length` with the iteration, and ends with the trajectory. Tokens are drawn
-    without guidance, by the rules, the schedule and the order of the sampler. The target of a pair that went on are the
-    frozen base's features of the tokens that it has then. `seed` is that of the trajectories too, so that an order that
-    begins elsewhere for every image is theirs. Nothing waits for the device.
+    The length cycles through 1...`max_length` with the iteration, and ends with the trajectory. Tokens are drawn by the
+    rules, the schedule and the order of the sampler. Where both guidance halves of an image are together they get the
+    same tokens, drawn by guided logits; on its own, a half draws without guidance. The target of a pair that went on
+    are the frozen base's features of the tokens that it has then. `seed` is that of the trajectories too, so that an
+    order that begins elsewhere for every image is theirs. Nothing waits for the device.
     """
 
     def __init__(
@@ -90,57 +94,70 @@ class Rollout:
 
     @torch.no_grad()
     def __call__(
-        self, shortcut: nn.Module, base: Base, batch: Pairs, iteration: int, fast: Fast = as_it_is
+        self,
+        shortcut: nn.Module,
+        base: Base,
+        batch: Pairs,
+        iteration: int,
+        fast: Fast = as_it_is,
+        guidance: Guidance | None = None,
     ) -> tuple[Situation, Features]:
         """Return the situation of every pair before its last step, and the target features of that step.
 
-        `fast` compiles the shortcut and the base's blocks; tokens are drawn as they are.
+        `fast` compiles the shortcut and the base's blocks; tokens are drawn as they are. `guidance` is used where
+        halves are together.
         """
         now, last = Situation.of(batch, base), self.sampling.num_steps - 1
         on = [i for i, s in enumerate(batch.host_steps) if s + 1 < last]
         if not on or not iteration % self.max_length:
             return now, batch.target
         width, counts = self._counts(base)
-        # Both halves of an image get different noise, and every iteration too.
-        noise = KeyedNoise(self.seed + iteration, 2 * batch.images + batch.halves)
+        copies = max(batch.halves_together, 1)
+        drawing = slice(len(batch.steps) // copies)  # rows that draw; halves that are together are one
+        # Halves on their own get different noise, and every iteration too.
+        noise = KeyedNoise(self.seed + iteration, (2 * batch.images + batch.halves)[drawing])
+        sampling = replace(self.sampling, guidance=guidance if copies > 1 else None)
         ranks = None
         if self.order is not None:
-            ranks = self.order.ranks(base.spec, KeyedNoise(self.seed, batch.images), now.tokens)
+            ranks = self.order.ranks(base.spec, KeyedNoise(self.seed, batch.images), now.tokens)[drawing]
         for ahead in range(1, 1 + iteration % self.max_length):
             goes_on = batch.steps + ahead < last
             index = (batch.steps + ahead).clamp(max=last)
             features = fast(predict)(shortcut, base, now)
-            after = self._step(features, base, now, index[:, None], counts[index], noise, ranks)
-            rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:-1], strict=True))
-            now = Situation(now.branch, *rows, width=width)
+            drawn = self._draw(features, base, now, sampling, index[drawing], counts[index[drawing]], noise, ranks)
+            tokens, chosen = (x.repeat(copies, 1) for x in drawn)
+            after = (features.to(now.features.dtype), tokens, chosen, now.masked & ~chosen)
+            rows = (where_rows(goes_on, a, b) for a, b in zip(after, now[1:5], strict=True))
+            now = Situation(now.branch, *rows, width=width, steps=(index + 1).clamp(max=last))
         # The rows that went on, ascending, found without asking the device how many there are.
         stayed = (batch.steps + 1 >= last).to(torch.int8)
         went_on = stayed.sort(stable=True).indices[: len(on)]
         branch = base.branch(batch.conditions[went_on], batch.target.shape[1], [batch.lengths[i] for i in on])
-        steps = (batch.steps + ahead + 1).clamp(max=last)
-        moment = Moment(now.mask_ratio, steps, batch.num_steps).images(went_on)
+        moment = Moment(now.mask_ratio, now.steps, batch.num_steps).images(went_on)
         true = frozen_features(base, branch, now.tokens[went_on], moment, fast)
         return now, batch.target.index_copy(0, went_on, true.to(batch.target.dtype))
 
-    def _step(
+    def _draw(
         self,
         features: Features,
         base: Base,
         now: Situation,
-        index: Int[Tensor, "b 1"],
-        count: PerImage,
+        sampling: Sampling,
+        index: Int[Tensor, " d"],
+        count: Int[Tensor, " d"],
         noise: Noise,
-        ranks: Int[Tensor, "b l"] | None,
-    ) -> tuple[Features, Tokens, TokenMask, TokenMask]:
-        """Return features, tokens, new and masked after one step; `index` and `count` are of each row."""
-        positions = torch.arange(now.tokens.shape[1], device=now.tokens.device).expand_as(now.tokens)
-        wide = features.to(base.dtype)
-        stepped = step(base, self.sampling, [now.branch], [wide], positions, count, noise, index, now.masked)
+        ranks: Int[Tensor, "d l"] | None,
+    ) -> tuple[Int[Tensor, "d l"], Bool[Tensor, "d l"]]:
+        """Return the tokens after one step and which are new; `index` and `count` are of each row that draws."""
+        rows = len(index)
+        before, masked = now.tokens[:rows], now.masked[:rows]
+        positions = torch.arange(before.shape[1], device=before.device).expand_as(before)
+        branch, wide = replace(now.branch, copies=len(now.tokens) // rows), features.to(base.dtype)
+        stepped = step(base, sampling, [branch], [wide], positions, count, noise, index[:, None], masked)
         chosen = stepped.revealed
         if ranks is not None:
-            chosen = revealed(-ranks.float(), count, "count", now.masked)
-        tokens = stepped.drawn.where(chosen, now.tokens)
-        return features.to(now.features.dtype), tokens, chosen, now.masked & ~chosen
+            chosen = revealed(-ranks.float(), count, "count", masked)
+        return stepped.drawn.where(chosen, before), chosen
 
     def _counts(self, base: Base) -> tuple[int, PerImage]:
         """Return how many tokens every step reveals, on the base's device, and the most of one step."""

@@ -32,7 +32,9 @@ from migm.shortcuts.network import ShortcutNetwork
 from migm.training.checkpoints import Checkpoints, newest
 from migm.training.course import check_course
 from migm.training.module import WANDB_RUN, ShortcutModule
+from migm.training.objective import GuidedObjective, Objective
 from migm.trajectories.datamodule import TrajectoryData
+from migm.trajectories.loader import whole
 
 
 class Training:
@@ -54,6 +56,8 @@ class Training:
                 raise UserError(f"name={config.name}: {described} is there, and not of migm; choose another name")
         torch.manual_seed(config.seed)  # the shortcut does not depend on the random numbers that the base used
         shortcut, objective = build(config.shortcut), build(config.objective)
+        guidance = build(config.sampling).guidance
+        self.together = halves_together(objective, config.data, guidance is not None)
         if not isinstance(shortcut, ShortcutNetwork):
             raise UserError(
                 f"shortcut is a {type(shortcut).__name__}, whose file could not be loaded again; derive it from "
@@ -67,7 +71,7 @@ class Training:
         shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.fast = build(config.runtime).fast(base.device, block_parameters(base.spec))
-        self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain, self.fast)
+        self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain, self.fast, guidance)
         self.max_steps = config.trainer["max_steps"]
         self.ended = False  # whether this start reached the end of the training
         self.seconds: float | None = None  # of all steps, extrapolated from the steps made by this start
@@ -86,6 +90,7 @@ class Training:
 
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
+        data.together = self.together
         for path in self.damaged:
             message = f"{path} is damaged (SHA-256 differs): an older checkpoint is used"
             self.console.print(message, style="yellow")
@@ -179,6 +184,22 @@ def collect_and_train(config: TrainConfig, training: Training, sampler: Sampler,
     data.storage.prepare(sampler, data, config.seed, training.max_steps, config.collect)
     training.console.rule("train")
     return training.run(data)
+
+
+def halves_together(objective: Objective, data: Mapping[str, Any], guided: bool) -> bool:
+    """Return whether both guidance halves of an image go into one batch: as `data` says, or as the objective needs.
+
+    UserError where these differ, and for a batch that would split an image. Without guidance there is one half.
+    """
+    needed, asked = isinstance(objective, GuidedObjective) and objective.together, data.get("halves")
+    if needed and asked == "apart":
+        raise UserError(
+            "data.halves=apart, but the objective compares guided logits, for which both guidance halves of an image "
+            "are in one batch; leave data.halves out"
+        )
+    together = needed or asked == "together"
+    whole(data["batch_size"], 2 if together and guided else 1)
+    return together
 
 
 def refuse_other_number(trainer: L.Trainer, devices: Any, num_nodes: int) -> None:

@@ -22,6 +22,7 @@ from migm.sampling.loop import Sampling
 from migm.sampling.sampler import VANILLA, Sampler
 from migm.shortcuts.dimoo import DiMOOShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
+from migm.training.objective import GuidedObjective, made_ready
 from migm.training.run import embeddings
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
 from migm.trajectories.record import Trajectories, record
@@ -64,18 +65,17 @@ class Place:
             self.known[kept] = record(self.sampler(), torch.arange(3), **chosen)
         return self.known[kept]
 
-    def batch(self, kept: str = "float32") -> Pairs:
+    def batch(self, kept: str = "float32", together: bool = False) -> Pairs:
         """Pairs of several steps and both halves, where a training would have them."""
-        pairs = PairDataset(InMemory(self.recorded(kept)))
+        pairs = PairDataset(InMemory(self.recorded(kept)), together=together)
         return move_data_to_device(pairs.__getitems__(list(range(0, len(pairs), 3))), self.base.device)
 
 
 def configured(group: str, name: str, **context: Any) -> Any:
     """A node of conf/, its one-level defaults included."""
     node = OmegaConf.load(CONF / group / f"{name}.yaml")
-    for parent in node.pop("defaults", []):  # type: ignore[union-attr]
-        if parent != "_self_":
-            node = OmegaConf.merge(OmegaConf.load(CONF / group / f"{parent}.yaml"), node)
+    parents = [parent for parent in node.pop("defaults", []) if parent != "_self_"]  # type: ignore[union-attr]
+    node = OmegaConf.merge(*(OmegaConf.load(CONF / group / f"{parent}.yaml") for parent in parents), node)
     whole = OmegaConf.create({**context, "node": node})
     return build(OmegaConf.to_container(whole, resolve=True)["node"])  # type: ignore[index, call-overload]
 
@@ -97,10 +97,11 @@ SAMPLER = {
 
 def trained(place: Place, objective: str = "mse", optimizer: str = "adamw") -> list[Tensor]:
     """Losses of a calibrated shortcut's training steps, and its weights; after the first the optimizer is restored."""
-    shortcut, batch = place.shortcut(), place.batch()
+    shortcut, make = place.shortcut(), configured("optimizer", optimizer)
     shortcut.calibrate(embeddings(place.base, place.inputs))
     shortcut.to(place.base.device)
-    judge, make = configured("objective", objective, **SAMPLER), configured("optimizer", optimizer)
+    judge = made_ready(configured("objective", objective, **SAMPLER), place.sampling.guidance)
+    batch = place.batch(together=isinstance(judge, GuidedObjective) and judge.together)
     used, losses = make(shortcut.named_parameters()), []
     for i in range(3 if objective == "rollout_3" else 2):  # a roll-out grows with them
         loss, log = judge(shortcut, place.base, batch, i)

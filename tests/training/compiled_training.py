@@ -19,28 +19,33 @@ from migm.evaluation.cost import num_compiled
 from migm.runtime.compiling import as_it_is, compiled
 from migm.sampling.loop import Sampling
 from migm.sampling.sampler import Sampler
-from migm.training.objective import FeatureLoss
+from migm.training.objective import FeatureLoss, Mixture, made_ready
 from migm.training.rollout import Rollout
+from migm.training.terms.feature_error import FeatureError
+from migm.training.terms.guided_kl import GuidedKL
+from migm.training.terms.marginal import Marginal
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
 from migm.trajectories.record import record
 from migm.trajectories.replay import with_features
 
 
-def objectives(sampling: Sampling) -> dict[str, FeatureLoss]:
+def objectives(sampling: Sampling) -> dict[str, Mixture]:
     rules = {name: getattr(sampling, name) for name in ("num_steps", "schedule", "draw", "select")}
     return {
         "mse": FeatureLoss(),
         "mse_kl": FeatureLoss(kl_weight=0.5, kl_temperature=2.0),
         "all_rows": FeatureLoss(rows="all"),
         "rollout": FeatureLoss(rollout=Rollout(3, **rules)),
+        "guided": Mixture({"error": FeatureError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal(2.0)}),
+        "guided_rollout": Mixture({"kl": GuidedKL(1.0)}, Rollout(3, **rules)),
     }
 
 
-def batches(base: Base, sampling: Sampling, family: str) -> list[Pairs]:
+def batches(base: Base, sampling: Sampling, family: str, together: bool) -> list[Pairs]:
     """Pairs without features, of several sizes and widths."""
     known = {"maskgit": lambda n: n % 10, "dimoo": lambda n: [PROMPTS[i % 2] for i in n.tolist()]}[family]
     made = record(Sampler(base, sampling), torch.arange(3), seed=0, inputs=known, batch_size=3, dtype=None)
-    pairs = PairDataset(InMemory(made))
+    pairs = PairDataset(InMemory(made), together=together)
     return [pairs.__getitems__(range(start, len(pairs), step)) for start, step in ((0, 3), (1, 7))]
 
 
@@ -49,10 +54,10 @@ def compare(family: str, names: list[str]) -> None:
     net.train()
     for name in names:
         objective = objectives(sampling)[name]
-        for i, stored in enumerate(batches(base, sampling, family), 1):
+        for i, stored in enumerate(batches(base, sampling, family, objective.together), 1):
             found = []
             for fast in (as_it_is, compiled):
-                objective.fast = fast
+                made_ready(objective, sampling.guidance, fast)
                 net.zero_grad()
                 loss, log = objective(net, base, with_features(stored, base, fast), i)
                 loss.backward()

@@ -17,7 +17,7 @@ from migm.training import run
 from migm.training.run import Training
 
 SCRIPT = Path(__file__).with_name("compiled_training.py")
-NAMES = ["mse", "mse_kl", "all_rows", "rollout"]
+NAMES = ["mse", "mse_kl", "all_rows", "rollout", "guided", "guided_rollout"]
 
 
 @pytest.mark.slow  # tracing takes a minute, and compiled sampling is traced beside the fast tests
@@ -26,7 +26,7 @@ NAMES = ["mse", "mse_kl", "all_rows", "rollout"]
     [
         ("aot_eager", "maskgit", NAMES),
         ("aot_eager", "dimoo", NAMES),
-        ("inductor", "maskgit", ["mse_kl"]),
+        ("inductor", "maskgit", ["mse_kl", "guided"]),
     ],
 )
 def test_losses_and_gradients_are_those_of_a_plain_step(backend, family, names):

@@ -22,6 +22,8 @@ KINDS = {
     "dimoo": ["+experiment=dimoo_tiny", "base.random_weights=true", "base.transformer.n_layers=1"],
 }
 SMALL = ["data.num_images=12", "data.num_val_images=2", "data.shard_images=12", "data.batch_size=3"]
+TWO = ["data.batch_size=4"]  # so that both halves of an image fit
+MARGINAL = "+objective.terms.marginal={_target_: migm.training.terms.marginal.Marginal}"
 QUICK = ["sampling.num_steps=5", "sampling.num_full_steps=2", "optimizer=adamw"]
 
 
@@ -74,8 +76,10 @@ def waited(output: Path, kind: str, *overrides: str) -> dict[int, Counter[str]]:
         ("maskgit", ["data/storage=tokens", "objective=rollout_3", "+objective.kl_weight=0.5"]),
         ("dimoo", ["data/storage=tokens", "objective=mse_all_rows"]),
         ("dimoo", ["data/storage=features", "objective=rollout"]),
+        ("maskgit", [*TWO, "objective=guided_kl_rollout", "objective.terms.guided_kl.floor=0.1", MARGINAL]),
+        ("dimoo", [*TWO, "data/storage=tokens", "objective=guided_kl_marginal"]),
     ],
-    ids=["features", "tokens and rollout", "dimoo tokens", "dimoo rollout"],
+    ids=["features", "tokens and rollout", "dimoo tokens", "dimoo rollout", "guided rollout", "dimoo guided"],
 )
 def test_the_host_waits_at_logging_steps_alone(tmp_path, monkeypatch, kind, overrides):
     monkeypatch.setattr(Pretended, "tolist", lambda x: [y.item() for y in x])  # so that it is noted
