@@ -133,6 +133,51 @@ def test_a_shortcut_network_trains_is_saved_and_loaded_again(drop, tmp_path):
     assert 2 < ffe(tmp_path)["shortcut", 2] < 3
 
 
+OBJECTIVE = '''
+from dataclasses import dataclass
+
+from migm.training.terms.term import over_rows
+
+
+@dataclass(frozen=True)
+class Top:
+    """How much less the true most likely token is predicted, at masked positions."""
+
+    weight: float = 1.0
+
+    def sums(self, seen):
+        best = seen.true.argmax(-1, keepdim=True)
+        return [((seen.true - seen.predicted).gather(2, best)[..., 0] * seen.masked).sum(1)]
+
+    def value(self, sums, masked):
+        return over_rows(sums[0] / masked.clamp(min=1), masked)
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest error of a feature."""
+
+    weight: float = 1.0
+
+    def value(self, seen):
+        return ((seen.features - seen.wide) * seen.rows[..., None]).abs().amax()
+'''
+
+
+def test_terms_of_an_objective_train_and_are_logged(drop, tmp_path):
+    text = """_target_: migm.training.objective.Mixture
+terms:
+  top: {_target_: own_terms.Top, weight: 0.5}
+  largest: {_target_: own_terms.Largest}
+"""
+    run = drop("own_terms", OBJECTIVE, "objective", text)
+    run(migm.train.main, *QUICK, "objective=own_terms", "evaluate=false", "logger=csv", "trainer.log_every_n_steps=4")
+    (log,) = (tmp_path / "tiny_shortcut").rglob("metrics.csv")
+    heads = log.read_text().splitlines()[0].split(",")
+    assert {f"{split}/{name}" for split in ("train", "val") for name in ("top", "largest")} <= set(heads)
+    assert {"val/fidelity_kl", "val/fidelity_equal_top", "val/feature_mse"} <= set(heads)
+
+
 METHOD = '''
 from dataclasses import dataclass
 

@@ -65,6 +65,7 @@ def waited(output: Path, kind: str, *overrides: str) -> dict[int, Counter[str]]:
     training = Training(config, base)
     with Waits(lambda x: isinstance(x, Pretended), where) as waits:
         training.trainer.callbacks.append(marks := Marks(waits))  # type: ignore[attr-defined]
+        data.together = training.together
         training._fit(data)
     return {step: found for step, found in marks.of.items() if step >= WARM}
 
