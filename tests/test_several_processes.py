@@ -26,16 +26,15 @@ from migm.training.run import Training
 from migm.trajectories.unlisted import Unlisted
 
 CPU = torch.device("cpu")
-MARGINAL = "+objective.terms.marginal._target_=migm.training.terms.marginal.Marginal"
-# By name: what the training is of. With Muon and averaged weights, but for the last.
+MARGINAL = "+objective.terms.marginal={_target_: migm.training.terms.marginal.Marginal}"
+# By name: what the training is of. With Muon and averaged weights, or with AdamW.
 TRAININGS = {
     "mse": (),
     "kl": ("objective=mse_kl",),
     "all rows": ("objective=mse_all_rows",),
     "rollout": ("objective=rollout",),
     "tokens": ("data/storage=tokens", "optimizer=adamw"),
-    "guided": ("objective=guided_kl_soon", "+objective.terms.marginal.weight=1", MARGINAL),
-    "guided rollout": ("objective=guided_kl_rollout",),
+    "guided": ("objective=guided_kl_rollout", "objective.terms.guided_kl.floor=0.1", MARGINAL, "optimizer=adamw"),
 }
 
 
@@ -121,7 +120,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
         for found in (first[name], second[name]):
             assert np.allclose(found[0], errors, rtol=2e-4), name
             assert found[2] == pytest.approx(error, rel=2e-4), name
-            assert np.allclose(found[3], weights, atol=2e-4), name
+            # AdamW follows gradients that are all but zero, and so rounding, as far as any others.
+            assert np.allclose(found[3], weights, atol=1e-3 if name == "guided" else 2e-4), name
         assert np.array_equal(first[name][3], second[name][3]), name
         assert [a + b for a, b in zip(first[name][1], second[name][1], strict=True)] == images, name
 

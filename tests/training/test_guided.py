@@ -150,6 +150,21 @@ def test_few_logits_are_alive_and_gradients_are_those_of_all_at_once(run, shortc
     assert few.most <= 16 * part < everything.most
 
 
+def test_the_gradient_of_a_batch_is_the_mean_of_its_parts_by_their_rows(run, shortcut):
+    """So that processes with a share of the batch each train as one."""
+    sampler, pairs = run
+    terms = {"error": FeatureError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal()}
+    objective, net = mixture(Constant(2.0), **terms), shortcut.double()
+    found = []
+    for index in ([0, 7, 13, 24], [0, 7], [13, 24]):
+        values, _ = gradients(objective, net, sampler.base, pairs.__getitems__(index))
+        found.append((float(values[4]), torch.cat([x.flatten().double() for x in values[5:]])))  # rows, then the rest
+    (rows, whole), *parts = found
+    assert rows == sum(share for share, _ in parts)
+    mean = sum(share / rows * values for share, values in parts)
+    torch.testing.assert_close(mean, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_without_guidance_guided_terms_are_plain_ones(run, shortcut):
     """The trajectories have one half then; these take the conditional one."""
     sampler, pairs = run
