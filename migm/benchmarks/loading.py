@@ -164,7 +164,7 @@ class Loading:
         images = torch.arange(self.online_images)
 
         def make(_: int) -> PairDataset:
-            return PairDataset(InMemory(data.record(images=images, dtype=torch.bfloat16)))
+            return PairDataset(InMemory(data.record(images=images, dtype=torch.bfloat16)), gaps=data.gaps)
 
         return OnlineLoader(make, len(images) * data.pairs_an_image, 1, 1, min(data.batch_size, data.pairs_an_image), 0)
 
@@ -231,7 +231,7 @@ def random_trajectories(
 
 
 def loader(store: Store, data: TrajectoryData) -> StatefulLoader:
-    return StatefulLoader(PairDataset(store), data.batch_size, data.seed, num_workers=data.num_workers)
+    return StatefulLoader(PairDataset(store, gaps=data.gaps), data.batch_size, data.seed, num_workers=data.num_workers)
 
 
 def forget(folder: Path) -> None:

@@ -53,6 +53,7 @@ def bench_training(config: BenchConfig, planned: Sequence[Plan]) -> None:
     rates: dict[torch.dtype, float] = {}
     for plan, built_variant in zip(planned, variants, strict=True):
         data, base = build(plan.config.data), built_variant.base
+        data.serve(built_variant.network)
         b, variant = data.batch_size, training.with_settings(built_variant, plan.config)
         guided = variant.vanilla.sampling.guidance is not None
         together = halves_together(build(plan.config.objective), plan.config.data, guided)
@@ -88,6 +89,7 @@ def bench_loading(config: BenchConfig) -> None:
     shortcut, objective = build(config.shortcut), build(config.objective)
     train = loading.training_step(base, shortcut, objective, build(config.optimizer)(shortcut.named_parameters()))
     data.attach(sampler, config.seed)
+    data.serve(shortcut)
     shared = {"base": base.fingerprint(), "tokens": base.spec.num_tokens, "channels": base.spec.channels}
     shared |= {"batch_size": data.batch_size, "num_workers": data.num_workers}
     benchmark = build(config.loading)

@@ -79,8 +79,9 @@ class Halfway:
 def step_jobs(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str, Callable[[], Any]]:
     """Return a call for each of STEPS, in the sampler's runtime.
 
-    `full` and `cheap` compute the features of a step, a cheap one from the mean number of new tokens. `tail` is what
-    follows: head, guidance, draw, selection and writing. `decode` maps tokens to images.
+    `full` and `cheap` compute the features of a step, a cheap one from the mean number of new tokens: those of one step,
+    or since the last full one for a shortcut that starts there, half of its `max_gap` ago. `tail` is what follows: head,
+    guidance, draw, selection and writing. `decode` maps tokens to images.
     """
     base, b, n = vanilla.base, len(inputs), vanilla.num_steps
     device, spec, fast = base.device, base.spec, vanilla.fast
@@ -90,7 +91,8 @@ def step_jobs(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str
     order = torch.rand(b, spec.num_tokens, device=device).argsort(1)
     masked = order[:, : max(spec.num_tokens // 2, new)].sort(1).values
     half = tokens.scatter(1, masked, spec.vocab_size)
-    new_positions = order[:, -new:].sort(1).values
+    read = new * (1 + getattr(predictor.module, "max_gap", 1)) // 2
+    new_positions = order[:, -read:].sort(1).values
 
     moment = Moment.at(index, n, torch.full((b,), 0.5, device=device))
 

@@ -84,19 +84,22 @@ def with_settings(variant: Variant, config: BenchConfig) -> Variant:
 
 def pairs(sampler: Sampler, data: Any, batch_size: int, together: bool = False) -> Pairs:
     """Return random pairs without features, of as many images as there are pairs, or with both halves `together`."""
-    made = PairDataset(InMemory(next(random_trajectories(sampler, data, batch_size, None))), together=together)
-    chosen = torch.randperm(len(made), generator=torch.Generator().manual_seed(0))[: batch_size // made.rows]
-    return made.__getitems__(chosen.tolist())
+    trajectories = InMemory(next(random_trajectories(sampler, data, batch_size, None)))
+    made = PairDataset(trajectories, together=together, gaps=data.gaps)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(made), generator=generator)[: batch_size // made.rows]
+    return made.__getitems__(made.drawn(chosen, generator).tolist())
 
 
 def stored(batch: Pairs, base: Base) -> Pairs:
     """Return the pairs with random features of the base's shape, in bfloat16, as a store keeps them."""
     rows = with_features(move_data_to_device(batch, base.device), base).features.shape[1]
     shape, generator = (len(batch.steps), rows, base.spec.channels), torch.Generator().manual_seed(0)
-    both = (torch.randn(shape, generator=generator).bfloat16() for _ in range(2))
+    names = ["features", "target"] + ["earlier"] * (batch.earlier is not None)
+    random = {name: torch.randn(shape, generator=generator).bfloat16() for name in names}
     # A store's features are as long as its longest prompt; here that is the batch's.
     conditions = batch.conditions[:, : max(batch.lengths)]
-    return batch._replace(features=next(both), target=next(both), conditions=conditions)
+    return batch._replace(conditions=conditions, **random)
 
 
 def step_flops(shortcut: nn.Module, base: Base, objective: Objective, batch: Pairs) -> tuple[int, int]:

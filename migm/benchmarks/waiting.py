@@ -78,8 +78,10 @@ def step_seconds(config: BenchConfig, threads: int, steps: int) -> tuple[float, 
     optimizer = build(config.optimizer)(shortcut.named_parameters())
     train = training_step(base, shortcut, build(config.objective), optimizer)
     images = -(-data.batch_size // (2 * (sampler.num_steps - 1)))
-    pairs = PairDataset(InMemory(next(random_trajectories(sampler, data, images, torch.bfloat16))))
-    batch = pairs.__getitems__(range(min(data.batch_size, len(pairs))))
+    data.serve(shortcut)
+    pairs = PairDataset(InMemory(next(random_trajectories(sampler, data, images, torch.bfloat16))), gaps=data.gaps)
+    chosen = pairs.drawn(torch.arange(min(data.batch_size, len(pairs))), torch.Generator().manual_seed(0))
+    batch = pairs.__getitems__(chosen.tolist())
     b = len(batch.steps)
     branch = base.encode(data.inputs(torch.arange(b)), guided=False)[0]
     moment = Moment.at(0, sampler.num_steps, torch.full((b,), 0.5, device=base.device))

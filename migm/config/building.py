@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from migm.config.checks import check, refuse_split_sweep
+from migm.config.earlier import STEPS
 from migm.config.fitting import GROUP
 from migm.config.roots import Common, TrainConfig
 from migm.runtime.errors import UserError
@@ -67,11 +68,25 @@ def beside(weights: Any, name: str) -> str | None:
     return str((Path(weights) if Path(weights).is_dir() else Path(weights).parent) / name)
 
 
+def longest_gap(*, _root_: DictConfig) -> int:
+    """Return the most cheap steps in a row by the [N, B] of a shortcut's `points`, else by those of `sampling`.
+
+    Full steps are spread evenly. A point that gives N alone leaves them to a policy, and is not counted.
+    """
+    listed = OmegaConf.select(_root_, "points") or {}
+    entries = [entry for name, entries in listed.items() if str(name).startswith("shortcut") for entry in entries]
+    named = [tuple(e.get(k) for k in STEPS) if isinstance(e, DictConfig) else e for e in entries]
+    pairs = [tuple(e) for e in named if not isinstance(e, int) and len(e) == 2 and None not in e]
+    pairs = pairs or [tuple(OmegaConf.select(_root_, f"sampling.{key}") for key in STEPS)]
+    return max(1, *(-(-n // b) - 1 for n, b in pairs))
+
+
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)
 OmegaConf.register_new_resolver("migm_wandb_offline", wandb_offline, replace=True)
 OmegaConf.register_new_resolver("migm_switch", switch, replace=True)
 OmegaConf.register_new_resolver("migm_choice", choice, replace=True)
 OmegaConf.register_new_resolver("migm_bundled", bundled, replace=True)
+OmegaConf.register_new_resolver("migm_max_gap", longest_gap, replace=True)
 # Stand in the defaults of common.yaml. `points` takes further accelerators without a +, whose names are checked in
 # `migm.config.points`. Unknown keys of `data` come to `check`, which has a hint for those of earlier versions.
 open_nodes = {name: DictConfig({}, flags={"struct": False}) for name in ("points", "data")}

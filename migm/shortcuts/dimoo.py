@@ -98,7 +98,16 @@ class DiMOOShortcut(ShortcutNetwork):
         as the base embeds them. `mask_ratio` is the share that is still masked now. Padded entries of `new` need a
         valid row of the sequence too, no matter which. Padded rows of the result mean nothing.
         """
-        x = self.proj_in(features)
+        time = self.time_embedder(mask_ratio) if self.config["time"] else None
+        return features + self.proj_out(self.hidden(self.proj_in(features), new, time))
+
+    def hidden(
+        self, x: Float[Tensor, "b t ci"], new: Control, time: Float[Tensor, "b ci"] | None
+    ) -> Float[Tensor, "b t ci"]:
+        """Return the output of all blocks, which `proj_out` turns into a change of the features.
+
+        `x` are projected features, and `time` is the embedding of the mask ratio.
+        """
         ctx = rotations(x.shape[1], self.head_channels, self.config["rope_theta"], x.device)
         source = self._source(new, ctx) if self.config["cross_attention"] else None
         if new.row_mask is not None:
@@ -106,10 +115,10 @@ class DiMOOShortcut(ShortcutNetwork):
         for block in self.blocks:
             x = block(x, ctx, source)
         x = self.ln_f(x)
-        if self.config["time"]:
-            scale, shift = self.adaLN_modulation(self.time_embedder(mask_ratio))[:, None].chunk(2, -1)
+        if time is not None:
+            scale, shift = self.adaLN_modulation(time)[:, None].chunk(2, -1)
             x = x * (1 + scale) + shift
-        return features + self.proj_out(x)
+        return x
 
     def _source(self, new: Control, ctx: Context) -> New:
         """Return the new tokens that the first attention reads, with the context of their rows."""

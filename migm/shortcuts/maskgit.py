@@ -99,7 +99,16 @@ class MaskGITShortcut(ShortcutNetwork):
         `features` are those of the last step. `new` are the tokens that the last step revealed, as the base embeds
         them, positions included. `mask_ratio` is the share that is still masked now.
         """
-        x = self.proj_in(features)
+        time = self.time_embedder(mask_ratio) if self.config["time"] else None
+        return features + self.proj_out(self.hidden(self.proj_in(features), new, time))
+
+    def hidden(
+        self, x: Float[Tensor, "b t ci"], new: Control, time: Float[Tensor, "b ci"] | None
+    ) -> Float[Tensor, "b t ci"]:
+        """Return the output of all blocks, which `proj_out` turns into a change of the features.
+
+        `x` are projected features, and `time` is the embedding of the mask ratio.
+        """
         if self.config["num_positions"]:
             x = x + self._positions(x.shape[1])
         source = self.new_token_proj_in(new.embeddings) if self.config["cross_attention"] else None
@@ -107,10 +116,10 @@ class MaskGITShortcut(ShortcutNetwork):
         for block in self.blocks:
             x = block(x, source, mask)
         x = self.last_layer(x)
-        if self.config["time"]:
-            scale, shift = self.adaLN_modulation(self.time_embedder(mask_ratio))[:, None].chunk(2, -1)
+        if time is not None:
+            scale, shift = self.adaLN_modulation(time)[:, None].chunk(2, -1)
             x = x * (1 + scale) + shift
-        return features + self.proj_out(x)
+        return x
 
     def _positions(self, rows: int) -> Float[Tensor, "{rows} c"]:
         """Return the position embedding of all `rows`; it is zero beyond the first `num_positions`."""

@@ -23,7 +23,8 @@ class Seen(NamedTuple):
 
     @classmethod
     def of(cls, batch: Pairs) -> "Seen":
-        sums = (x.flatten(1).sum(1, dtype=torch.float32) for x in (batch.features, batch.target))
+        read = (x for x in (batch.features, batch.target, batch.earlier) if x is not None)
+        sums = (x.flatten(1).sum(1, dtype=torch.float32) for x in read)
         return cls(batch.images, batch.steps, sum(sums, torch.zeros((), device=batch.images.device)))
 
 

@@ -76,15 +76,18 @@ class ShortcutModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in log.items()})
         return loss * share
 
-    def validation_step(self, batch: Pairs, _: int) -> None:
+    def validation_step(self, batch: Pairs, _: int, dataloader_idx: int = 0) -> None:
         batch = with_features(batch, self.frozen.base, self.fast)
         log = self.objective(self.shortcut, self.frozen.base, batch)[1]
         rows = int(log.pop("rows"))  # weights the mean by rows, however they are split into batches and processes
-        self.log_dict({f"val/{name}": value for name, value in log.items()}, batch_size=rows, sync_dist=True)
+        # The second loader has pairs that are as far apart as the network is to predict
+        end = f"_gap{self.shortcut.max_gap}" if dataloader_idx else ""
+        shared = {"sync_dist": True, "add_dataloader_idx": False}
+        self.log_dict({f"val/{name}{end}": value for name, value in log.items()}, batch_size=rows, **shared)
         if batch.halves_together:
             measured = fidelity(self.shortcut, self.frozen.base, batch, self.guidance, self.fast)
             images = len(batch.steps) // batch.halves_together
-            self.log_dict({f"val/{name}": x for name, x in measured.items()}, batch_size=images, sync_dist=True)
+            self.log_dict({f"val/{name}{end}": x for name, x in measured.items()}, batch_size=images, **shared)
 
     def _of_all(self, log: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
         """Return means over the rows of all processes, and the factor of this process's loss.

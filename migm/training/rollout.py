@@ -19,6 +19,7 @@ from migm.sampling.noise import KeyedNoise, Noise
 from migm.sampling.order import AllMasked, Ordering
 from migm.sampling.schedule import Schedule
 from migm.sampling.select import Select, revealed
+from migm.shortcuts.network import Past, reads_full_steps
 from migm.trajectories.dataset import Pairs, padded_positions
 from migm.trajectories.replay import frozen_features
 
@@ -35,26 +36,44 @@ class Situation(NamedTuple):
     masked: TokenMask
     width: int  # the largest number of True entries in a row of `new`
     steps: PerImage  # the step whose features are to be predicted
+    past: Past | None = None  # for a network that starts from full steps: the features are of the last one
 
     @classmethod
     def of(cls, batch: Pairs, base: Base) -> "Situation":
         """Return the situation at the start of stored pairs."""
         tokens = batch.tokens.where(~batch.masked, base.spec.vocab_size)
         branch = base.branch(batch.conditions, batch.features.shape[1], batch.lengths)
-        return cls(branch, batch.features, tokens, batch.new, batch.masked, batch.width, batch.steps + 1)
+        known = (batch.features, tokens, batch.new, batch.masked, batch.width, batch.target_steps)
+        return cls(branch, *known, past_of(batch))
 
     @property
     def mask_ratio(self) -> Ratio:
         return self.masked.float().mean(1)
 
 
+def past_of(batch: Pairs) -> Past | None:
+    """Return the full steps that predictions of these pairs start from; None for pairs of neighbouring steps."""
+    if batch.gaps is None:
+        return None
+    ratio = (batch.masked | batch.new).float().mean(1)
+    span = None if batch.spans is None else batch.spans / batch.num_steps
+    return Past(ratio, batch.gaps / batch.num_steps, batch.earlier, span)
+
+
 def predict(shortcut: nn.Module, base: Base, now: Situation) -> Features:
-    """Return the features that the shortcut predicts for the next step."""
+    """Return the features that the shortcut predicts: for the next step, or for as many steps ahead as pairs say."""
+    if (now.past is not None) != reads_full_steps(shortcut):
+        have = "start from full steps" if now.past is not None else "are of neighbouring steps"
+        raise UserError(f"shortcut: a {type(shortcut).__name__} was given pairs that {have}; see its `reads`")
     dtype = next(shortcut.parameters()).dtype
     positions, mask = padded_positions(now.new, now.width)
     with torch.no_grad():
         new = base.control(now.tokens.gather(1, positions), positions, now.branch, mask)
-    return shortcut(now.features.to(dtype), new._replace(embeddings=new.embeddings.to(dtype)), now.mask_ratio)
+    new = new._replace(embeddings=new.embeddings.to(dtype))
+    past = [] if now.past is None else [now.past]
+    if now.past is not None and now.past.earlier is not None:
+        past = [now.past._replace(earlier=now.past.earlier.to(dtype))]
+    return shortcut(now.features.to(dtype), new, now.mask_ratio, *past)
 
 
 class Rollout:

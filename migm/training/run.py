@@ -28,7 +28,7 @@ from migm.runtime.reading import read_text
 from migm.runtime.resources import refuse_full_disk, refuse_full_memory
 from migm.sampling.sampler import Sampler
 from migm.shortcuts.checkpoint import FORMAT, save_shortcut
-from migm.shortcuts.network import ShortcutNetwork
+from migm.shortcuts.network import ShortcutNetwork, reads_full_steps
 from migm.training.checkpoints import Checkpoints, newest
 from migm.training.course import check_course
 from migm.training.module import WANDB_RUN, ShortcutModule
@@ -68,6 +68,7 @@ class Training:
                 f"shortcut.channels={shortcut.config['channels']}, but this base has {base.spec.channels}; "
                 "choose the shortcut that belongs to it"
             )
+        refuse_chaining(shortcut, objective)
         shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.fast = build(config.runtime).fast(base.device, block_parameters(base.spec))
@@ -91,6 +92,7 @@ class Training:
     def run(self, data: TrajectoryData) -> float:
         """Train, or go on from the last checkpoint; write the averaged weights; return the validation error."""
         data.together = self.together
+        data.serve(self.module.shortcut)
         for path in self.damaged:
             message = f"{path} is damaged (SHA-256 differs): an older checkpoint is used"
             self.console.print(message, style="yellow")
@@ -179,6 +181,7 @@ def going_on(logger: Mapping[str, Any], run: str | None) -> dict[str, Any]:
 def collect_and_train(config: TrainConfig, training: Training, sampler: Sampler, data: TrajectoryData) -> float:
     """Fill the store of `data` by the vanilla sampler if the config asks for it, train, and return the error."""
     data.attach(sampler, config.seed)
+    data.serve(training.module.shortcut)
     if config.collect:
         training.console.rule("collect")
     data.storage.prepare(sampler, data, config.seed, training.max_steps, config.collect)
@@ -200,6 +203,15 @@ def halves_together(objective: Objective, data: Mapping[str, Any], guided: bool)
     together = needed or asked == "together"
     whole(data["batch_size"], 2 if together and guided else 1)
     return together
+
+
+def refuse_chaining(shortcut: ShortcutNetwork, objective: Any) -> None:
+    """Raise a UserError if an objective makes several steps of a shortcut whose predictions do not follow another."""
+    if reads_full_steps(shortcut) and getattr(objective, "rollout", None):
+        raise UserError(
+            f"objective.rollout goes on from the shortcut's own steps, but a {type(shortcut).__name__} starts every step "
+            "from full ones; choose objective=mse or mse_kl, or a shortcut that is chained"
+        )
 
 
 def refuse_other_number(trainer: L.Trainer, devices: Any, num_nodes: int) -> None:

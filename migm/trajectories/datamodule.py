@@ -1,11 +1,12 @@
 """Define the LightningDataModule of trajectories; `storage` is the form they are kept in, `source` their place."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from migm.bases.base import Inputs
@@ -14,6 +15,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Halves, Seed, Whole
 from migm.sampling.sampler import Sampler
 from migm.trajectories.dataset import PairDataset
+from migm.trajectories.gaps import Gaps
 from migm.trajectories.loader import StatefulLoader, as_is, whole
 from migm.trajectories.online import OnlineLoader
 from migm.trajectories.record import record
@@ -69,6 +71,11 @@ class TrajectoryData(L.LightningDataModule):
         self.first_val = num_images - num_val_images
         self.train: Any = None  # a PairDataset if the storage has a store, else None
         self.val: PairDataset | None = None
+        self.gaps: Gaps | None = None  # steps between those of a pair, for a network that starts from full steps
+
+    def serve(self, network: nn.Module) -> None:
+        """Make pairs for what a shortcut network reads; called before `setup`."""
+        self.gaps = Gaps.of(network)
 
     def store(self, header: dict[str, Any] | None = None) -> Store:
         """Return the store at `folder`; it has to match `header`."""
@@ -97,15 +104,29 @@ class TrajectoryData(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         self.train, self.val = self.storage.split(self)
+        if self.gaps and not (self.val and self.val.gaps):
+            raise UserError(
+                f"data/storage={self.storage.name} makes pairs of neighbouring steps alone, and this shortcut starts "
+                "from full steps; choose another storage, or shortcut=maskgit"
+            )
 
     def train_dataloader(self) -> StatefulLoader | OnlineLoader:
         return self.storage.train_loader(self, *self._rank())
 
-    def val_dataloader(self) -> DataLoader:
-        """Return a loader of the same pairs in the same order, so that errors compare across runs and resumes."""
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return a loader of the same pairs in the same order, so that errors compare across runs and resumes.
+
+        For a network that starts from full steps there are two, of the pairs one step and `most` steps apart: the first
+        compares with chained networks.
+        """
+        assert self.val is not None  # for the type checker: `setup` has set it
+        if not self.val.gaps:
+            return self._val_loader(range(len(self.val)))
+        return [self._val_loader(self.val.of_gap(gap).tolist()) for gap in sorted({1, self.val.gaps.most})]
+
+    def _val_loader(self, pairs: Sequence[int]) -> DataLoader:
         rank, world_size = self._rank()
-        share = range(rank, len(self.val or ()), world_size)
-        size = whole(self.batch_size, self.val.rows if self.val else 1)
+        share, size = pairs[rank::world_size], whole(self.batch_size, self.val.rows if self.val else 1)
         return DataLoader(self.val, size, sampler=share, collate_fn=as_is)  # type: ignore[arg-type]
 
     def _rank(self) -> tuple[int, int]:

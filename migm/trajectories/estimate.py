@@ -33,6 +33,7 @@ class TrainingWork(NamedTuple):
     shard_images: int
     pairs: int  # that training reads: its steps times the pairs of a step
     seconds: float  # of a full step of one image, all halves
+    steps_a_pair: int = 2  # whose features are read
 
     @property
     def seconds_an_image(self) -> float:
@@ -86,6 +87,7 @@ def measure_work(sampler: Sampler, data: "TrajectoryData", pairs: int) -> Traini
         shard_images=data.shard_images,
         pairs=pairs,
         seconds=seconds,
+        steps_a_pair=3 if data.gaps and data.gaps.earlier else 2,
     )
 
 

@@ -58,7 +58,8 @@ class OnlineLoader:
         while self._consumed < end:
             use, batch = divmod(self._consumed, self.batches_a_use)
             pairs = self._pairs(use // self.reuse)
-            order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + use))
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + use)
+            order = pairs.drawn(torch.randperm(len(pairs), generator=generator), generator)
             self._consumed += 1
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield self.ready(pairs.__getitems__(chosen))
@@ -109,8 +110,10 @@ class Online:
         Lightning calls this both before training and before validation.
         """
         images = torch.arange(data.first_val, data.num_images)
-        made = data.val or PairDataset(InMemory(data.record(images=images, dtype=None)), together=data.together)
-        return None, made
+        if data.val is None:
+            made = InMemory(data.record(images=images, dtype=None))
+            return None, PairDataset(made, together=data.together, gaps=data.gaps)
+        return None, data.val
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> OnlineLoader:
         """Return a loader of new images, numbered from `data.num_images` on.
@@ -123,7 +126,7 @@ class Online:
             first = data.num_images + (number * world_size + rank) * size
             images = torch.arange(first, first + size)
             made = InMemory(data.record(images=images, dtype=DTYPES[self.dtype]))
-            return PairDataset(made, together=data.together)
+            return PairDataset(made, together=data.together, gaps=data.gaps)
 
         num_shards = max(1, data.first_val // (size * world_size))
         pairs, rows = size * data.pairs_an_image, data.copies if data.together else 1

@@ -13,7 +13,7 @@ from migm.trajectories.record import unpacked
 
 
 def with_features(batch: Pairs, base: Base, fast: Fast = as_it_is) -> Pairs:
-    """Return the pairs with the base's features of both steps, in its dtype; pairs that have features are unchanged.
+    """Return the pairs with the base's features of their steps, in its dtype; pairs that have features are unchanged.
 
     Nothing waits for the device. `fast` compiles the base's blocks.
     """
@@ -21,9 +21,18 @@ def with_features(batch: Pairs, base: Base, fast: Fast = as_it_is) -> Pairs:
         return batch
     conditions = batch.conditions[:, : max(batch.lengths)]
     branch = base.branch(conditions, lengths=batch.lengths)
-    before = replay(base, branch, batch.tokens, batch.masked | batch.new, batch.steps, batch.num_steps, fast)
-    after = replay(base, branch, batch.tokens, batch.masked, batch.steps + 1, batch.num_steps, fast)
-    return batch._replace(features=before, target=after, conditions=conditions)
+
+    def at(steps: Tensor, masked: Tensor) -> Tensor:
+        return replay(base, branch, batch.tokens, masked, steps, batch.num_steps, fast)
+
+    before = at(batch.steps, batch.masked | batch.new)
+    after = at(batch.target_steps, batch.masked)
+    batch = batch._replace(features=before, target=after, conditions=conditions)
+    if batch.spans is None:
+        return batch
+    assert batch.order is not None  # for the type checker: pairs with an earlier step have it
+    earlier = batch.steps - batch.spans
+    return batch._replace(earlier=at(earlier, batch.order >= earlier[:, None]))
 
 
 def replay(

@@ -91,9 +91,9 @@ class Stored:
             raise UserError(
                 f"data.num_images={data.num_images}, but {data.folder} holds {len(store)}; run migm.collect"
             )
-        val = PairDataset(store, data.first_val, data.num_images, data.together)
+        val = PairDataset(store, data.first_val, data.num_images, data.together, data.gaps)
         val.window = 1  # shards are read in order
-        return PairDataset(store, 0, data.first_val, data.together), val
+        return PairDataset(store, 0, data.first_val, data.together, data.gaps), val
 
     def train_loader(self, data: "TrajectoryData", rank: int, world_size: int) -> StatefulLoader:
         return StatefulLoader(data.train, data.batch_size, data.seed, rank, world_size, data.num_workers)
@@ -116,10 +116,11 @@ class Features(Stored):
 
 @dataclass(frozen=True)
 class Tokens(Stored):
-    """Storage of tokens and their order alone; the base computes features while training, two passes for a pair."""
+    """Storage of tokens and their order alone; the base computes features while training, a pass for each
+    step of a pair."""
 
     name: str = "tokens"
 
     def costs(self, work: TrainingWork) -> Costs:
-        during = 2 * work.seconds / work.copies * work.pairs
+        during = work.steps_a_pair * work.seconds / work.copies * work.pairs
         return Costs(work.token_bytes(), before=work.images * work.seconds_an_image, during=during)

@@ -2,10 +2,12 @@
 
 import copy
 import functools
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from migm.bases.base import Base, Branch, Moment
@@ -17,6 +19,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Positive
 from migm.shortcuts.checkpoint import load_shortcut
 from migm.shortcuts.choosing import KEY, Choice, choose
+from migm.shortcuts.network import Past, reads_full_steps
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,16 @@ class Shortcut:
 
     def origin(self, base: Base) -> str:
         """Say which file runs and where it comes from; empty for a `module`."""
-        return "" if self.module is not None else self._chosen(base).words
+        if self.module is not None:
+            return ""
+        network = self._network(base)[0]
+        most = getattr(network, "max_gap", 1)
+        trained = f", for up to {most} cheap steps in a row" if reads_full_steps(network) else ""
+        return self._chosen(base).words + trained
 
-    def start(self, base: Base, branch: Branch) -> "_Advance":
-        return _Advance(self._network(base)[0], base, branch)
+    def start(self, base: Base, branch: Branch) -> "_Advance | _FromFull":
+        network = self._network(base)[0]
+        return (_FromFull if reads_full_steps(network) else _Advance)(network, base, branch)
 
     def _network(self, base: Base) -> tuple[nn.Module, str]:
         """Return the network and its fingerprint; a file that several points use is read once."""
@@ -126,6 +135,42 @@ class _Advance:
         return self.features
 
 
+class _FromFull:
+    """The state of a network that starts every prediction from full steps.
+
+    It keeps the features of the last ones, and the positions of all tokens revealed since, ascending.
+    """
+
+    fast: Fast = staticmethod(as_it_is)
+
+    def __init__(self, module: nn.Module, base: Base, branch: Branch):
+        self.module, self.base, self.branch = module, base, branch
+        self.both = getattr(module, "reads", "") == "two_full_steps"
+        self.steps: deque[int] = deque(maxlen=1 + self.both)
+        self.features: deque[Tensor] = deque(maxlen=1 + self.both)
+        self.positions: list[Tensor] = []
+
+    def update(self, step: int, features: Tensor) -> None:
+        if not self.steps:
+            self.module.to(features.device, features.dtype)
+        self.steps.append(step)
+        self.features.append(features)
+        self.positions = []
+
+    def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
+        since = torch.cat([*self.positions, new_positions], 1).sort(1).values
+        self.positions = [since]
+        run, past = self.fast(advance), self._past(step, since.shape[1], moment)
+        return run(self.module, self.base, self.branch, self.features[-1], tokens, since, moment, past)
+
+    def _past(self, step: int, revealed: int, moment: Moment) -> Past:
+        """Return the full steps that a prediction starts from; `revealed` tokens ago was the last one."""
+        ratio = (moment.mask_ratio + revealed / self.base.spec.num_tokens).repeat(self.branch.copies)
+        gap, span = ((s / moment.num_steps) for s in (step - self.steps[-1], self.steps[-1] - self.steps[0]))
+        past = Past(ratio, torch.full_like(ratio, gap))
+        return past._replace(earlier=self.features[0], span=torch.full_like(ratio, span)) if self.both else past
+
+
 def advance(
     module: nn.Module,
     base: Base,
@@ -134,10 +179,12 @@ def advance(
     tokens: Tensor,
     new_positions: Tensor,
     moment: Moment,
+    past: Past | None = None,
 ) -> Tensor:
-    """Return the next features of a branch: the network reads the new tokens as the base embeds them."""
+    """Return the features of a branch now: the network reads the new tokens as the base embeds them."""
     new = base.control(tokens.gather(1, new_positions), new_positions, branch)
-    return module(features, new, moment.mask_ratio.repeat(branch.copies))
+    more = () if past is None else (past,)
+    return module(features, new, moment.mask_ratio.repeat(branch.copies), *more)
 
 
 def lowered(module: nn.Module, kind: LinearKind) -> nn.Module:
