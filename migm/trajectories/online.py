@@ -59,7 +59,9 @@ class OnlineLoader:
             use, batch = divmod(self._consumed, self.batches_a_use)
             pairs = self._pairs(use // self.reuse)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + use)
-            order = pairs.drawn(torch.randperm(len(pairs), generator=generator), generator)
+            order = torch.randperm(len(pairs), generator=generator)
+            draw = getattr(pairs, "drawn", None)
+            order = draw(order, generator) if draw else order
             self._consumed += 1
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield self.ready(pairs.__getitems__(chosen))

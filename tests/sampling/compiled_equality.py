@@ -34,6 +34,7 @@ from migm.sampling.sampler import Sampler
 from migm.sampling.schedule import CosineFloor, Increments
 from migm.sampling.select import Confidence
 from migm.shortcuts.dimoo import DiMOOShortcut
+from migm.shortcuts.forecast import ForecastShortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
 
 PROMPTS = ["a dark photo of a red truck", "a cat"]
@@ -65,10 +66,21 @@ def cases(dtype: str) -> dict[str, tuple[Base, Sampling, torch.nn.Module, Any, A
     }
 
 
+def forecasting(net: torch.nn.Module) -> torch.nn.Module:
+    """A network that starts from the last two full steps, with blocks of the same kind."""
+    body, weight = ("maskgit", "dimoo")[isinstance(net, DiMOOShortcut)], next(net.parameters())
+    options = {name: net.config[name] for name in ("mlp_channels",) if name in net.config}
+    made = ForecastShortcut(net.config["channels"], num_heads=net.config["num_heads"], body=body, options=options)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # some begin at zero
+    return made.to(weight.dtype)
+
+
 def accelerators(net: torch.nn.Module) -> dict[str, Accelerator]:
     return {
         "vanilla": Accelerator(Always()),
         "shortcut": Accelerator(Uniform(3), Shortcut(module=net), "shortcut"),
+        "forecast": Accelerator(Uniform(3), Shortcut(module=forecasting(net)), "forecast"),
         "reuse": Accelerator(Uniform(3), Reuse(), "reuse"),
         "taylorseer": Accelerator(Uniform(3), Forecast(Taylor(1)), "taylorseer"),
         "ml_cache": Accelerator(Uniform(3), Subset(0.5), "ml_cache"),

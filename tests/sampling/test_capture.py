@@ -20,6 +20,7 @@ from migm.runtime.compiling import Runtime
 from migm.runtime.errors import UserError
 from migm.sampling import capture
 from migm.sampling.sampler import Sampler
+from migm.shortcuts.forecast import ForecastShortcut
 
 
 class Graph(TorchDispatchMode):
@@ -62,9 +63,21 @@ def graphs(monkeypatch):
     return Graph.made
 
 
+
+
+def forecasting():
+    """A network that starts from the last two full steps."""
+    torch.manual_seed(1)
+    net = ForecastShortcut(48, num_heads=4).double().eval().requires_grad_(False)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # some begin at zero
+    return net
+
+
 METHODS = {
     "vanilla": lambda net: Accelerator(Always()),
     "shortcut": lambda net: Accelerator(Uniform(2), Shortcut(module=net), "shortcut"),
+    "forecast": lambda net: Accelerator(Uniform(2), Shortcut(module=forecasting()), "forecast"),
     "reuse": lambda net: Accelerator(Uniform(2), Reuse(), "reuse"),
     "residual": lambda net: Accelerator(Uniform(2), Reuse("residual"), "residual"),
     "taylorseer": lambda net: Accelerator(Uniform(2), Forecast(Taylor(1), "module"), "taylorseer"),

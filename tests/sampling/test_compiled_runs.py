@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-METHODS = ["vanilla", "shortcut", "reuse", "taylorseer", "ml_cache"]
+METHODS = ["vanilla", "shortcut", "forecast", "reuse", "taylorseer", "ml_cache"]
 SCRIPT = Path(__file__).with_name("compiled_equality.py")
 
 

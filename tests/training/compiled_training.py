@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "sampling"))
 
-from compiled_equality import PROMPTS, cases, with_backend  # type: ignore[import-not-found]
+from compiled_equality import PROMPTS, cases, forecasting, with_backend  # type: ignore[import-not-found]
 
 from migm.bases.base import Base
 from migm.evaluation.cost import num_compiled
@@ -25,6 +25,7 @@ from migm.training.terms.feature_error import FeatureError
 from migm.training.terms.guided_kl import GuidedKL
 from migm.training.terms.marginal import Marginal
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
+from migm.trajectories.gaps import Gaps
 from migm.trajectories.record import record
 from migm.trajectories.replay import with_features
 
@@ -38,23 +39,25 @@ def objectives(sampling: Sampling) -> dict[str, Mixture]:
         "rollout": FeatureLoss(rollout=Rollout(3, **rules)),
         "guided": Mixture({"error": FeatureError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal(2.0)}),
         "guided_rollout": Mixture({"kl": GuidedKL(1.0)}, Rollout(3, **rules)),
+        "from_full": Mixture({"error": FeatureError(1.0), "kl": GuidedKL(0.1, 0.2)}),
     }
 
 
-def batches(base: Base, sampling: Sampling, family: str, together: bool) -> list[Pairs]:
+def batches(base: Base, sampling: Sampling, family: str, together: bool, gaps: Gaps | None) -> list[Pairs]:
     """Pairs without features, of several sizes and widths."""
     known = {"maskgit": lambda n: n % 10, "dimoo": lambda n: [PROMPTS[i % 2] for i in n.tolist()]}[family]
     made = record(Sampler(base, sampling), torch.arange(3), seed=0, inputs=known, batch_size=3, dtype=None)
-    pairs = PairDataset(InMemory(made), together=together)
-    return [pairs.__getitems__(range(start, len(pairs), step)) for start, step in ((0, 3), (1, 7))]
+    pairs, generator = PairDataset(InMemory(made), together=together, gaps=gaps), torch.Generator().manual_seed(0)
+    chosen = (torch.arange(start, len(pairs), step) for start, step in ((0, 3), (1, 7)))
+    return [pairs.__getitems__(pairs.drawn(index, generator).tolist()) for index in chosen]
 
 
 def compare(family: str, names: list[str]) -> None:
-    base, sampling, net, *_ = cases("float32")[family]
-    net.train()
+    base, sampling, chained, *_ = cases("float32")[family]
     for name in names:
-        objective = objectives(sampling)[name]
-        for i, stored in enumerate(batches(base, sampling, family, objective.together), 1):
+        objective, net = objectives(sampling)[name], forecasting(chained) if name == "from_full" else chained
+        net.train()
+        for i, stored in enumerate(batches(base, sampling, family, objective.together, Gaps.of(net)), 1):
             found = []
             for fast in (as_it_is, compiled):
                 made_ready(objective, sampling.guidance, fast)

@@ -17,7 +17,7 @@ from migm.training import run
 from migm.training.run import Training
 
 SCRIPT = Path(__file__).with_name("compiled_training.py")
-NAMES = ["mse", "mse_kl", "all_rows", "rollout", "guided", "guided_rollout"]
+NAMES = ["mse", "mse_kl", "all_rows", "rollout", "guided", "guided_rollout", "from_full"]
 
 
 @pytest.mark.slow  # tracing takes a minute, and compiled sampling is traced beside the fast tests

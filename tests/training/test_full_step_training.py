@@ -38,7 +38,7 @@ def test_a_short_training_lowers_the_masked_error_of_every_gap_below_that_of_reu
     more = ("shortcut.max_gap=3", "trainer.max_steps=300", "callbacks.ema.decay=0.9")
     training = trained(stored, tmp_path, f"shortcut={network}", *more)
     net, _ = load_shortcut(training.weights, training.base.fingerprint(), "weights")
-    data = PairDataset(stored[1], 0, 8, Gaps.of(net))
+    data = PairDataset(stored[1], 0, 8, gaps=Gaps.of(net))
     for gap in (1, 3):
         log = FeatureLoss()(net, training.base, data.__getitems__(data.of_gap(gap).tolist()))[1]
         assert log["feature_mse"] < 0.8 * log["reuse_mse"], gap
@@ -47,7 +47,7 @@ def test_a_short_training_lowers_the_masked_error_of_every_gap_below_that_of_reu
 def test_validation_logs_the_error_one_step_ahead_and_as_far_as_the_network_predicts(stored, tmp_path):
     training = trained(stored, tmp_path, "shortcut=anchored", "shortcut.max_gap=3", "trainer.max_steps=10")
     found = {name: float(value) for name, value in training.trainer.callback_metrics.items() if name.startswith("val/")}
-    net, data = training.module.shortcut, PairDataset(stored[1], 8, 12, Gaps(3))
+    net, data = training.module.shortcut, PairDataset(stored[1], 8, 12, gaps=Gaps(3))
     for gap, suffix in ((1, ""), (3, "_gap3")):
         log = FeatureLoss()(net, training.base, data.__getitems__(data.of_gap(gap).tolist()))[1]
         assert found[f"val/reuse_mse{suffix}"] == pytest.approx(float(log["reuse_mse"]), rel=1e-4)

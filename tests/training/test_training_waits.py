@@ -63,6 +63,7 @@ def waited(output: Path, kind: str, *overrides: str) -> dict[int, Counter[str]]:
     data.attach(sampler, config.seed)
     data.storage.prepare(sampler, data, config.seed, STEPS)
     training = Training(config, base)
+    data.serve(training.module.shortcut)
     with Waits(lambda x: isinstance(x, Pretended), where) as waits:
         training.trainer.callbacks.append(marks := Marks(waits))  # type: ignore[attr-defined]
         data.together = training.together
@@ -75,12 +76,16 @@ def waited(output: Path, kind: str, *overrides: str) -> dict[int, Counter[str]]:
     [
         ("maskgit", []),
         ("maskgit", ["data/storage=tokens", "objective=rollout_3", "+objective.kl_weight=0.5"]),
+        ("maskgit", ["data/storage=tokens", "shortcut=forecast"]),
         ("dimoo", ["data/storage=tokens", "objective=mse_all_rows"]),
         ("dimoo", ["data/storage=features", "objective=rollout"]),
         ("maskgit", [*TWO, "objective=guided_kl_rollout", "objective.terms.guided_kl.floor=0.1", MARGINAL]),
         ("dimoo", [*TWO, "data/storage=tokens", "objective=guided_kl_marginal"]),
     ],
-    ids=["features", "tokens and rollout", "dimoo tokens", "dimoo rollout", "guided rollout", "dimoo guided"],
+    ids=[
+        *("features", "tokens and rollout", "tokens from full steps", "dimoo tokens", "dimoo rollout"),
+        *("guided rollout", "dimoo guided"),
+    ],
 )
 def test_the_host_waits_at_logging_steps_alone(tmp_path, monkeypatch, kind, overrides):
     monkeypatch.setattr(Pretended, "tolist", lambda x: [y.item() for y in x])  # so that it is noted
