@@ -173,6 +173,37 @@ def test_terms_of_an_objective_train_and_are_logged(drop, tmp_path):
     assert {"train/top", "val/top", "train/largest", "val/largest", "val/fidelity_kl"} <= set(heads)
 
 
+ANCHORED = '''
+import torch
+from torch import nn
+
+from migm.shortcuts.network import ShortcutNetwork
+
+
+class Scaled(ShortcutNetwork):
+    """The change of the last full steps, scaled by a learned weight."""
+
+    reads = "two_full_steps"
+
+    def __init__(self, channels: int, max_gap: int):
+        super().__init__()
+        self.config, self.max_gap = {"channels": channels, "max_gap": max_gap}, max_gap
+        self.weight = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features, new, mask_ratio, past):
+        return features + self.weight * (past.gap + past.mask_ratio)[:, None, None] * (features - past.earlier)
+'''
+
+
+@pytest.mark.slow
+def test_a_network_that_starts_from_full_steps_trains_and_samples(drop, tmp_path):
+    text = "_target_: own_anchored.Scaled\nchannels: ${base.transformer.channels}\nmax_gap: ${migm_max_gap:}\n"
+    run = drop("own_anchored", ANCHORED, "shortcut", text)
+    out = run(migm.train.main, *QUICK, "shortcut=own_anchored", "~points.reuse")
+    assert "for up to 2 cheap steps in a row" in out
+    assert 2 <= ffe(tmp_path)["shortcut", 2] < 3
+
+
 METHOD = '''
 from dataclasses import dataclass
 

@@ -37,7 +37,7 @@ NOT_RUN = {
     r"MIGM_CIFAR10=": "the photos of CIFAR-10, and hours",
     r"votes=": "votes of people; tests/human_eval",
     r"results=\[a\.jsonl,b\.jsonl\]": "names any results; tests/reporting",
-    r"sweep=(ablation_(rd|objective|terms|storage|length)|pareto)": "hours; two others are run; tests/test_sweeps.py",
+    r"sweep=(ablation_(rd|objective|terms|storage|length|networks)|pareto)": "hours; tests/test_sweeps.py",
 }
 # Run with appended overrides: pattern, overrides, and why.
 SMALLER = {

@@ -79,9 +79,9 @@ class Halfway:
 def step_jobs(vanilla: Sampler, predictor: Shortcut, inputs: Inputs) -> dict[str, Callable[[], Any]]:
     """Return a call for each of STEPS, in the sampler's runtime.
 
-    `full` and `cheap` compute the features of a step, a cheap one from the mean number of new tokens: those of one step,
-    or since the last full one for a shortcut that starts there, half of its `max_gap` ago. `tail` is what follows: head,
-    guidance, draw, selection and writing. `decode` maps tokens to images.
+    `full` and `cheap` compute the features of a step, a cheap one from the mean number of new tokens: those of a step,
+    or for a shortcut that starts from full steps those of its mean gap. `tail` is what follows: head, guidance, draw,
+    selection and writing. `decode` maps tokens to images.
     """
     base, b, n = vanilla.base, len(inputs), vanilla.num_steps
     device, spec, fast = base.device, base.spec, vanilla.fast

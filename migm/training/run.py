@@ -209,7 +209,7 @@ def refuse_chaining(shortcut: ShortcutNetwork, objective: Any) -> None:
     """Raise a UserError if an objective makes several steps of a shortcut whose predictions do not follow another."""
     if reads_full_steps(shortcut) and getattr(objective, "rollout", None):
         raise UserError(
-            f"objective.rollout goes on from the shortcut's own steps, but a {type(shortcut).__name__} starts every step "
+            f"objective.rollout goes on from the shortcut's own steps, but a {type(shortcut).__name__} starts each "
             "from full ones; choose objective=mse or mse_kl, or a shortcut that is chained"
         )
 

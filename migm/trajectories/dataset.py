@@ -83,8 +83,8 @@ class PairDataset:
     With halves `together`, an index stands for the `rows` = copies pairs of an image at a step, which no batch, worker
     or process splits: index = image * (n - 1) + s.
 
-    With `gaps`, an index may be larger by a multiple of the number of indices: the multiple says how far apart the steps
-    are. `order` draws it, so that it is a function of seed and epoch as the order is.
+    With `gaps`, an index may be larger by a multiple of the number of indices: the multiple says how far apart the
+    steps are. `order` draws it, so that it is a function of seed and epoch as the order is.
     """
 
     window = 16  # number of shards that are shuffled together

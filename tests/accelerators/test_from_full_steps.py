@@ -153,7 +153,10 @@ def test_prompts_of_other_lengths_and_positions_that_share_rows(kind, base, make
     sizes = {"mlp_channels": 32, "rope_theta": 1e4, "prompt": base == "text"}
     net = network(kind, made.spec.channels, body="dimoo", options=sizes)
     rules = make_sampling(
-        schedule=CosineFloor(at_least_one=True), draw=InverseCDF(), select=Confidence(1.0), guidance=Constant(2.0, "logits")
+        schedule=CosineFloor(at_least_one=True),
+        draw=InverseCDF(),
+        select=Confidence(1.0),
+        guidance=Constant(2.0, "logits"),
     )
     point = Sampler(made, rules, Accelerator(Uniform(2), Shortcut(module=net), "shortcut"))
     draw = lambda prompts, images: point.tokens(prompts, point.noise(0, torch.tensor(images)))  # noqa: E731
@@ -181,7 +184,9 @@ def test_fidelity_measures_such_a_network(tiny_base, make_sampling):
     points.append(Sampler(tiny_base, rules, Accelerator(Uniform(2), Reuse(), "reuse")))
     with torch.inference_mode():
         walk = Walk(points)
-        for step in Truth(Sampler(tiny_base, rules).start(torch.arange(3), points[0].noise(0, torch.arange(3)))).records:
+        for step in Truth(
+            Sampler(tiny_base, rules).start(torch.arange(3), points[0].noise(0, torch.arange(3)))
+        ).records:
             walk.on_step(step)
     *found, wanted = walk.measured()
     assert (wanted.values[:, 1] > 0).any()
@@ -191,13 +196,18 @@ def test_fidelity_measures_such_a_network(tiny_base, make_sampling):
 
 def test_a_file_says_how_far_it_was_trained_to_predict(tiny_base, tmp_path):
     save_shortcut(network(HistoryShortcut, max_gap=4).float(), tiny_base.fingerprint(), tmp_path / "x.safetensors")
-    assert Shortcut(tmp_path / "x.safetensors").origin(tiny_base).endswith("x.safetensors, for up to 4 cheap steps in a row")
+    assert (
+        Shortcut(tmp_path / "x.safetensors")
+        .origin(tiny_base)
+        .endswith("x.safetensors, for up to 4 cheap steps in a row")
+    )
 
 
 def test_bench_times_the_mean_cheap_step(tiny_base, make_sampling):
     vanilla, inputs = Sampler(tiny_base, make_sampling()), torch.arange(3)
     flops = [
-        step_flops(vanilla, Shortcut(module=network(AnchoredShortcut, max_gap=most)), inputs)["cheap"] for most in (1, 5)
+        step_flops(vanilla, Shortcut(module=network(AnchoredShortcut, max_gap=most)), inputs)["cheap"]
+        for most in (1, 5)
     ]
     assert flops[0] < flops[1]
     with torch.inference_mode():

@@ -63,8 +63,6 @@ def graphs(monkeypatch):
     return Graph.made
 
 
-
-
 def forecasting():
     """A network that starts from the last two full steps."""
     torch.manual_seed(1)

@@ -100,14 +100,18 @@ def test_pairs_that_are_not_those_of_the_network_are_refused(stored):
     ],
 )
 def test_the_longest_gap_follows_from_points(points, wanted, tmp_path):
-    config = tiny(tmp_path, "shortcut=anchored", "sampling.num_steps=8", "sampling.num_full_steps=2", f"points={points}")
+    config = tiny(
+        tmp_path, "shortcut=anchored", "sampling.num_steps=8", "sampling.num_full_steps=2", f"points={points}"
+    )
     assert config.shortcut["max_gap"] == wanted
 
 
 @pytest.mark.parametrize("network", [f"{name}{body}" for name in NETWORKS for body in ("", "_dimoo")])
 def test_every_yaml_builds(network, tmp_path):
     base = ["+experiment=dimoo_tiny"] if "dimoo" in network else []
-    net = build(tiny(tmp_path, f"shortcut={network}", *(["base=dimoo_tiny", "sampling=dimoo_tiny"] if base else [])).shortcut)
+    net = build(
+        tiny(tmp_path, f"shortcut={network}", *(["base=dimoo_tiny", "sampling=dimoo_tiny"] if base else [])).shortcut
+    )
     assert net.reads != "last_step"
     with torch.no_grad():
         assert not net.body.proj_out.weight.any()
