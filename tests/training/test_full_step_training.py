@@ -9,8 +9,10 @@ from migm.runtime.errors import UserError
 from migm.shortcuts.anchored import AnchoredShortcut
 from migm.shortcuts.checkpoint import load_shortcut
 from migm.shortcuts.maskgit import MaskGITShortcut
+from migm.training.guided import Sites
 from migm.training.module import ShortcutModule
 from migm.training.objective import FeatureLoss
+from migm.training.rollout import Situation
 from migm.training.run import Training
 from migm.trajectories.dataset import PairDataset
 from migm.trajectories.gaps import Gaps
@@ -58,6 +60,7 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_resumed_training_of_drawn_gaps_equals_an_uninterrupted_one(stored, tmp_path, monkeypatch):
     chosen = ("shortcut=history", "trainer.max_steps=16", "callbacks.checkpoint.every_n_train_steps=7")
     whole = trained(stored, tmp_path / "whole", *chosen).weights
@@ -115,3 +118,18 @@ def test_every_yaml_builds(network, tmp_path):
     assert net.reads != "last_step"
     with torch.no_grad():
         assert not net.body.proj_out.weight.any()
+
+
+@pytest.mark.slow
+def test_guided_terms_judge_the_step_that_is_predicted(stored, tmp_path):
+    """Both halves of an image are as far apart, and rows wait from the target's step on."""
+    more = ("shortcut=history", "shortcut.max_gap=3", "objective=guided_kl_soon", "trainer.max_steps=10")
+    training = trained(stored, tmp_path, *more)
+    names = {name for name in training.trainer.callback_metrics if name.startswith("val/")}
+    assert {"val/fidelity_kl", "val/fidelity_kl_gap3", "val/guided_kl", "val/guided_kl_gap3"} <= names
+    data = PairDataset(stored[1], together=True, gaps=Gaps(3, earlier=True))
+    batch = data.__getitems__(data.of_gap(3).tolist())
+    now = Situation.of(batch, training.base)
+    sites = Sites.of(training.base, batch, now, batch.target, batch.target, None)
+    soonest = sites.wait.where(sites.masked, 99).min(1).values
+    assert soonest.tolist() == [0] * len(soonest)  # the next step reveals some of every image
