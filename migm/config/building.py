@@ -71,14 +71,16 @@ def beside(weights: Any, name: str) -> str | None:
 def longest_gap(*, _root_: DictConfig) -> int:
     """Return the most cheap steps in a row by the [N, B] of a shortcut's `points`, else by those of `sampling`.
 
-    Full steps are spread evenly. A point that gives N alone leaves them to a policy, and is not counted.
+    Full steps are spread evenly. A point that gives N alone leaves them to a policy, and is not counted. Trajectories
+    of `sampling.num_steps` hold gaps of up to a step less.
     """
     listed = OmegaConf.select(_root_, "points") or {}
     entries = [entry for name, entries in listed.items() if str(name).startswith("shortcut") for entry in entries]
     named = [tuple(e.get(k) for k in STEPS) if isinstance(e, DictConfig) else e for e in entries]
     pairs = [tuple(e) for e in named if not isinstance(e, int) and len(e) == 2 and None not in e]
-    pairs = pairs or [tuple(OmegaConf.select(_root_, f"sampling.{key}") for key in STEPS)]
-    return max(1, *(-(-n // b) - 1 for n, b in pairs))
+    sampling = tuple(OmegaConf.select(_root_, f"sampling.{key}") for key in STEPS)
+    longest = max(-(-n // b) - 1 for n, b in pairs or [sampling])
+    return max(1, min(longest, sampling[0] - 1))
 
 
 OmegaConf.register_new_resolver("migm_assets", asset_path, replace=True)

@@ -68,7 +68,8 @@ class Training:
                 f"shortcut.channels={shortcut.config['channels']}, but this base has {base.spec.channels}; "
                 "choose the shortcut that belongs to it"
             )
-        refuse_chaining(shortcut, objective)
+        if reads_full_steps(shortcut):
+            refuse_unfit(shortcut, objective, config.sampling["num_steps"])
         shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.fast = build(config.runtime).fast(base.device, block_parameters(base.spec))
@@ -205,9 +206,14 @@ def halves_together(objective: Objective, data: Mapping[str, Any], guided: bool)
     return together
 
 
-def refuse_chaining(shortcut: ShortcutNetwork, objective: Any) -> None:
-    """Raise a UserError if an objective makes several steps of a shortcut whose predictions do not follow another."""
-    if reads_full_steps(shortcut) and getattr(objective, "rollout", None):
+def refuse_unfit(shortcut: ShortcutNetwork, objective: Any, num_steps: int) -> None:
+    """Raise a UserError if a shortcut that starts from full steps does not fit the objective or the trajectories."""
+    if shortcut.max_gap >= num_steps:
+        raise UserError(
+            f"shortcut.max_gap={shortcut.max_gap} must be from 1 to {num_steps - 1}, sampling.num_steps - 1: a pair has "
+            "both its steps in one trajectory"
+        )
+    if getattr(objective, "rollout", None):
         raise UserError(
             f"objective.rollout goes on from the shortcut's own steps, but a {type(shortcut).__name__} starts each "
             "from full ones; choose objective=mse or mse_kl, or a shortcut that is chained"
