@@ -82,7 +82,7 @@ class ShortcutModule(L.LightningModule):
         rows = int(log.pop("rows"))  # weights the mean by rows, however they are split into batches and processes
         # The second loader has pairs that are as far apart as the network is to predict
         end = f"_gap{self.shortcut.max_gap}" if dataloader_idx else ""
-        shared = {"sync_dist": True, "add_dataloader_idx": False}
+        shared: dict[str, Any] = {"sync_dist": True, "add_dataloader_idx": False}
         self.log_dict({f"val/{name}{end}": value for name, value in log.items()}, batch_size=rows, **shared)
         if batch.halves_together:
             measured = fidelity(self.shortcut, self.frozen.base, batch, self.guidance, self.fast)
