@@ -210,8 +210,8 @@ def refuse_unfit(shortcut: ShortcutNetwork, objective: Any, num_steps: int) -> N
     """Raise a UserError if a shortcut that starts from full steps does not fit the objective or the trajectories."""
     if shortcut.max_gap >= num_steps:
         raise UserError(
-            f"shortcut.max_gap={shortcut.max_gap} must be from 1 to {num_steps - 1}, sampling.num_steps - 1: both steps of "
-            "a pair are of one trajectory"
+            f"shortcut.max_gap={shortcut.max_gap} must be from 1 to {num_steps - 1}, sampling.num_steps - 1: both "
+            "steps of a pair are of one trajectory"
         )
     if getattr(objective, "rollout", None):
         raise UserError(
