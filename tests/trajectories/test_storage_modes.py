@@ -197,8 +197,8 @@ def test_in_float32_tokens_give_the_features_bit_for_bit_and_the_same_weights(tm
         a, b = stored.__getitems__(some.tolist()), with_features(computed.__getitems__(some.tolist()), base)
         assert same(a.features, b.features)
         assert same(a.target, b.target)
-        assert all(torch.equal(x, y) for x, y in zip(a[2:-4], b[2:-4], strict=True))
-        assert a[-3:] == b[-3:]
+        assert all(torch.equal(x, y) for x, y in zip(a[2:9], b[2:9], strict=True))
+        assert a[9:13] == b[9:13]
     errors = [
         train(tmp_path / name, f"paths.output_dir={tmp_path}", f"name={name}", *more, steps=50)
         for name, more in modes.items()
