@@ -146,8 +146,8 @@ class Top:
     weight: float = 1.0
 
     def sums(self, seen):
-        best = seen.true.argmax(-1, keepdim=True)
-        return [((seen.true - seen.predicted).gather(2, best)[..., 0] * seen.masked).sum(1)]
+        top = (seen.true - seen.predicted).gather(2, seen.true.argmax(-1, keepdim=True))[..., 0]
+        return [(top * seen.masked).sum(1)]
 
     def value(self, sums, masked):
         return over_rows(sums[0] / masked.clamp(min=1), masked)
@@ -164,13 +164,12 @@ class Largest:
 
 
 def test_terms_of_an_objective_train_and_are_logged(drop, tmp_path):
-    terms = "{top: {_target_: own_terms.Top, weight: 0.5}, largest: {_target_: own_terms.Largest}}"
-    text = f"_target_: migm.training.objective.Mixture\nterms: {terms}\n"
-    run = drop("own_terms", OBJECTIVE, "objective", text)
+    terms = "terms: {top: {_target_: own_terms.Top, weight: 0.5}, largest: {_target_: own_terms.Largest}}\n"
+    run = drop("own_terms", OBJECTIVE, "objective", f"_target_: migm.training.objective.Mixture\n{terms}")
     run(migm.train.main, *QUICK, "objective=own_terms", "evaluate=false", "logger=csv", "trainer.log_every_n_steps=4")
     (log,) = (tmp_path / "tiny_shortcut").rglob("metrics.csv")
-    heads = log.read_text().splitlines()[0].split(",")
-    assert {"train/top", "val/top", "train/largest", "val/largest", "val/fidelity_kl"} <= set(heads)
+    heads = set(log.read_text().splitlines()[0].split(","))
+    assert {"train/top", "val/top", "train/largest", "val/largest", "val/fidelity_kl"} <= heads
 
 
 ANCHORED = '''
