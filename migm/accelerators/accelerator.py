@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from migm.accelerators.predictor import Learned, Predictor, Sourced
-from migm.accelerators.refresh import AdaptivePolicy, Policy
+from migm.accelerators.refresh import AdaptivePolicy, FittedPolicy, Policy
 from migm.accelerators.runs import AdaptiveRun, PlannedRun, Run
 from migm.bases.base import Base, Branch
 from migm.runtime.compiling import Fast, as_it_is
@@ -48,6 +48,11 @@ class Accelerator:
         """Return "<name>: <file and where it comes from>" of a predictor's weights that say so, else an empty text."""
         words = self.predictor.origin(base) if isinstance(self.predictor, Sourced) else ""
         return words and f"{self.name}: {words}"
+
+    def suits(self, base: Base, sampling: str) -> None:
+        """Refuse a base or sampling, given by its identity, that a policy is not for."""
+        if isinstance(self.policy, FittedPolicy):
+            self.policy.suits(base, self.predictor, sampling)
 
     @property
     def captured(self) -> bool:

@@ -65,6 +65,9 @@ class Sourced(Protocol):
 
 
 class Predictor(Protocol):
-    """A rule that replaces the base on cheap steps; a frozen dataclass."""
+    """A rule that replaces the base on cheap steps; a frozen dataclass.
+
+    One whose predictions depend on more than the last full step says on how many by an attribute `history`.
+    """
 
     def start(self, base: Base, branch: Branch) -> PredictorState: ...

@@ -149,6 +149,11 @@ class CalibrateConfig(Common):
 
 
 @dataclass
+class PlaceConfig(Common):
+    place: Component = field(default_factory=dict)
+
+
+@dataclass
 class PlanConfig(Common):
     draws_by_one = True
 

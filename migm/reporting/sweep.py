@@ -47,6 +47,7 @@ OWN = {
     "collect": ("export_to",),
     "generate": ("output", "folder"),
     "humaneval": ("folder",),
+    "place": ("place.output",),
     "pretrain": ("pretrain.folder", "pretrain.assets"),
     "report": ("folder",),
     "train": ("name",),

@@ -41,6 +41,11 @@ class Forecast:
                 "features, not to what every module adds; take boundary"
             )
 
+    @property
+    def history(self) -> int:
+        """The number of last full steps that a prediction depends on."""
+        return self.rule.history
+
     def fingerprint(self, base: Base) -> str:
         return self.rule.fingerprint(base) if isinstance(self.rule, Learned) else ""
 
