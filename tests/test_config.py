@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
+from placed_parts import is_placed, write_placed
 from tiny_parts import naming
 
 from migm.config.building import build, class_of, conf_path, load
@@ -27,6 +28,7 @@ from migm.config.roots import (
     GenerateConfig,
     HumanevalConfig,
     MetricReferenceConfig,
+    PlaceConfig,
     PlanConfig,
     PretrainConfig,
     ReportConfig,
@@ -43,6 +45,7 @@ ROOTS: dict[str, type[Common]] = {
     "evaluate": EvaluateConfig,
     "ablations": AblationsConfig,
     "calibrate": CalibrateConfig,
+    "place": PlaceConfig,
     "plan": PlanConfig,
     "report": ReportConfig,
     "generate": GenerateConfig,
@@ -219,14 +222,18 @@ def test_metrics_combine():
 
 
 @pytest.mark.parametrize("accelerator", [name for name in names("accelerator") if name != "auto"])
-def test_a_point_swaps_accelerator_n_and_b_and_nothing_else(accelerator):
-    cfg = compose("evaluate", ["accelerator=reuse", "sampling.select.temperature=3", f"+points.{accelerator}=[[9,3]]"])
+def test_a_point_swaps_accelerator_n_and_b_and_nothing_else(accelerator, tmp_path):
+    if is_placed(accelerator):
+        write_placed(tmp_path / "migm", accelerator, 9, [3])
+    where = f"paths.output_dir={tmp_path}"
+    chosen = ["accelerator=reuse", "sampling.select.temperature=3", f"+points.{accelerator}=[[9,3]]", where]
+    cfg = compose("evaluate", chosen)
     before, config = OmegaConf.to_container(cfg, resolve=True), load(cfg, EvaluateConfig)
     (entry,) = entries(cfg, config)
     assert entry.accelerator["name"] == accelerator
     assert (entry.num_steps, entry.num_full_steps, entry.changes) == (9, 3, {})
     own = load(
-        compose("evaluate", [f"accelerator={accelerator}", "sampling.num_steps=9", "sampling.num_full_steps=3"]),
+        compose("evaluate", [f"accelerator={accelerator}", "sampling.num_steps=9", "sampling.num_full_steps=3", where]),
         EvaluateConfig,
     )
     assert entry.accelerator == own.accelerator

@@ -88,6 +88,8 @@ def run(config: PlaceConfig, placing: Placing) -> None:
     accelerator = Accelerator(Always(), build(predictor), name)
     sampler = Sampler(build(config.base), build(config.sampling), accelerator, runtime=build(config.runtime))
     say_weights([sampler], console)
+    some = torch.tensor(placing.images[:1])
+    refuse_layers(sampler, sampler.start(placing.inputs(some), sampler.noise(placing.seed, some)).branches)
     about = facts(sampler, placing)
     table = SegmentTable(output.with_suffix(".jsonl"), about, f"place.output={output}")
     measure(sampler, placing, table)
@@ -123,7 +125,6 @@ def measure(sampler: Sampler, placing: Placing, table: SegmentTable) -> None:
         task = bar.add_task("segment errors", total=len(missing) * len(segments(n, memory, gap)))
         for numbers in torch.tensor(missing).split(size) if missing else ():
             generation = sampler.start(placing.inputs(numbers), sampler.noise(placing.seed, numbers))
-            refuse_layers(sampler, generation.branches)
             walk = SegmentWalk(sampler, memory, gap, lambda done: bar.advance(task, done))
             for record in generation:
                 walk.on_step(record)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from migm.accelerators.refresh import Uniform
 from migm.analyses.plans import Plans, Row
-from migm.runtime.figures import panels, write_figure
+from migm.runtime.figures import panels, plain_ticks, write_figure
 
 TITLES = {
     "kl_revealed": "KL of the tokens that a step reveals, nats",
@@ -42,8 +44,11 @@ def draw(plans: Plans, rows: Sequence[Row], title: str, path: Path) -> None:
     least = min(row["first"] for row in rows)
     own, n = [row for row in rows if row["first"] == least], plans.num_steps
     figure, (heat, steps, totals) = panels(3, 5.6, 4.8)
-    image = heat.imshow(plans.map().T.numpy(), origin="lower", aspect="auto", extent=(-0.5, n - 0.5, 0.5, n + 0.5))
-    figure.colorbar(image, ax=heat)
+    errors = plans.map().T
+    errors = errors.where(errors > 0, torch.nan)  # no logarithm
+    extent, scale = (-0.5, n - 0.5, 0.5, n + 0.5), LogNorm() if errors.isfinite().any() else None
+    bar = figure.colorbar(heat.imshow(errors.numpy(), norm=scale, origin="lower", aspect="auto", extent=extent), ax=heat)
+    plain_ticks(bar.ax.yaxis)
     mean = ", mean over full steps before" if plans.memory > 1 else ""
     heat.set(xlabel=f"last full step s{mean}", ylabel="steps since, g", ylim=(0.5, plans.max_gap + 0.5))
     heat.set_title(title, fontsize=9)
@@ -62,6 +67,7 @@ def draw(plans: Plans, rows: Sequence[Row], title: str, path: Path) -> None:
     totals.set(xlabel="full steps B", ylabel=f"predicted {'maximum' if plans.total == 'max' else 'sum'} over cheap steps")
     if any(row["error"] for row in own):
         totals.set_yscale("log")
+        plain_ticks(totals.yaxis)
     for axis in (heat, steps):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (steps, totals):

@@ -1,5 +1,7 @@
 """Choose full steps by measured segment errors, and say what these predict for the rules that ask nothing."""
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from migm.accelerators.placement import History, Total, error_of, place
 from migm.accelerators.refresh import Interval, Uniform
-from migm.analyses.segments import segments
+from migm.analyses.segment_table import DIGITS
+from migm.analyses.segments import Segment, segments
 
 Row = dict[str, Any]  # of one B: the chosen steps and the predicted errors
 FIRSTS = range(1, 5)  # first full steps of the intervals that are compared
@@ -33,8 +36,8 @@ class Plans:
             found.setdefault(segment.history, []).append(value)
         return found
 
-    @property
-    def segments(self) -> list[Any]:
+    @functools.cached_property
+    def segments(self) -> list[Segment]:
         return segments(self.num_steps, self.memory, self.max_gap)
 
     def placed(self, errors: Float[Tensor, "i s"], first: int, most: int) -> dict[int, tuple[int, ...]]:
@@ -54,29 +57,23 @@ class Plans:
         `held_out` is the error of plans chosen on one half of the images and judged by the other, the mean of both ways.
         `uniform` and the best `interval` of as many full steps are what was had without a search; None without one.
         """
-        halves = (self.errors[0::2], self.errors[1::2])
-        most = max(budgets)
-        chosen, crossed = self.placed(self.errors, first, most), [self.placed(half, first, most) for half in halves]
-        return [self._row(b, first, chosen[b], halves, [plans[b] for plans in crossed]) for b in budgets if b in chosen]
-
-    def _row(
-        self,
-        b: int,
-        first: int,
-        steps: tuple[int, ...],
-        halves: Sequence[Float[Tensor, "h s"]],
-        crossed: Sequence[tuple[int, ...]],
-    ) -> Row:
-        uniform, (interval, words) = Uniform(b).steps(self.num_steps), self.interval(b)
-        held_out = [self.predicted(judge, plan) for judge, plan in zip(reversed(halves), crossed, strict=True)]
-        found = {
-            "error": self.predicted(self.errors, steps),
-            "held_out": sum(held_out) / 2 if all(len(half) for half in halves) else None,
-            "uniform": self.predicted(self.errors, uniform),
-            "interval": self.predicted(self.errors, interval) if interval else None,
-        }
-        numbers = {key: None if value is None or value == float("inf") else float(f"{value:.5g}") for key, value in found.items()}
-        return {"num_full_steps": b, "first": first, "steps": list(steps), **numbers, "interval_of": words}
+        most, n = max(budgets), self.num_steps
+        chosen = self.placed(self.errors, first, most)
+        halves = (self.errors[0::2], self.errors[1::2]) if len(self.errors) > 1 else ()
+        crossed = [(judge, self.placed(half, first, most)) for half, judge in zip(halves, halves[::-1], strict=True)]
+        rows = []
+        for b in (b for b in budgets if b in chosen):
+            held_out = [self.predicted(judge, plans[b]) for judge, plans in crossed]
+            interval, words = self.interval(b)
+            found = {
+                "error": self.predicted(self.errors, chosen[b]),
+                "held_out": sum(held_out) / 2 if held_out else None,
+                "uniform": self.predicted(self.errors, Uniform(b).steps(n)),
+                "interval": self.predicted(self.errors, interval) if interval else None,
+            }
+            known = {key: shortened(value) for key, value in found.items()}
+            rows.append({"num_full_steps": b, "first": first, "steps": list(chosen[b]), **known, "interval_of": words})
+        return rows
 
     def interval(self, b: int) -> tuple[list[int], str]:
         """Return the steps of the best interval with b full steps, and words for it; empty if there is none."""
@@ -98,3 +95,8 @@ class Plans:
             total[history[-1], step - history[-1] - 1] += value
             count[history[-1], step - history[-1] - 1] += 1
         return total / count.where(count > 0, torch.nan)
+
+
+def shortened(value: float | None) -> float | None:
+    """Return a number with as many digits as are written; None for one that is infinite."""
+    return None if value is None or math.isinf(value) else float(f"{value:.{DIGITS}g}")

@@ -131,13 +131,15 @@ def compared(
     b, v = len(masked), sampler.base.spec.vocab_size
     parts = masked.split(max(1, MOST_LOGITS // (b * v)), 1)
     once = len(parts) == 1
-    true = [log_probabilities(sampler, record, record.features, part) for part in parts] if once else []
+    true = [log_probabilities(sampler, record, record.features, part) for part in parts[:1]]
+    true.append(true[0].exp())
     for history, features in predicted:
         rows = []
-        for i, part in enumerate(parts):
-            p = true[i] if once else log_probabilities(sampler, record, record.features, part)
-            q = log_probabilities(sampler, record, features, part)
-            rows.append((p.exp() * (p - q)).sum(-1).double())
+        for part in parts:
+            if not once:
+                p = log_probabilities(sampler, record, record.features, part)
+                true = [p, p.exp()]
+            rows.append((true[1] * (true[0] - log_probabilities(sampler, record, features, part))).sum(-1).double())
         kl = torch.cat(rows, 1)
         of_position = kl.new_zeros(b, sampler.base.spec.num_tokens).scatter(1, masked, kl)
         revealed = of_position.gather(1, record.new_positions).sum(1)

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from placed_parts import is_placed, write_placed
 from torch import Tensor
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.refresh import Always
 from migm.bases.base import Branch, StepRecord
 from migm.config.building import build, conf_path
+from migm.runtime.identity import identity
 from migm.sampling.calibrate import calibrate
 from migm.sampling.loop import Sampling
 from migm.sampling.noise import Noise
@@ -101,6 +103,16 @@ class Family:
         sampler = Sampler(self.base, self.sampling)
         calibration = calibrate(sampler, lambda images: self.some((images % 3).tolist()), 6, 3, seed=3)
         calibration.save(self.folder / self.name / f"calibration_n{N}.safetensors")
+        for method in filter(is_placed, METHODS):
+            self._place(method, fingerprint)
+
+    def _place(self, method: str, fingerprint: str) -> None:
+        """Write full steps for a method that reads them."""
+        about: dict[str, Any] = {"base": [fingerprint], "sampling": self.sampling.identity}
+        write_placed(self.folder / self.name, method, N, (B, N))  # whose predictor can be made now
+        accelerator = self.accelerator(method)
+        known = {"identity": identity(accelerator.predictor), "fingerprint": accelerator.fingerprint(self.base)}
+        write_placed(self.folder / self.name, method, N, (B, N), **about, predictor=known)
 
 
 def alone(branch: Branch, base: Any) -> list[Branch]:

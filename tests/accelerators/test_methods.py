@@ -9,7 +9,7 @@ from families import FILES, METHODS, N, of_another_base
 from migm.accelerators.accelerator import Accelerator
 from migm.runtime.errors import UserError
 
-LEARNED = ["shortcut", "shortcut_interval", "no_cross_attention", "shortcut_adaptive", "l2p"]
+LEARNED = ["shortcut", "shortcut_interval", "shortcut_placed", "no_cross_attention", "shortcut_adaptive", "l2p"]
 
 # What makes a method leave nothing out.
 OFF = {
@@ -31,7 +31,7 @@ OFF = {
         name: [{"num_full_steps": N}]
         for name in (
             *("foca_uniform", "hicache_uniform", "l2p", "no_cross_attention", "reuse", "shortcut"),
-            "taylorseer_uniform",
+            *("foca_placed", "reuse_placed", "shortcut_placed", "taylorseer_placed", "taylorseer_uniform"),
         )
     },
     **{name: [{"policy.delta": 0.0}] for name in ("shortcut_adaptive", "teacache", "teacache_first_block")},

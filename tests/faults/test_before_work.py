@@ -86,6 +86,7 @@ KEYS = [
     ("collect", "export_to", "migm.collect.build"),
     ("bench", "output", "migm.benchmarks.variants.build"),
     ("calibrate", "output", "migm.calibrate.build"),
+    ("place", "place.output", "migm.analyses.placing.build"),
     ("analyse", "folder", "migm.analyses.running.build"),
     ("report", "folder", "migm.report.write_report"),
     ("side_by_side", "folder", "migm.side_by_side.run"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from placed_parts import is_placed, write_placed
 from tiny_parts import composed
 
 from migm.config.building import conf_path, load
@@ -70,9 +71,17 @@ def made(*overrides: str) -> Chosen:
     return point(load(composed("evaluate", *overrides), EvaluateConfig))
 
 
+def accelerated(name: str, folder: Path) -> Chosen:
+    """An accelerator at N = 16 and B = 4; full steps that it reads are written below `folder`."""
+    if is_placed(name):
+        write_placed(folder / "migm", name, 16, [4])
+    steps = ["sampling.num_steps=16", "sampling.num_full_steps=4"]
+    return made(f"accelerator={name}", *steps, f"paths.output_dir={folder}")
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "accelerator").glob("*.yaml")))
-def test_no_import_path_is_in_the_identity_of_an_accelerator(name):
-    text = made(f"accelerator={name}", "sampling.num_steps=16", "sampling.num_full_steps=4").accelerator.identity
+def test_no_import_path_is_in_the_identity_of_an_accelerator(name, tmp_path):
+    text = accelerated(name, tmp_path).accelerator.identity
     assert text
     assert not [part for part in FOREIGN if part in text]
 
@@ -96,8 +105,8 @@ def parts_of(part: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "accelerator").glob("*.yaml")))
-def test_parts_cannot_be_changed_once_they_are_made(name):
-    sampling, accelerator, *_ = made(f"accelerator={name}", "sampling.num_steps=16", "sampling.num_full_steps=4")
+def test_parts_cannot_be_changed_once_they_are_made(name, tmp_path):
+    sampling, accelerator, *_ = accelerated(name, tmp_path)
     for part in (*parts_of(sampling), *parts_of(accelerator)):
         first, *_ = [each.name for each in fields(part)] or ["anything"]
         with pytest.raises(FrozenInstanceError):
