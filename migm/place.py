@@ -1,4 +1,4 @@
-"""`python -m migm.place`: where an accelerator's full steps do least harm, from its errors along a few vanilla trajectories."""
+"""`python -m migm.place`: where an accelerator's full steps do least harm, from errors along vanilla trajectories."""
 
 import hydra
 from omegaconf import DictConfig

@@ -25,10 +25,10 @@ FACTS = ("base", "sampling", "predictor", "num_steps", "plans")
 class Placed:
     """The full steps that `migm.place` chose for a base, a predictor, N and B.
 
-    They are read from the file `written`, if it is there, else from `bundled`, which comes with a base. Of its plans the
-    one is taken whose first `first` steps are full by request. Its identity is the `steps` alone. A file for another
-    base, predictor or sampling is refused; `sampling` "any" lets one pass that was made for other draws, guidance or
-    schedules. `accelerator` is the name by which errors say how the file is made.
+    They are read from the file `written`, if it is there, else from `bundled`, which comes with a base. Of its plans
+    the one is taken whose first `first` steps are full by request. The identity is the `steps` alone. A file for
+    another base, predictor or sampling is refused; `sampling` "any" lets one pass that was made for other draws,
+    guidance or schedules. `accelerator` is the name by which errors say how the file is made.
     """
 
     num_full_steps: Count = field(compare=False)

@@ -48,9 +48,9 @@ def place(
 ) -> dict[int, Placement]:
     """Return for every possible number of full steps, up to `most`, those with the least total of errors.
 
-    The first `first` steps are full. Dynamic programming over the histories after each full step: at most N^(memory + 1)
-    B transitions. The result is exact for the errors given. Of equal plans it prefers those found first, in ascending
-    order of histories.
+    The first `first` steps are full. Dynamic programming over the histories after each full step: at most
+    N^(memory + 1) B transitions. The result is exact for the errors given. Of equal plans it prefers those found first,
+    in ascending order of histories.
     """
     sums = {history: list(_running(values, total)) for history, values in errors.items()}
     layer: dict[History, tuple[Cost, History]] = {(0,): ((0.0, 0.0), (0,))}

@@ -34,10 +34,10 @@ ErrorName = Literal["kl_revealed", "kl_masked", "error"]
 class Placing:
     """What to measure, and which plans to make of it.
 
-    The images are numbered from `first_image` on in the run of `seed`. Of every B in `num_full_steps`, by default of all,
-    and every number in `first` the file gets the plan with the least `total` of the `error` (`segments.SEGMENT_ERRORS`).
-    At most `max_gap` cheap steps in a row are measured and planned. `dtypes` are further precisions of the base for
-    which the plans hold.
+    The images are numbered from `first_image` on in the run of `seed`. Of every B in `num_full_steps`, by default of
+    all, and every number in `first` the file gets the plan with the least `total` of the `error`
+    (`segments.SEGMENT_ERRORS`). At most `max_gap` cheap steps in a row are measured and planned. `dtypes` are further
+    precisions of the base for which the plans hold.
     """
 
     inputs: InputSource
@@ -68,7 +68,9 @@ class Placing:
         for b in self.num_full_steps or ():
             if b not in known:
                 because = f" with place.max_gap={self.max_gap}" if least > 1 else ""
-                raise UserError(f"place.num_full_steps={self.num_full_steps} must be from {least} to {num_steps}{because}")
+                raise UserError(
+                    f"place.num_full_steps={self.num_full_steps} must be from {least} to {num_steps}{because}"
+                )
         for first in self.first:
             if first > max(self.num_full_steps or known):
                 raise UserError(f"place.first={self.first} must be at most the largest place.num_full_steps")

@@ -47,7 +47,9 @@ def draw(plans: Plans, rows: Sequence[Row], title: str, path: Path) -> None:
     errors = plans.map().T
     errors = errors.where(errors > 0, torch.nan)  # no logarithm
     extent, scale = (-0.5, n - 0.5, 0.5, n + 0.5), LogNorm() if errors.isfinite().any() else None
-    bar = figure.colorbar(heat.imshow(errors.numpy(), norm=scale, origin="lower", aspect="auto", extent=extent), ax=heat)
+    bar = figure.colorbar(
+        heat.imshow(errors.numpy(), norm=scale, origin="lower", aspect="auto", extent=extent), ax=heat
+    )
     plain_ticks(bar.ax.yaxis)
     mean = ", mean over full steps before" if plans.memory > 1 else ""
     heat.set(xlabel=f"last full step s{mean}", ylabel="steps since, g", ylim=(0.5, plans.max_gap + 0.5))
@@ -64,7 +66,9 @@ def draw(plans: Plans, rows: Sequence[Row], title: str, path: Path) -> None:
         known = [(row["num_full_steps"], row[name]) for row in own if row[name]]
         label = {"error": "placed", "held_out": "placed, judged by other images"}.get(name, name)
         totals.plot(*zip(*known, strict=True) if known else ([], []), marker=".", color=colour, label=label)
-    totals.set(xlabel="full steps B", ylabel=f"predicted {'maximum' if plans.total == 'max' else 'sum'} over cheap steps")
+    totals.set(
+        xlabel="full steps B", ylabel=f"predicted {'maximum' if plans.total == 'max' else 'sum'} over cheap steps"
+    )
     if any(row["error"] for row in own):
         totals.set_yscale("log")
         plain_ticks(totals.yaxis)

@@ -54,8 +54,9 @@ class Plans:
     def rows(self, budgets: Sequence[int], first: int) -> list[Row]:
         """Return what is chosen with `first` full steps by request, with predicted errors.
 
-        `held_out` is the error of plans chosen on one half of the images and judged by the other, the mean of both ways.
-        `uniform` and the best `interval` of as many full steps are what was had without a search; None without one.
+        `held_out` is the error of plans chosen on one half of the images and judged by the other, the mean of both
+        ways. `uniform` and the best `interval` of as many full steps are what was had without a search; None without
+        one.
         """
         most, n = max(budgets), self.num_steps
         chosen = self.placed(self.errors, first, most)

@@ -21,8 +21,8 @@ DIGITS = 5  # of a written error
 class SegmentTable:
     """A JSON-lines file: what was measured, then the errors of one image a line, in the order of `segments`.
 
-    `about` tells tables apart: base, sampling, predictor, N, memory, longest gap, inputs and seed. A file about something
-    else is refused, by the `key` that names it.
+    `about` tells tables apart: base, sampling, predictor, N, memory, longest gap, inputs and seed. A file about
+    something else is refused, by the `key` that names it.
     """
 
     path: Path

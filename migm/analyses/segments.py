@@ -45,8 +45,8 @@ def refuse_layers(sampler: Sampler, branches: Sequence[Branch]) -> None:
     state = start(predictor, sampler.base, branches[0], sampler.accelerator.name)
     if isinstance(state, LayerState):
         raise UserError(
-            f"accelerator={sampler.accelerator.name} keeps values of layers at its full steps; segment errors are measured of predictors that know the "
-            "features of full steps alone"
+            f"accelerator={sampler.accelerator.name} keeps values of layers at its full steps; segment errors are "
+            "measured of predictors that know the features of full steps alone"
         )
 
 
@@ -87,7 +87,7 @@ class SegmentWalk:
         self.masked = without(self.masked, self.new, base.spec.num_tokens)
 
     def errors(self) -> Float[Tensor, "b s m"]:
-        """Return the `SEGMENT_ERRORS` of each image at all segments; 0 at steps that ties took away, which draw nothing."""
+        """Return the `SEGMENT_ERRORS` of each image at all segments; 0 at steps that ties took away."""
         none = torch.zeros(self.images, len(SEGMENT_ERRORS), dtype=torch.float64)
         every = segments(self.sampler.num_steps, self.memory, self.max_gap)
         return torch.stack([self.found.get(segment, none) for segment in every], 1)

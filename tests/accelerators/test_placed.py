@@ -77,7 +77,9 @@ def test_another_number_of_steps_is_refused(file):
         Placed(3, 6, written=file).plan(5)
 
 
-def test_a_sampler_of_another_base_predictor_or_sampling_is_refused(file, tiny_base, make_base, make_sampling, make_shortcut):
+def test_a_sampler_of_another_base_predictor_or_sampling_is_refused(
+    file, tiny_base, make_base, make_sampling, make_shortcut
+):
     def sampler(base=tiny_base, predictor=None, sampling=None, **options):
         accelerator = Accelerator(Placed(3, 6, written=file, **options), predictor or Reuse(), "reuse_placed")
         return Sampler(base, sampling or make_sampling(), accelerator)

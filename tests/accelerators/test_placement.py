@@ -35,7 +35,9 @@ def totals(errors, steps, memory, num_steps=N):
 
 
 @pytest.mark.parametrize("total", ["sum", "max"])
-@pytest.mark.parametrize(("memory", "first", "max_gap"), [(1, 1, 9), (2, 1, 9), (3, 1, 9), (2, 3, 9), (1, 2, 3), (2, 1, 2)])
+@pytest.mark.parametrize(
+    ("memory", "first", "max_gap"), [(1, 1, 9), (2, 1, 9), (3, 1, 9), (2, 3, 9), (1, 2, 3), (2, 1, 2)]
+)
 def test_no_subset_of_the_steps_is_better(memory, first, max_gap, total):
     for seed in range(3):
         errors = random_errors(memory, seed, max_gap)

@@ -110,7 +110,9 @@ def test_what_a_stop_left_is_gone_on_with(place, files):
 
 def test_evaluation_runs_the_placed_steps_and_records_them(place, files, call_main, tmp_path):
     place()
-    points = "points={taylorseer_placed: [[6,2],[6,3],{num_steps: 6, num_full_steps: 3, policy.first: 2}], vanilla: [6]}"
+    points = (
+        "points={taylorseer_placed: [[6,2],[6,3],{num_steps: 6, num_full_steps: 3, policy.first: 2}], vanilla: [6]}"
+    )
     fixed = ["metric=[none]", "cost=counted", "evalset.num_images=4", "evalset.batch_size=2"]
     where = f"paths.output_dir={tmp_path / 'out'}"
     code, _, err = call_main(migm.evaluate.main, *TINY[:2], where, *fixed, points)
@@ -126,7 +128,9 @@ def test_evaluation_runs_the_placed_steps_and_records_them(place, files, call_ma
 
 def test_evaluation_without_a_file_says_how_it_is_made(call_main, tmp_path):
     where = f"paths.output_dir={tmp_path}"
-    code, _, err = call_main(migm.evaluate.main, *TINY[:2], where, "points={taylorseer_placed: [[6,2]]}", "metric=[none]")
+    code, _, err = call_main(
+        migm.evaluate.main, *TINY[:2], where, "points={taylorseer_placed: [[6,2]]}", "metric=[none]"
+    )
     assert code == 2
     assert f"python -m migm.place +experiment=tiny_shortcut device=cpu {where} accelerator=taylorseer_placed" in err
 
@@ -138,7 +142,10 @@ def test_evaluation_without_a_file_says_how_it_is_made(call_main, tmp_path):
         (["accelerator=ml_cache"], ["accelerator=ml_cache", "values of layers"]),
         (["sampling.num_steps=1"], ["sampling.num_steps=1", "nothing to place"]),
         (["place.num_full_steps=[2,7]"], ["place.num_full_steps=[2, 7]", "from 1 to 6"]),
-        (["place.max_gap=1", "place.num_full_steps=[2]"], ["place.num_full_steps=[2]", "from 3 to 6", "place.max_gap=1"]),
+        (
+            ["place.max_gap=1", "place.num_full_steps=[2]"],
+            ["place.num_full_steps=[2]", "from 3 to 6", "place.max_gap=1"],
+        ),
         (["place.num_full_steps=[2]"], ["place.first=[1, 2, 3]", "place.num_full_steps"]),
         (["place.error=kl"], ["place.error=kl", "kl_masked"]),
         (["place.total=mean"], ["place.total=mean", "sum"]),

@@ -11,7 +11,7 @@ from migm.accelerators.predictors.forecast import Forecast
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.accelerators.refresh import Always, Table
-from migm.analyses.forcing import Truth, Walk, compare
+from migm.analyses.forcing import Walk, compare
 from migm.analyses.segments import SEGMENT_ERRORS, Segment, SegmentWalk, memory_of, refuse_layers, segments
 from migm.runtime.errors import UserError
 from migm.sampling.guidance import Constant
@@ -24,7 +24,7 @@ N = 6
 def predictor(make_shortcut):
     """The predictor of a name."""
     known = {
-        "reuse": lambda: Reuse(),
+        "reuse": Reuse,
         "shortcut": lambda: Shortcut(module=make_shortcut()),
         "taylorseer": lambda: Forecast(Taylor(1)),
         "order 2": lambda: Forecast(Taylor(2)),
@@ -67,7 +67,7 @@ def test_errors_are_those_of_the_fidelity_analysis_with_these_full_steps(sampler
         (measured,) = fidelity.measured()
         for step in range(history[-1] + 1, N):
             error, kl = measured.values[:, step, 0], measured.values[:, step, 1]
-            revealed, masked, of_features = found[Segment(history, step)].unbind(1)
+            _, masked, of_features = found[Segment(history, step)].unbind(1)
             assert torch.allclose(masked, kl, atol=1e-12)
             assert torch.allclose(of_features, error, atol=1e-12)
             assert (masked > 0).all()
