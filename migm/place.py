@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     config = load(cfg, PlaceConfig)
     placing = build(config.place)
     if not isinstance(placing, Placing):
-        raise UserError(f"place._target_={config.place['_target_']} must be migm.analyses.placing.Placing")
+        raise UserError(f"place makes a {type(placing).__name__}; it must be a migm.analyses.placing.Placing")
     with writing(placing.output, f"place.output={placing.output}"):
         run(config, placing)
 
