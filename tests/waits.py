@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -38,6 +39,13 @@ def waits(
     return func in READ and any(map(on, tensors))
 
 
+def made_of_others(func: Any) -> bool:
+    """Whether an operator is made of others that show what it does: in inference mode it is seen before them."""
+    return isinstance(func, OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+
+
 def _non_blocking(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(kwargs.get("non_blocking", args[2] if func is aten.copy_.default and len(args) > 2 else False))
 
@@ -50,6 +58,9 @@ class Waits(TorchDispatchMode):
         self.on, self.where, self.found = on, where, list[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if made_of_others(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if waits(func, args, kwargs or {}, out, self.on):
             self.found.append(f"{func} {self.where()}")

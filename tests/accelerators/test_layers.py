@@ -162,7 +162,8 @@ def verify(base, store, tokens, branch, rows, num_changed):
 
 def test_computing_all_of_both_segments_is_a_full_pass(filled, family, images, branch):
     wanted = family.base.features(images[1], branch, HALF)
-    span, prompt = image_span(branch), other_rows(branch, wanted.shape[1])
+    span = image_span(branch)
+    prompt = other_rows(span, wanted.shape[1])
     assert torch.equal(torch.cat([span, prompt], 1).sort(1).values[0], torch.arange(wanted.shape[1]))
     for rows, count in ((prompt, span.shape[1]), (torch.cat([span, prompt], 1), 0)):
         store, _ = filled(VVerify)
@@ -172,7 +173,7 @@ def test_computing_all_of_both_segments_is_a_full_pass(filled, family, images, b
 @pytest.mark.parametrize("count", [0, 1, 6])
 def test_unchanged_tokens_keep_their_features_however_few_rows_are_computed(filled, family, images, branch, count):
     store, features = filled(VVerify)
-    for rows in (None, other_rows(branch, features.shape[1])):
+    for rows in (None, other_rows(image_span(branch), features.shape[1])):
         same_rows(verify(family.base, store, images[0], branch, rows, count), features, branch)
 
 

@@ -132,7 +132,14 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault("predictors/shortcut: its network", shortcut._Advance, "update", unmoved, by_shortcut),
     Fault("predictors/reuse: the features", reuse._Held, "update", left("features"), by_reuse),
-    Fault("predictors/ml_cache: the rows' counts", ml_cache._Partial, "_survey", left("limits"), by_ml_cache, "dimoo"),
+    Fault(
+        "predictors/ml_cache: the rows' counts",
+        ml_cache._Partial,
+        "_choose_among",
+        left("limits"),
+        by_ml_cache,
+        "dimoo",
+    ),
     Fault("accelerators/runners: what is written", runners, "put", given(2), by_ml_cache),
     Fault("training/objective: the judged rows", objective, "masked_mse", given(2), checks.trained),
     Fault("training/rollout: the new tokens", rollout, "padded_positions", given(0), by_rollout),

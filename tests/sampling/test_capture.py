@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from waits import waits
+from waits import made_of_others, waits
 
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.extrapolation import Taylor
@@ -34,6 +34,9 @@ class Graph(TorchDispatchMode):
         Graph.made.append(self)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if made_of_others(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, out))
         return out

@@ -44,7 +44,7 @@ class _Segments:
 
     def update(self, step: int, features: Tensor) -> None:
         if step == 0:
-            self.prompt = other_rows(self.branch, self.store.num_rows)
+            self.prompt = other_rows(self.response, self.store.num_rows)
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
         x, ctx = self.base.prepare(tokens, self.branch, moment)

@@ -41,14 +41,15 @@ class _Partial:
         self.base, self.branch, self.settings = base, branch, settings
         self.shared = base.spec.positions_per_row
         self.store, self.kept = KeyValues(), RowFeatures(base)
-        self.lengths: list[int] = []  # number of rows that may be chosen: one for each sequence, or one for all
+        self.limits = torch.empty(2, 0, dtype=torch.long)  # rows to compute and to choose among, if sequences differ
+        self._choose_among(self._lengths())  # before the loop, since the host may have to wait
 
     def runner(self, step: int) -> Runner:
         return self.kept.watched(self.store.run)
 
     def update(self, step: int, features: Tensor) -> None:
-        if not self.lengths:
-            self._survey(features)
+        if self.allowed is None:
+            self._survey(len(features), features.device)
         self.kept.features, self.confidence = features, None
 
     def predict(self, step: int, tokens: Tensor, new_positions: Tensor, moment: Moment) -> Tensor:
@@ -63,20 +64,29 @@ class _Partial:
             put(self.confidence, rows, self._confidence(take(features, rows), rows), keep)
         return features
 
-    def _survey(self, features: Tensor) -> None:
-        """Count the rows that may be chosen, at the first full step."""
-        branch, total = self.branch, self.store.num_rows
+    def _lengths(self) -> list[int]:
+        """Return the number of rows that may be chosen, of each sequence or of all; none as long as it is unknown."""
+        branch = self.branch
         if self.settings.image_rows_only:
-            self.allowed = torch.zeros(len(features), total, dtype=torch.bool, device=features.device)
-            self.allowed = self.allowed.scatter(1, branch.in_blocks, True)
             own = self.shared == 1 and branch.block_rows is None  # whether each position has a row of its own
-            self.lengths = [branch.rows.shape[1] if own else image_span(branch).shape[1]]
-        else:
-            self.allowed = branch.mask
-            self.lengths = [total] if branch.mask is None else branch.mask.sum(1).tolist()
-        chosen = [num_rows(length, self.settings.cache_ratio) for length in self.lengths]
-        self.limits = torch.tensor([chosen, self.lengths], device=features.device)
-        self.most = list(zip(chosen, self.lengths, strict=True))
+            return [branch.rows.shape[1] if own else image_span(branch).shape[1]]
+        return [] if branch.mask is None else branch.mask.sum(1).tolist()
+
+    def _choose_among(self, lengths: list[int]) -> None:
+        chosen = [num_rows(length, self.settings.cache_ratio) for length in lengths]
+        self.most = list(zip(chosen, lengths, strict=True))
+        if len(lengths) > 1:
+            self.limits = torch.tensor([chosen, lengths], device=self.branch.rows.device)
+
+    def _survey(self, sequences: int, device: torch.device) -> None:
+        """Note the rows that may be chosen, after a full step."""
+        if self.settings.image_rows_only:
+            none = torch.zeros(sequences, self.store.num_rows, dtype=torch.bool, device=device)
+            self.allowed = none.scatter(1, self.branch.in_blocks, True)
+        elif self.branch.mask is not None:
+            self.allowed = self.branch.mask
+        elif not self.most:
+            self._choose_among([self.store.num_rows])
 
     def _confidence(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the largest image logit of the blocks' rows (b, n), by default of all.
@@ -103,7 +113,7 @@ class _Partial:
             scores = scores.scatter(1, new_rows, -float("inf"))
         n = max(min(count + forced, length) for count, length in self.most)
         rows = scores.sort(dim=1, stable=True).indices[:, :n]
-        if len(self.lengths) == 1:
+        if len(self.most) == 1:
             return rows, None
         counts, lengths = self.limits
         return rows, torch.arange(n, device=rows.device) < torch.minimum(counts + forced, lengths)[:, None]

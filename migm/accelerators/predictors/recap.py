@@ -9,7 +9,7 @@ from torch import Tensor
 from migm.accelerators.runners import KeyValues, RowFeatures
 from migm.bases.base import Branch, Moment
 from migm.bases.layers import LayerBase, Runner
-from migm.bases.segments import distinct_rows, other_rows
+from migm.bases.segments import distinct_rows, image_span, other_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Local:
 
     def __init__(self, base: LayerBase, branch: Branch, recompute_condition: bool):
         self.base, self.branch, self.recompute_condition = base, branch, recompute_condition
-        self.store, self.kept = KeyValues(), RowFeatures(base)
+        self.store, self.kept, self.span = KeyValues(), RowFeatures(base), image_span(branch)
         self.others: Tensor | None = None  # (copies * b, p), rows outside the image that are computed too
 
     def runner(self, step: int) -> Runner:
@@ -45,12 +45,12 @@ class _Local:
     def update(self, step: int, features: Tensor) -> None:
         self.kept.features = features
         if self.recompute_condition and self.others is None:
-            self.others = other_rows(self.branch, self.store.num_rows)
+            self.others = other_rows(self.span, self.store.num_rows)
 
     def target(self, positions: Tensor) -> None:
         self.rows = self.branch.in_blocks.gather(1, positions.repeat(self.branch.copies, 1))
         if self.base.spec.positions_per_row > 1:
-            self.rows, self.keep = distinct_rows(self.rows, self.branch, self.store.num_rows)
+            self.rows, self.keep = distinct_rows(self.rows, self.span, self.store.num_rows)
         if self.others is not None:
             self.rows = torch.cat([self.rows, self.others], 1)
             if self.keep is not None:
