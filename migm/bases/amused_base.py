@@ -88,6 +88,7 @@ class Amused(Layered, decoding.Tokenized, ReadsPrompts):
             vocab_size=transformer.codebook_size,
             channels=transformer.block_out_channels,
             num_layers=transformer.num_hidden_layers,
+            positions_per_row=self.uvit.cell**2,
         )
 
     @staticmethod

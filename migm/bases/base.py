@@ -170,8 +170,9 @@ class Base(Protocol):
     ) -> Float[Tensor, "b k *s v"]:
         """Return logits of features at the image `positions` or the sequence's `rows`, by default at the first k rows.
 
-        Where several positions share a row of features (`spec.positions_per_row`), `rows` do not say which: then the
-        logits of all of them are returned, (b, k, s, v). If the head is affine in the features (`spec.affine_head`),
+        Where several positions share a row of features (`spec.positions_per_row`, unless the branch's `block_rows` say
+        that rows of features are not those of the blocks), `rows` do not say which: then the logits of all of them are
+        returned, (b, k, s, v). If the head is affine in the features (`spec.affine_head`),
         guidance may be applied before it at half the cost.
         """
         ...

@@ -145,3 +145,22 @@ def tokens_before(records: Sequence[StepRecord], base: Any) -> list[Tensor]:
     """The tokens (b, l) that each step saw: all masked at the first."""
     first = torch.full_like(records[0].tokens, base.spec.vocab_size)
     return [first, *(record.tokens for record in records[:-1])]
+
+
+def shared_rows_are_computed_once(family: Family, accelerator: Accelerator) -> None:
+    """Local steps that reveal all positions ask for each of the rows that these share, once."""
+    seen: list[Tensor | None] = []
+    prepare = family.base.prepare
+
+    def watched(tokens: Tensor, branch: Branch, moment: Any, rows: Tensor | None = None) -> Any:
+        seen.append(rows)
+        return prepare(tokens, branch, moment, rows)
+
+    family.base.prepare = watched
+    try:
+        family.run(accelerator)
+    finally:
+        del family.base.prepare
+    rows = next(rows for rows in seen if rows is not None)
+    assert rows.shape[1] == family.base.spec.num_tokens // family.base.spec.positions_per_row
+    assert all(len(set(row.tolist())) == len(row) for row in rows)

@@ -6,7 +6,7 @@ import method_checks as checks
 import pytest
 import torch
 from amused_parts import random_amused
-from families import METHODS, PROMPTS, B, Family, N
+from families import METHODS, PROMPTS, B, Family, N, shared_rows_are_computed_once
 from test_methods import LEARNED, OFF, VARIANTS
 
 from migm.sampling.draw import GumbelMax
@@ -104,3 +104,7 @@ def test_unchanged_tokens_keep_their_features(amused, method):
 @pytest.mark.parametrize("changes", [{}, {"num_full_steps": 1}])
 def test_local_steps_reveal_what_their_full_step_ranked(amused, changes):
     checks.targets_are_ranked(amused, amused.accelerator("recap", **changes))
+
+
+def test_recap_computes_a_row_once_however_many_of_its_positions_are_next(amused):
+    shared_rows_are_computed_once(amused, amused.accelerator("recap", num_full_steps=1))

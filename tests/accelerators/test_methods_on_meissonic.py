@@ -5,7 +5,7 @@ import functools
 import method_checks as checks
 import pytest
 import torch
-from families import METHODS, PROMPTS, B, Family, N
+from families import METHODS, PROMPTS, B, Family, N, shared_rows_are_computed_once
 from meissonic_parts import APART, JOINED, Timeless, meissonic_base
 from test_methods import LEARNED, OFF, VARIANTS
 
@@ -111,19 +111,5 @@ def test_local_steps_reveal_what_their_full_step_ranked(folder, changes):
 
 
 def test_recap_computes_a_row_once_however_many_of_its_positions_are_next(folder):
-    family, seen = family_of(folder), []
-    accelerator = family.accelerator("recap", num_full_steps=1)
-    prepare = family.base.prepare
-
-    def watched(tokens, branch, moment, rows=None):
-        seen.append(rows)
-        return prepare(tokens, branch, moment, rows)
-
-    family.base.prepare = watched
-    try:
-        family.run(accelerator)
-    finally:
-        del family.base.prepare
-    rows = next(rows for rows in seen if rows is not None)
-    assert rows.shape[1] == family.base.spec.num_tokens // 4
-    assert all(len(set(row.tolist())) == len(row) for row in rows)
+    family = family_of(folder)
+    shared_rows_are_computed_once(family, family.accelerator("recap", num_full_steps=1))
