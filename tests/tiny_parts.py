@@ -134,7 +134,7 @@ def wrap(transformer: MaskTransformer, dtype: str, **changes: Any) -> MaskGIT:
     """A base of this transformer and a small tokenizer."""
     vq = ConvVQ(num_codes=transformer.vocab_size, code_channels=4, channels=8, depth=1)
     torch.nn.init.normal_(vq.quantize.embedding.weight)  # the default is too small to show in 8-bit pixels
-    return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, device="cpu", **changes)
+    return MaskGIT(transformer, vq, random_weights=True, dtype=dtype, **{"device": "cpu", **changes})
 
 
 class Watched:

@@ -1,8 +1,7 @@
-"""Captured runs in Halton's order, which begins elsewhere for every image and every replay."""
+"""Captured runs in Halton's order that begins at one place (elsewhere: `test_capture_of_bases.py`)."""
 
 from dataclasses import replace
 
-import pytest
 import torch
 from test_capture import drawn, graphs  # noqa: F401  a fixture
 from tiny_parts import halton_base
@@ -18,10 +17,9 @@ from migm.sampling.schedule import Totals
 from migm.sampling.select import Random
 
 
-@pytest.mark.parametrize("roll", [False, True])
-def test_a_replay_draws_what_a_plain_run_draws_and_waits_for_nothing(graphs, roll):  # noqa: F811
+def test_a_replay_draws_what_a_plain_run_draws_and_waits_for_nothing(graphs):  # noqa: F811
     draw = Annealed(last=1.2, warm_up=1, top_k=20)
-    sampling = Sampling(6, 2, Totals(), draw, Random(), Constant(1.0), Halton(roll))
+    sampling = Sampling(6, 2, Totals(), draw, Random(), Constant(1.0), Halton())
     fast = Sampler(halton_base(), sampling, runtime=Runtime(False, True))
     plain = replace(fast, runtime=Runtime(False, False))
     for labels, seed in (([3, 7], 0), ([1, 2], 5), ([3, 7], 0)):

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from base_kinds import KINDS, METHODS, STEPPED
 
-METHODS = ["vanilla", "shortcut", "forecast", "reuse", "taylorseer", "ml_cache"]
+OTHERS = [name for name in STEPPED if name not in ("maskgit", "dimoo", "mmada")]
 SCRIPT = Path(__file__).with_name("compiled_equality.py")
 
 
@@ -25,8 +26,12 @@ def compared(*arguments):
     ("backend", "families", "names"),
     [
         ("aot_eager", ["maskgit"], ["shortcut"]),
-        pytest.param("aot_eager", ["maskgit", "dimoo", "mmada"], METHODS, marks=pytest.mark.slow),
-        pytest.param("inductor", ["maskgit", "dimoo", "mmada"], METHODS, marks=pytest.mark.slow),
+        pytest.param("aot_eager", list(KINDS), ["vanilla"], marks=pytest.mark.slow),
+        pytest.param("aot_eager", ["maskgit", "dimoo", "mmada"], [*METHODS, "forecast"], marks=pytest.mark.slow),
+        pytest.param("aot_eager", OTHERS, ["shortcut", "ml_cache"], marks=pytest.mark.slow),
+        pytest.param("inductor", ["maskgit", "dimoo", "mmada"], [*METHODS, "forecast"], marks=pytest.mark.slow),
+        pytest.param("inductor", OTHERS, ["vanilla", "shortcut"], marks=pytest.mark.slow),
+        pytest.param("inductor", ["dimo_maskgit", "dimo_meissonic"], ["vanilla"], marks=pytest.mark.slow),
     ],
 )
 def test_every_step_is_one_graph_and_draws_the_same_tokens(backend, families, names):

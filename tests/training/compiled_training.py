@@ -1,6 +1,6 @@
 """Prints, as JSON lines, how compiled training steps compare with plain ones; a process of its own.
 
-See `compiled_equality.py` of the sampling tests, whose bases and rules these are, for why, and for `backend`.
+See `compiled_equality.py` of the sampling tests for why, and for `backend`; `base_kinds.py` has the bases and rules.
 """
 
 import json
@@ -12,7 +12,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "sampling"))
 
-from compiled_equality import PROMPTS, cases, forecasting, with_backend  # type: ignore[import-not-found]
+from base_kinds import KINDS
+from compiled_equality import with_backend  # type: ignore[import-not-found]
 
 from migm.bases.base import Base
 from migm.evaluation.cost import num_compiled
@@ -45,7 +46,7 @@ def objectives(sampling: Sampling) -> dict[str, Mixture]:
 
 def batches(base: Base, sampling: Sampling, family: str, together: bool, gaps: Gaps | None) -> list[Pairs]:
     """Pairs without features, of several sizes and widths."""
-    known = {"maskgit": lambda n: n % 10, "dimoo": lambda n: [PROMPTS[i % 2] for i in n.tolist()]}[family]
+    known = lambda numbers: KINDS[family].inputs((numbers % 3).tolist())  # noqa: E731
     made = record(Sampler(base, sampling), torch.arange(3), seed=0, inputs=known, batch_size=3, dtype=None)
     pairs, generator = PairDataset(InMemory(made), together=together, gaps=gaps), torch.Generator().manual_seed(0)
     chosen = (torch.arange(start, len(pairs), step) for start, step in ((0, 3), (1, 7)))
@@ -53,9 +54,11 @@ def batches(base: Base, sampling: Sampling, family: str, together: bool, gaps: G
 
 
 def compare(family: str, names: list[str]) -> None:
-    base, sampling, chained, *_ = cases("float32")[family]
+    kind = KINDS[family]
+    base, sampling = kind.base("float32", "cpu"), kind.sampling("float32")
     for name in names:
-        objective, net = objectives(sampling)[name], forecasting(chained) if name == "from_full" else chained
+        objective = objectives(sampling)[name]
+        net = kind.forecasting() if name == "from_full" else kind.network()
         net.train()
         for i, stored in enumerate(batches(base, sampling, family, objective.together, Gaps.of(net)), 1):
             found = []
