@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy as well, and of every 
 import pytest
 import shape_checks  # compiles the checks into what is imported from here on
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from tiny_parts import feature_net, reference_for, wrap
 from torch import Tensor
@@ -166,7 +167,17 @@ def run(tiny_base: MaskGIT, make_sampling: Callable[..., Sampling]) -> Callable[
 
 @pytest.fixture
 def call_main(monkeypatch, capfd) -> Iterator[Callable[..., Outcome]]:
-    """Run the `main` of a command inside this process, as its `python -m` would."""
+    """Run the `main` of a command inside this process, as its `python -m` would.
+
+    Before it composes a config, Hydra composes it to look for `hydra.mode`; here only where it may be set.
+    """
+    look = Hydra.get_mode
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        sets = any(text.startswith(("+sweep", "hydra.mode")) for text in overrides)
+        return look(self, config_name, overrides) if sets else None
+
+    monkeypatch.setattr(Hydra, "get_mode", mode)
 
     def run(main: Callable[[], None], *arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["migm", *arguments])

@@ -7,6 +7,7 @@ Decoding is excluded, or included with `_decode` after the name. After a warm-up
 take turns; the result is the median over the rounds.
 """
 
+import functools
 import itertools
 import statistics
 import sys
@@ -158,6 +159,7 @@ def counted(job: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+@functools.cache  # once a process
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return FLOP per second of one large square matrix product, the device's practical limit in `dtype`."""
     side = 8192 if device.type == "cuda" else 2048

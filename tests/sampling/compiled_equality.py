@@ -1,7 +1,8 @@
 """Prints, as JSON lines, how compiled and captured runs compare with plain ones; a process of its own.
 
 The shape checks of the tests are wrappers that the compiler does not follow. `backend` of the command line is torch's:
-"aot_eager" traces and decomposes as for a device, but needs no C++ compiler; "inductor" also makes the code.
+"eager" makes graphs, sizes that vary included; "aot_eager" also traces and decomposes them as for a device, but needs
+no C++ compiler; "inductor" also makes the code.
 """
 
 import json

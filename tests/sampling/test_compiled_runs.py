@@ -25,7 +25,7 @@ def compared(*arguments):
 @pytest.mark.parametrize(
     ("backend", "families", "names"),
     [
-        ("aot_eager", ["maskgit"], ["shortcut"]),
+        ("eager", ["maskgit"], ["shortcut"]),
         pytest.param("aot_eager", list(KINDS), ["vanilla"], marks=pytest.mark.slow),
         pytest.param("aot_eager", ["maskgit", "dimoo", "mmada"], [*METHODS, "forecast"], marks=pytest.mark.slow),
         pytest.param("aot_eager", OTHERS, ["shortcut", "ml_cache"], marks=pytest.mark.slow),
@@ -35,7 +35,7 @@ def compared(*arguments):
     ],
 )
 def test_every_step_is_one_graph_and_draws_the_same_tokens(backend, families, names):
-    """`aot_eager` traces as for a device, sizes that vary included, but needs no C++ compiler; `inductor` compiles."""
+    """`eager` makes graphs; `aot_eager` traces them as for a device, without a C++ compiler; `inductor` compiles."""
     rows = compared(backend, "float32", ",".join(families), *names)
     assert [row["family"] for row in rows] == [f for f in families for _ in names for _ in range(2)]
     assert [row for row in rows if row["same"] < 1] == []
