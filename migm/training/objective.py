@@ -15,8 +15,8 @@ from migm.sampling.guidance import Guidance
 from migm.shortcuts.losses import Direction, masked_cosine, masked_mse
 from migm.training.guided import Sites, totals
 from migm.training.rollout import Rollout, Situation, predict
-from migm.training.terms.feature_error import FeatureError
-from migm.training.terms.term import FeatureTerm, GuidedTerm, Predicted, Term
+from migm.training.terms.squared_error import SquaredError
+from migm.training.terms.term import FeatureTerm, GuidedTerm, PredictedRows, Term
 from migm.training.terms.token_kl import TokenKL
 from migm.trajectories.dataset import Pairs
 
@@ -119,7 +119,7 @@ class Mixture:
             rows = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
         wide = target.float()  # once for all that compare with it
         mse = masked_mse(predicted, wide, rows)
-        seen = Predicted(predicted, target, wide, rows, mse, base, self.rows == "all")
+        seen = PredictedRows(predicted, target, wide, rows, mse, base, self.rows == "all")
         with torch.no_grad():
             reuse = masked_mse(before, wide, rows)
             cosine = masked_cosine(predicted, wide, rows)
@@ -156,7 +156,7 @@ class FeatureLoss(Mixture):
     ):
         if mse_weight + kl_weight == 0:
             raise ValueError(f"objective.mse_weight={mse_weight}, objective.kl_weight={kl_weight}: one must be above 0")
-        terms: dict[str, Term] = {"feature_error": FeatureError(mse_weight)}
+        terms: dict[str, Term] = {"feature_error": SquaredError(mse_weight)}
         if kl_weight:
             terms["logit_kl"] = TokenKL(kl_weight, kl_temperature, kl_direction)
         super().__init__(terms, rollout)

@@ -22,9 +22,9 @@ from migm.sampling.loop import Sampling
 from migm.sampling.sampler import Sampler
 from migm.training.objective import FeatureLoss, Mixture, made_ready
 from migm.training.rollout import Rollout
-from migm.training.terms.feature_error import FeatureError
 from migm.training.terms.guided_kl import GuidedKL
 from migm.training.terms.marginal import Marginal
+from migm.training.terms.squared_error import SquaredError
 from migm.trajectories.dataset import InMemory, PairDataset, Pairs
 from migm.trajectories.gaps import Gaps
 from migm.trajectories.record import record
@@ -38,7 +38,7 @@ def objectives(sampling: Sampling) -> dict[str, Mixture]:
         "mse_kl": FeatureLoss(kl_weight=0.5, kl_temperature=2.0),
         "all_rows": FeatureLoss(rows="all"),
         "rollout": FeatureLoss(rollout=Rollout(3, **rules)),
-        "guided": Mixture({"error": FeatureError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal(2.0)}),
+        "guided": Mixture({"error": SquaredError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal(2.0)}),
         "guided_rollout": Mixture({"kl": GuidedKL(1.0)}, Rollout(3, **rules)),
         "from_full": Mixture({"error": FeatureError(1.0), "kl": GuidedKL(0.1, 0.2)}),
     }

@@ -18,9 +18,9 @@ from migm.training.guided import FIDELITY, fidelity
 from migm.training.objective import FeatureLoss, Mixture, made_ready
 from migm.training.rollout import Rollout, Situation, predict
 from migm.training.run import Training
-from migm.training.terms.feature_error import FeatureError
 from migm.training.terms.guided_kl import GuidedKL
 from migm.training.terms.marginal import Marginal
+from migm.training.terms.squared_error import SquaredError
 from migm.trajectories.collect import collect
 from migm.trajectories.dataset import PairDataset
 
@@ -138,7 +138,7 @@ def gradients(objective, shortcut, base, batch):
 def test_few_logits_are_alive_and_gradients_are_those_of_all_at_once(run, shortcut, monkeypatch):
     sampler, pairs = run
     batch = pairs.__getitems__(range(0, 20, 2))
-    objective = mixture(Constant(2.0), error=FeatureError(3.0), kl=GuidedKL(0.1, 0.2), marginal=Marginal())
+    objective = mixture(Constant(2.0), error=SquaredError(3.0), kl=GuidedKL(0.1, 0.2), marginal=Marginal())
     whole, everything = gradients(objective, shortcut, sampler.base, batch)
     part = 2 * 10 * MASK  # two positions of every image
     monkeypatch.setattr(guided, "MOST_LOGITS", part)
@@ -153,7 +153,7 @@ def test_few_logits_are_alive_and_gradients_are_those_of_all_at_once(run, shortc
 def test_the_gradient_of_a_batch_is_the_mean_of_its_parts_by_their_rows(run, shortcut):
     """So that processes with a share of the batch each train as one."""
     sampler, pairs = run
-    terms = {"error": FeatureError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal()}
+    terms = {"error": SquaredError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal()}
     objective, net = mixture(Constant(2.0), **terms), shortcut.double()
     found = []
     for index in ([0, 7, 13, 24], [0, 7], [13, 24]):
@@ -289,7 +289,7 @@ def test_training_on_it_lowers_the_guided_kl(run, shortcut):
     still = torch.nn.Linear(1, 1)
     still.forward = lambda features, *_: features
     idle = fidelity(still, sampler.base, held_out, Constant(2.0))["fidelity_kl"]
-    objective = mixture(Constant(2.0), error=FeatureError(3.0), kl=GuidedKL(0.1))
+    objective = mixture(Constant(2.0), error=SquaredError(3.0), kl=GuidedKL(0.1))
     for step in range(300):
         loss, _ = objective(shortcut, sampler.base, pairs.__getitems__([(step * 7 + 3 * i) % 40 for i in range(8)]))
         optimizer.zero_grad()

@@ -7,10 +7,10 @@ from torch.distributions import Categorical, kl_divergence
 
 from migm.runtime.errors import UserError
 from migm.training.objective import Mixture
-from migm.training.terms.feature_error import FeatureError
 from migm.training.terms.guided_kl import GuidedKL
 from migm.training.terms.marginal import Marginal
-from migm.training.terms.term import Distributions, Predicted, entropy
+from migm.training.terms.squared_error import SquaredError
+from migm.training.terms.term import Distributions, PredictedRows, entropy
 
 ZERO = torch.zeros((), dtype=torch.float64)
 
@@ -101,7 +101,7 @@ def test_the_feature_error_gives_other_rows_a_floor(floor):
         errors = [float((predicted - target)[image, k].square().mean()) for k in range(5)]
         mean = sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights)
         total += int(rows[image].sum()) * mean
-    found = FeatureError(floor=floor).value(Predicted(predicted, target, target, rows, mse, base=None))
+    found = SquaredError(floor=floor).value(PredictedRows(predicted, target, target, rows, mse, base=None))
     assert float(found) == pytest.approx(total / 5, rel=1e-5)  # features are compared in float32
 
 
@@ -109,8 +109,8 @@ def test_the_feature_error_gives_other_rows_a_floor(floor):
     ("terms", "words"),
     [
         ({}, ["objective.terms=[]", "above 0"]),
-        ({"a": FeatureError(0.0), "b": GuidedKL(0.0)}, ["objective.terms=['a', 'b']", "above 0"]),
-        ({"feature_mse": FeatureError()}, ["objective.terms.feature_mse", "name the term otherwise"]),
+        ({"a": SquaredError(0.0), "b": GuidedKL(0.0)}, ["objective.terms=['a', 'b']", "above 0"]),
+        ({"feature_mse": SquaredError()}, ["objective.terms.feature_mse", "name the term otherwise"]),
         ({"fidelity_kl": GuidedKL()}, ["objective.terms.fidelity_kl", "name the term otherwise"]),
     ],
 )

@@ -11,7 +11,7 @@ from migm.bases.base import Base
 from migm.runtime.shapes import FeatureRows, RowMask, Scalar
 
 
-class Predicted(NamedTuple):
+class PredictedRows(NamedTuple):
     """Predicted and true features of the image's rows, or of all rows of the sequence."""
 
     features: FeatureRows  # predicted, with gradients
@@ -38,7 +38,7 @@ class FeatureTerm(Protocol):
     @property
     def weight(self) -> float: ...
 
-    def value(self, seen: Predicted) -> Scalar: ...
+    def value(self, seen: PredictedRows) -> Scalar: ...
 
 
 @runtime_checkable

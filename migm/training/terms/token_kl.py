@@ -7,7 +7,7 @@ import torch
 from migm.runtime.kinds import NotNegative, Positive
 from migm.runtime.shapes import Scalar
 from migm.shortcuts.losses import Direction, masked_kl
-from migm.training.terms.term import Predicted
+from migm.training.terms.term import PredictedRows
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TokenKL:
     def weight(self) -> float:
         return self.kl_weight * self.temperature**2
 
-    def value(self, seen: Predicted) -> Scalar:
+    def value(self, seen: PredictedRows) -> Scalar:
         base, at = seen.base, None
         if not seen.whole and base.spec.positions_per_row > 1:  # elsewhere row k is that of position k
             at = torch.arange(seen.rows.shape[1], device=seen.rows.device).expand_as(seen.rows)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from migm.runtime.kinds import NotNegative
 from migm.runtime.shapes import Scalar
-from migm.training.terms.term import Predicted, over_rows
+from migm.training.terms.term import PredictedRows, over_rows
 
 
 @dataclass(frozen=True)
-class FeatureError:
+class SquaredError:
     """Mean squared error of features on still masked rows (paper, section 3.3, equation of the MSE loss).
 
     With a `floor`, rows that are not masked count too, by that weight; the weights of an image are scaled to sum to its
@@ -18,7 +18,7 @@ class FeatureError:
     weight: NotNegative = 1.0
     floor: NotNegative = 0.0
 
-    def value(self, seen: Predicted) -> Scalar:
+    def value(self, seen: PredictedRows) -> Scalar:
         if not self.floor:
             return seen.mse
         of_rows = (seen.features.float() - seen.wide).square().mean(-1)
