@@ -58,4 +58,22 @@ def foca(times: Sequence[int], values: Sequence[Any], step: int, order: int) -> 
     return path[step]
 
 
-FORMULAS: dict[str, Formula] = {"taylor": taylor, "newton": newton, "hermite": hermite, "foca": foca}
+def foca_published(times: Sequence[int], values: Sequence[Any], step: int, order: int) -> Any:
+    """The same with r = 1 at any distance: (4 F - F' + 2 h S) / 3 predicts, for a step h = 1."""
+    if len(values) == 1:
+        return values[-1]
+    before, now, gap = values[-2], values[-1], times[-1] - times[-2]
+    full_slope = (now - before) / gap
+    for _ in range(times[-1], step):
+        ahead = (4 * now - before + 2 * (now - before) / gap) / 3
+        before, now, gap = now, now + 0.5 * full_slope + 0.5 * (ahead - now), 1
+    return now
+
+
+FORMULAS: dict[str, Formula] = {
+    "taylor": taylor,
+    "newton": newton,
+    "hermite": hermite,
+    "foca": foca,
+    "foca_published": foca_published,
+}

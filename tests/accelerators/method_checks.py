@@ -248,7 +248,8 @@ def replay(
             calibration = Calibration.load(rule.calibration, family.base, N, "calibration")
             return replays.least_squares(*known, torch.from_numpy(calibration.gram), order)
         kind = replays.boundary if made_of.granularity == "boundary" else replays.modules
-        return kind(*known, FORMULA[type(rule)], order)
+        published = "_published" if getattr(rule, "fixed_step", False) else ""
+        return kind(*known, FORMULA[type(rule)] + published, order)
     residual = isinstance(made_of, Reuse) and made_of.of == "residual"
     return (replays.modules if residual else replays.boundary)(*known)
 
