@@ -18,6 +18,7 @@ class FrechetCifarNetInf(FrechetCifarNet):
     """
 
     metric_name = "fd_cifarnet_inf"
+    unbiased = True  # nearly, from `min_images` on
     kept: list[Tensor] | Tensor
 
     def __init__(self, weights: str, reference: str | None):

@@ -65,6 +65,7 @@ class QualityMetric(torchmetrics.Metric):
     full_state_update = False
     min_images = 0
     allow_small_n = False
+    unbiased = False  # whether few and many images give the same value on average
 
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)  # the study merges what several processes saw
@@ -121,6 +122,7 @@ class MeanMetric(QualityMetric):
 
     unit = ""
     higher_is_better = True
+    unbiased = True
     total: Tensor
     count: Tensor
 
@@ -153,6 +155,7 @@ class AgreementMetric(CifarNetMetric):
 
     unit = ""
     higher_is_better = True
+    unbiased = True
     right: Tensor
     count: Tensor
 

@@ -20,6 +20,7 @@ class KID(FeaturesMetric):
 
     quantity = "kid"
     higher_is_better = False
+    unbiased = True
 
     def __init__(
         self,

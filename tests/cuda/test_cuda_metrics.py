@@ -19,6 +19,7 @@ from migm.metrics.clip_score import CLIPScore
 from migm.metrics.extrapolated import FrechetCifarNetInf
 from migm.metrics.frechet import FrechetCifarNet
 from migm.metrics.inception import FID
+from migm.metrics.kernel import KernelCifarNet
 from migm.metrics.metric import Batch, MeanMetric, QualityMetric
 from migm.metrics.neighbours import KID, Neighbours
 from migm.metrics.networks.image_reward import ImageRewardScorer, RewardModel, reward_tokenizer
@@ -71,6 +72,7 @@ def inception(kind: Callable[..., Any], **more: Any) -> Callable[[Path], Quality
 MADE: dict[str, Callable[[Path], QualityMetric]] = {
     "fd_cifarnet": lambda folder: FrechetCifarNet(str(folder / "net.safetensors"), str(folder / "real.safetensors")),
     "fd_cifarnet_inf": lambda f: FrechetCifarNetInf(str(f / "net.safetensors"), str(f / "real.safetensors")),
+    "kd_cifarnet": lambda f: KernelCifarNet(str(f / "net.safetensors"), str(f / "real.safetensors")),
     "class_agreement": lambda folder: ClassAgreement(str(folder / "net.safetensors")),
     "caption_agreement": lambda folder: CaptionAgreement(str(folder / "net.safetensors")),
     "clip_score": lambda _: CLIPScore("ViT-S-32-alt", "none", random_weights=True),
