@@ -9,7 +9,10 @@ from families import FILES, METHODS, N, of_another_base
 from migm.accelerators.accelerator import Accelerator
 from migm.runtime.errors import UserError
 
-LEARNED = ["shortcut", "shortcut_interval", "shortcut_placed", "no_cross_attention", "shortcut_adaptive", "l2p"]
+LEARNED = [
+    *("shortcut", "shortcut_interval", "shortcut_placed", "shortcut_table", "no_cross_attention"),
+    *("shortcut_adaptive", "l2p"),
+]
 
 # What makes a method leave nothing out.
 OFF = {
@@ -20,6 +23,7 @@ OFF = {
     ],
     "recap": [{"num_full_steps": N}],
     "vanilla": [{}],
+    **{name: [{"policy.steps": list(range(N))}] for name in ("shortcut_table", "taylorseer_table")},
     **{
         name: [{"policy.interval": 1}]
         for name in (
