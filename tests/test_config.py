@@ -34,6 +34,7 @@ from migm.config.roots import (
     ReportConfig,
     SideBySideConfig,
     TrainConfig,
+    TuneConfig,
 )
 from migm.reporting.sweep import grid
 from migm.runtime.errors import UserError
@@ -55,6 +56,7 @@ ROOTS: dict[str, type[Common]] = {
     "humaneval": HumanevalConfig,
     "metric_reference": MetricReferenceConfig,
     "analyse": AnalyseConfig,
+    "tune": TuneConfig,
 }
 ADDED = ("experiment", "sweep", "storage", "launcher")  # with +, and with a package of their own
 

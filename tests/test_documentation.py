@@ -130,7 +130,7 @@ def test_every_command_is_accepted(page, words, monkeypatch, tmp_path):
         ("python -m migm.train +experiment=cifar10_shortcut shortcut.bottleneck=4", HydraException),
         ("python -m migm.train -m +experiment=cifar10_shortcut +sweep=ablation", HydraException),
         ("python -m migm.reference", AssertionError),
-        ("python -m migm.tune", AssertionError),
+        ("python -m migm.tunes", AssertionError),
         ("migm report result=[a.jsonl]", HydraException),
         ("make tests", AssertionError),
         ("pip install -e .[sweeps]", AssertionError),

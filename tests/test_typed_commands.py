@@ -35,6 +35,7 @@ NOT_RUN = {
     r"experiment=cifar10_deep_shortcut": "a GPU and 18 GB of disk",
     r"images=filled_in": "the photos of ImageNet",
     r"MIGM_CIFAR10=": "the photos of CIFAR-10, and hours",
+    r"migm\.tune ": "20 minutes or more; small in tests/tuning",
     r"votes=": "votes of people; tests/human_eval",
     r"results=\[a\.jsonl,b\.jsonl\]": "names any results; tests/reporting",
     r"sweep=(ablation_(rd|objective|terms|storage|length|networks)|pareto)": "hours; tests/test_sweeps.py",

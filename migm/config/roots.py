@@ -11,6 +11,7 @@ from migm.runtime.kinds import (
     Filled,
     Latency,
     Length,
+    Limits,
     NotNegative,
     Positive,
     Seed,
@@ -139,6 +140,35 @@ class AblationsConfig(Common):
     sweeps: list[str] = field(default_factory=list)
     reference: str = ""
     folder: str = ""
+
+
+Images = Annotated[int, Limits(least=2)]
+Span = Annotated[list[Positive], Length(2, 2)]  # least and most
+
+
+@dataclass
+class TuneConfig(Common):
+    """Keys of a search for the best samplers in shares of vanilla's time; conf/tune.yaml says what each is."""
+
+    budget: Positive = 20.0  # minutes
+    shares: Annotated[list[Annotated[float, Limits(above=0, most=1)]], Length()] = field(default_factory=list)
+    search_metric: Filled = "kd_cifarnet"
+    methods: dict[str, dict[str, Any] | None] = field(
+        default_factory=dict
+    )  # accelerator -> its keys -> lists of values
+    num_steps: Annotated[list[Count], Length()] | None = None
+    first: Annotated[list[Count], Length(2, 2)] = field(default_factory=lambda: [1, 4])
+    warp: Span = field(default_factory=lambda: [1.0, 1.0])
+    sampler: dict[str, Any] = field(default_factory=dict)  # keys of the sampling -> least and most factor
+    rungs: Annotated[list[Images], Length()] = field(default_factory=list)
+    keep: Annotated[int, Limits(least=2)] = 3
+    seed_sets: Annotated[list[Seed], Length()] = field(default_factory=list)
+    predict: Literal["measured", "counted"] = "measured"
+    optimiser: Literal["tpe", "random"] = "tpe"
+    fair: bool = False
+    verify_seed_sets: Annotated[list[Seed], Length()] = field(default_factory=list)
+    verify_images: Images = 1000
+    finalists: Count = 2
 
 
 @dataclass

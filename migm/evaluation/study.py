@@ -46,10 +46,12 @@ class Study:
         results: Results,
         repeats: int = 5,
         protocols: Sequence[str] = (),
+        previews: bool = True,
     ):
         self.samplers, self.evalset, self.metrics, self.results = samplers, evalset, metrics, results
         self.base, self.repeats, self.evalset_hash = samplers[0].base, repeats, evalset.fingerprint()
         self.preview, self.console = results.path.parent / "images", first_console()
+        self.previews = previews
         self.protocols = [LatencyProtocol.named(name) for name in protocols or [f"batch{evalset.batch_size}_amortised"]]
         for metric in metrics:
             metric.refuse_incomplete()  # fail here, and on too few images, before generating
@@ -75,12 +77,13 @@ class Study:
         self.measure_quality()
         self.console.print(f"results in {self.results.path}")
 
-    def measure_times(self) -> None:
-        """Measure time and memory of all points by every protocol."""
+    def measure_times(self, peaks: bool = True) -> None:
+        """Measure time of all points by every protocol, and with `peaks` their memory."""
         run = time.strftime("%Y-%m-%dT%H:%M:%S")
         for protocol in self.protocols:
             self._measure_time(protocol, run)
-            self._measure_peaks(protocol)
+            if peaks:
+                self._measure_peaks(protocol)
 
     def count_costs(self) -> None:
         """Count FFE of all points, and the bytes of their caches."""
@@ -198,7 +201,7 @@ class Study:
             metric.reset()
             for part in reversed(parts):
                 metric.put_before(part.states[i])
-        if seed_set == self.evalset.seed_sets[0]:
+        if self.previews and seed_set == self.evalset.seed_sets[0]:
             preview = torch.cat([images for part in parts for images in part.preview])[:PREVIEW]
             captions = [caption for part in parts for caption in part.captions][:PREVIEW]
             save_grid(preview, self.preview / f"{file_name(label)}.png", 10, captions=captions)

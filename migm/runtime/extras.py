@@ -10,6 +10,7 @@ from migm.runtime.errors import UserError
 EXTRAS = {  # module -> the extra of this package that installs it
     "cleanfid": "metrics",
     "open_clip": "metrics",
+    "optuna": "sweep",
     "torch_fidelity": "metrics",
     "transformers": "metrics",
     "s3fs": "remote",

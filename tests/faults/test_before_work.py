@@ -90,6 +90,7 @@ KEYS = [
     ("analyse", "folder", "migm.analyses.running.build"),
     ("report", "folder", "migm.report.write_report"),
     ("side_by_side", "folder", "migm.side_by_side.run"),
+    ("tune", "paths.output_dir", "migm.tuning.run.build"),
     ("ablations", "folder", "migm.ablations.write_ablations"),
     ("humaneval", "folder", "migm.humaneval.export"),
     ("pretrain", "pretrain.folder", "migm.pretrain.build"),
