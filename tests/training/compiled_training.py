@@ -40,7 +40,7 @@ def objectives(sampling: Sampling) -> dict[str, Mixture]:
         "rollout": FeatureLoss(rollout=Rollout(3, **rules)),
         "guided": Mixture({"error": SquaredError(3.0, 0.1), "kl": GuidedKL(0.1, 0.2), "marginal": Marginal(2.0)}),
         "guided_rollout": Mixture({"kl": GuidedKL(1.0)}, Rollout(3, **rules)),
-        "from_full": Mixture({"error": FeatureError(1.0), "kl": GuidedKL(0.1, 0.2)}),
+        "from_full": Mixture({"error": SquaredError(1.0), "kl": GuidedKL(0.1, 0.2)}),
     }
 
 
