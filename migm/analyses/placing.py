@@ -142,7 +142,7 @@ def facts(sampler: Sampler, placing: Placing) -> dict[str, Any]:
         "sampling": sampler.sampling.identity,
         "predictor": {"identity": identity(predictor), "fingerprint": sampler.accelerator.fingerprint(sampler.base)},
         "num_steps": sampler.num_steps,
-        "memory": memory_of(predictor),
+        "memory": memory_of(predictor, sampler.base),
         "max_gap": placing.gap(sampler.num_steps),
         "inputs": placing.inputs.fingerprint(),
         "seed": placing.seed,

@@ -11,7 +11,7 @@ from migm.accelerators.placement import History, follows, histories
 from migm.accelerators.predictor import LayerState, Predictor, PredictorState
 from migm.accelerators.runs import start
 from migm.analyses.forcing import MOST_LOGITS, Features, log_probabilities, relative_error
-from migm.bases.base import Branch, StepRecord
+from migm.bases.base import Base, Branch, StepRecord
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Positions
 from migm.sampling.sampler import Sampler
@@ -33,9 +33,13 @@ def segments(num_steps: int, memory: int, max_gap: int) -> list[Segment]:
     return [Segment(history, step) for history in known for step in follows(history, num_steps, max_gap)]
 
 
-def memory_of(predictor: Predictor) -> int:
-    """Return the number of last full steps that predictions depend on: the predictor's `history`, by default 1."""
-    return max(1, int(getattr(predictor, "history", 1)))
+def memory_of(predictor: Predictor, base: Base) -> int:
+    """Return the number of last full steps that predictions depend on, at least 1.
+
+    A predictor says it as `history`, or as `history_of(base)` where the base's weights decide.
+    """
+    of_base = getattr(predictor, "history_of", None)
+    return max(1, of_base(base) if of_base else int(getattr(predictor, "history", 1)))
 
 
 def refuse_layers(sampler: Sampler, branches: Sequence[Branch]) -> None:

@@ -82,3 +82,8 @@ def reads_full_steps(network: nn.Module) -> bool:
 def address(network: type[ShortcutNetwork]) -> str:
     """Return the import path of a class, as files and configs name it."""
     return f"{network.__module__}.{network.__qualname__}"
+
+
+def reads_two(network: nn.Module) -> bool:
+    """Return whether a network also reads the full step before the last."""
+    return getattr(network, "reads", "last_step") == "two_full_steps"

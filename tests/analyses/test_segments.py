@@ -16,6 +16,7 @@ from migm.analyses.segments import SEGMENT_ERRORS, Segment, SegmentWalk, memory_
 from migm.runtime.errors import UserError
 from migm.sampling.guidance import Constant
 from migm.sampling.sampler import Sampler
+from migm.shortcuts.history import HistoryShortcut
 
 N = 6
 
@@ -26,6 +27,7 @@ def predictor(make_shortcut):
     known = {
         "reuse": Reuse,
         "shortcut": lambda: Shortcut(module=make_shortcut()),
+        "history": lambda: Shortcut(module=HistoryShortcut(48, num_heads=2)),
         "taylorseer": lambda: Forecast(Taylor(1)),
         "order 2": lambda: Forecast(Taylor(2)),
     }
@@ -50,10 +52,10 @@ def walked(point, walk, images=(0, 1, 2)):
     return records
 
 
-@pytest.mark.parametrize(("name", "memory"), [("reuse", 1), ("shortcut", 1), ("taylorseer", 2), ("order 2", 3)])
+@pytest.mark.parametrize(("name", "memory"), [("reuse", 1), ("shortcut", 1), ("history", 2), ("taylorseer", 2), ("order 2", 3)])
 def test_errors_are_those_of_the_fidelity_analysis_with_these_full_steps(sampler, name, memory):
     point = sampler(name)
-    assert memory_of(point.accelerator.predictor) == memory
+    assert memory_of(point.accelerator.predictor, point.base) == memory
     walk = SegmentWalk(point, memory, N)
     walked(point, walk)
     found = dict(zip(segments(N, memory, N), walk.errors().unbind(1), strict=True))

@@ -19,7 +19,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Positive
 from migm.shortcuts.checkpoint import load_shortcut
 from migm.shortcuts.choosing import KEY, Choice, choose
-from migm.shortcuts.network import Past, reads_full_steps
+from migm.shortcuts.network import Past, reads_full_steps, reads_two
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Shortcut:
         most = getattr(network, "max_gap", 1)
         trained = f", for up to {most} cheap steps in a row" if reads_full_steps(network) else ""
         return self._chosen(base).words + trained
+
+    def history_of(self, base: Base) -> int:
+        """Return the number of last full steps that the network for this base reads."""
+        return 1 + reads_two(self._network(base)[0])
 
     def start(self, base: Base, branch: Branch) -> "_Advance | _FromFull":
         network = self._network(base)[0]
@@ -145,7 +149,7 @@ class _FromFull:
 
     def __init__(self, module: nn.Module, base: Base, branch: Branch):
         self.module, self.base, self.branch = module, base, branch
-        self.both = getattr(module, "reads", "") == "two_full_steps"
+        self.both = reads_two(module)
         self.steps: deque[int] = deque(maxlen=1 + self.both)
         self.features: deque[Tensor] = deque(maxlen=1 + self.both)
         self.positions: list[Tensor] = []
