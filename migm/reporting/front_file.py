@@ -9,7 +9,7 @@ from migm.reporting.tables import Table
 
 
 @dataclass(frozen=True)
-class Placed:
+class ShownPoint:
     """A point of a front at the time that it would take here, in milliseconds an image."""
 
     point: FrontPoint
@@ -22,7 +22,7 @@ class FrontFile:
     """A front's points beside those of a summary; `scale` says which time its speed-ups are taken from."""
 
     front: Front
-    points: list[Placed]
+    points: list[ShownPoint]
     scale: str
 
     @property
@@ -77,7 +77,7 @@ def beside(front: Front | None, summary: Summary) -> FrontFile | None:
         return None
     scale = f"{device}, shares of {here.label} here" if here else device
     best = candidates(front)
-    return FrontFile(front, [Placed(p, whole / p.speed, p in best) for p in front.points], scale)
+    return FrontFile(front, [ShownPoint(p, whole / p.speed, p in best) for p in front.points], scale)
 
 
 def _is(row: Row, num_steps: int) -> bool:

@@ -13,7 +13,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.files import content_hash
 from migm.runtime.kinds import Length
 from migm.sampling.sampler import Sampler
-from migm.tuning.placing import Placement, placements
+from migm.tuning.full_steps import FullSteps, placements
 
 LONGEST = 60  # characters of a value in a label
 STEPS = (0.5, 0.75, 1.0, 1.5)  # N to try, as factors of the sampling's
@@ -56,7 +56,7 @@ class Method:
     def is_vanilla(self) -> bool:
         return isinstance(self.policy, Always)
 
-    def placed(self, n: int, limit: float, chosen: Mapping[str, Any], first: int, warp: float) -> Placement | None:
+    def placed(self, n: int, limit: float, chosen: Mapping[str, Any], first: int, warp: float) -> FullSteps | None:
         """Return the most full steps of N that take at most `limit` full steps with the cheap ones, if any do."""
         own = {key.removeprefix("policy."): value for key, value in chosen.items() if key.startswith("policy.")}
         policy = replace(self.policy, **own)  # type: ignore[type-var]

@@ -52,7 +52,9 @@ def walked(point, walk, images=(0, 1, 2)):
     return records
 
 
-@pytest.mark.parametrize(("name", "memory"), [("reuse", 1), ("shortcut", 1), ("history", 2), ("taylorseer", 2), ("order 2", 3)])
+@pytest.mark.parametrize(
+    ("name", "memory"), [("reuse", 1), ("shortcut", 1), ("history", 2), ("taylorseer", 2), ("order 2", 3)]
+)
 def test_errors_are_those_of_the_fidelity_analysis_with_these_full_steps(sampler, name, memory):
     point = sampler(name)
     assert memory_of(point.accelerator.predictor, point.base) == memory

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from migm.accelerators.refresh import Always, Groups, Interval, Table, Uniform, WarmupInterval
-from migm.tuning.placing import placements, table
+from migm.tuning.full_steps import placements, table
 
 POLICIES = [Uniform(4), Interval(4, 3), WarmupInterval(0.3, 5), Table([0]), Groups(4, 2)]
 

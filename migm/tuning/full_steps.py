@@ -8,7 +8,7 @@ from migm.accelerators.refresh import Policy
 
 
 @dataclass(frozen=True)
-class Placement:
+class FullSteps:
     """B full steps: `num_full_steps` for the point, None where the policy sets it, and changes of `policy.` keys."""
 
     full_steps: int
@@ -23,7 +23,7 @@ MOVED: dict[str, Callable[[int], range]] = {
 }
 
 
-def placements(policy: Policy, num_steps: int, first: int = 1, warp: float = 1.0) -> Iterator[Placement]:
+def placements(policy: Policy, num_steps: int, first: int = 1, warp: float = 1.0) -> Iterator[FullSteps]:
     """Yield placements of 1 to N - 1 full steps, ascending; one of its own for a policy without a key to move.
 
     `first` and `warp` are those of `table`, for a policy with a list of `steps`.
@@ -31,19 +31,19 @@ def placements(policy: Policy, num_steps: int, first: int = 1, warp: float = 1.0
     keys, n = {each.name for each in fields(policy)}, num_steps  # type: ignore[arg-type]
     if "steps" in keys:
         for b in range(first, n):
-            yield Placement(b, None, {"policy.steps": table(n, b, first, warp)})
+            yield FullSteps(b, None, {"policy.steps": table(n, b, first, warp)})
     elif "num_full_steps" in keys:
         for b in range(max(1, getattr(policy, "u", 0) + 1), n):
-            yield Placement(b, b)
+            yield FullSteps(b, b)
     elif moved := next((key for key in MOVED if key in keys), None):
         before = 0
         for value in MOVED[moved](n):
             b = sum(replace(policy, **{moved: value}).plan(n))  # type: ignore[type-var]
             if before < b < n:
-                yield Placement(b, None, {f"policy.{moved}": value})
+                yield FullSteps(b, None, {f"policy.{moved}": value})
                 before = b
     else:
-        yield Placement(sum(policy.plan(n)))
+        yield FullSteps(sum(policy.plan(n)))
 
 
 def table(num_steps: int, full_steps: int, first: int, warp: float) -> list[int]:
