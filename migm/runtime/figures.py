@@ -31,8 +31,15 @@ def write_figure(figure: Figure, path: Path, dpi: int = 130) -> None:
     plt.close(figure)
 
 
+class PlainLog(LogFormatter):
+    """Labels of a logarithmic axis as plain numbers: 0.4 in place of 4e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def plain_ticks(*axes: Any) -> None:
     """Write plain numbers on logarithmic axes, where matplotlib would write formulas."""
     for axis in axes:
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter())
+        axis.set_major_formatter(PlainLog())
+        axis.set_minor_formatter(PlainLog())
