@@ -117,7 +117,7 @@ def progress(console: Plain, unit: str, part: str = "") -> Progress:
     """
     described = TextColumn("{task.description}", markup=False)
     columns: list[ProgressColumn] = [MofNCompleteColumn(), Unit(unit), Rate()]
-    if running and part in running[-1].work:
+    if running and part in running[-1].work and not console.quiet:  # what nobody sees is no part of the whole
         columns.append(Whole(running[-1], part))
     else:
         columns += [TextColumn("left"), TimeRemainingColumn()]

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 import migm.runtime.progress as progress_module
+from migm.runtime.console import Plain
 from migm.runtime.progress import LineProgress, Parts, job, progress
 
 
@@ -70,3 +71,19 @@ def test_only_the_parts_of_a_job_show_what_is_left_of_it(monkeypatch):
         bar.advance(bar.add_task("train", total=2))
     lines = file.getvalue().splitlines()
     assert [line.split()[0] for line in lines if "in all" in line] == ["collect"] * sum("collect" in x for x in lines)
+
+
+def test_a_part_that_nobody_sees_does_not_disturb_the_time_that_is_left(monkeypatch):
+    """`tune` evaluates quietly inside of its search: the search's clock must not begin anew each time."""
+    now, seen = [0.0], []
+    monkeypatch.setattr(LineProgress, "line_every", 0.0)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with job({"search": 4.0, "evaluate": 4.0}) as _, progress(Console(file=io.StringIO()), "runs", "search") as bar:
+        task = bar.add_task("search", total=4)
+        for _ in range(2):
+            now[0] += 10
+            with progress(Plain(quiet=True), "images", part="evaluate") as inner:
+                inner.advance(inner.add_task("evaluate", total=1))
+            bar.advance(task)
+            seen.append(progress_module.running[-1].left("search", bar.tasks[0].completed / 4))
+    assert seen == [pytest.approx((30, 70)), pytest.approx((20, 60))]
