@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import NamedTuple
 
 import pytest
@@ -110,14 +111,15 @@ def expected_bytes(method, plan, s):
     if method == "vanilla":
         return 0
     if method.startswith("ml_cache"):
-        return (2 * s.depth + 1) * boundary + 8 * total + 16 * s.branches  # and how many rows there are to choose
+        return (2 * s.depth + 1) * boundary + 8 * total
     if method == "recap":
         largest = max(group(plan, s.counts, i) for i in range(N))
-        return (2 * s.depth + 1) * boundary + 8 * (halves + 1) * largest  # rows of every sequence, positions ranked
+        ranked = (halves + 1) * largest  # rows of every sequence, positions
+        return (2 * s.depth + 1) * boundary + 8 * (ranked + halves * s.span)
     if method == "dllm_cache":
         return 4 * s.depth * boundary + 8 * s.depth * total + 8 * halves * s.span + 8 * total
     orders = {"taylorseer": 1, "taylorseer_module": 1, "hicache": 2, "newton": 2, "l2p": 2, "foca": 1}
-    order = orders.get(method.removesuffix("_uniform"), 0)
+    order = orders.get(re.sub("_(uniform|placed|table)$", "", method), 0)
     kept = min(order + 1, sum(plan))
     if method == "taylorseer_module":
         return 2 * s.depth * kept * boundary

@@ -16,6 +16,7 @@ FOUR_TENTHS = {"predictor.cache_ratio": 0.6}
 EVERY_ROW = {"predictor.cache_ratio": 0.0}
 EVERY_CHANGE = {"predictor.transfer_ratio": 0.3}
 ALL_IN_PARTS = {"policy.interval": 100, "predictor.prompt_interval": 1, "predictor.transfer_ratio": 1.0}
+LISTED = {"policy.steps": [0, 1, 4]}
 UNEVEN = {"policy.interval": 3, "policy.first_enhance": 1}
 
 
@@ -59,6 +60,7 @@ FAULTS = [
     Fault("taylorseer", "generations share their past", faults.shared_by_generations, STATE, UNEVEN),
     Fault("taylorseer_uniform", "cheap steps are a step too far", faults.a_step_too_far, REPLAY),
     Fault("taylorseer_placed", "cheap steps are a step too far", faults.a_step_too_far, REPLAY),
+    Fault("taylorseer_table", "cheap steps are a step too far", faults.a_step_too_far, REPLAY, LISTED),
     Fault("taylorseer_module", "attention stands for the feed-forward", faults.attention_for_feed_forward, REPLAY),
     Fault("taylorseer_module", "its full steps have another input", faults.another_input, FULL),
     Fault("newton", "differences are TaylorSeer's", faults.taylors_differences, REPLAY),
@@ -80,6 +82,7 @@ FAULTS = [
     Fault("no_cross_attention", "the mask ratio is the last step's", faults.late_mask_ratio, REPLAY),
     Fault("shortcut_interval", "every cheap step starts from the full one", faults.not_chained, REPLAY),
     Fault("shortcut_placed", "every cheap step starts from the full one", faults.not_chained, REPLAY),
+    Fault("shortcut_table", "every cheap step starts from the full one", faults.not_chained, REPLAY, LISTED),
     Fault("shortcut_adaptive", "the sum is not reset", faults.sum_not_reset, REPLAY),
 ]
 
