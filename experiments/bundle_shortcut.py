@@ -22,7 +22,7 @@ FILE = "shortcut.safetensors"
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Return last validation errors, and metric -> point -> value by the first seed set, of what was measured."""
+    """Return last validation errors, and metric -> point -> value by the first seed set."""
     (log,) = sorted(folder.glob("train/version_*/metrics.csv"))[-1:]
     last = [row for row in csv.DictReader(log.open()) if row["val/feature_mse"]][-1]
     found: dict[str, Any] = {key: float(last[key]) for key in ("val/feature_mse", "val/reuse_mse")}

@@ -27,7 +27,7 @@ from migm.runtime.jsonl import read_lines
 
 HERE = Path(__file__).parent
 COMMAND = "python experiments/fronts.py"
-LEARNED = ("shortcut", "l2p", "teacache", "no_cross_attention")  # begin the names of what needs training or calibration
+LEARNED = ("shortcut", "l2p", "teacache", "no_cross_attention")  # names that begin so need training or calibration
 DEEP = {  # of the study's accelerators, what points_h200.jsonl calls them and whether their full steps lie at intervals
     "vanilla": ("vanilla", False),
     "reuse": ("reuse", False),

@@ -38,7 +38,7 @@ LABELS, PROMPTS = torch.tensor([3, 7, 1]), ["a red bird", "a cat", "a ship"]
 
 
 class Kind(NamedTuple):
-    """How to make a base of a dtype and a device, how it samples, and how wide its shortcut is."""
+    """A base for a dtype and a device, its sampling, and the width of its shortcut."""
 
     base: Callable[[Any, str], Base]
     sampling: Callable[[Any], Sampling]  # by the dtype of drawing

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a shortcut errs after 200 steps, and what reuse errs, on the newer bases at tiny size with random weights: a few minutes.
+# Errors of a shortcut after 200 steps and of reuse on the newer bases at tiny size with random weights: a few minutes.
 # From the repository's root: bash experiments/013-bases/run.sh > experiments/013-bases/table.md. OUT is where runs are kept.
 set -uo pipefail
 source "${BASH_SOURCE[0]%/*}/tiny.sh"

@@ -97,15 +97,21 @@ class Placed:
 @functools.lru_cache(maxsize=16)
 def read_placement(path: Path, _version: object) -> dict[str, Any]:
     """Read a file of `write_placement`; UserError for any other, and for one that was changed."""
-    try:
-        content = parsed(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):  # not JSON, not text
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = content_of(path)
+    if content is None:
         raise UserError(f"{path} is not a file of migm.place")
     if content.pop("hash", None) != _seal(content) or set(FACTS) - set(content):
         raise UserError(f"{path} is damaged: its content is not what was written; make it again or restore it")
     return content
+
+
+def content_of(path: Path) -> dict[str, Any] | None:
+    """Return the content of a file of `write_placement`, damaged or not; None for any other file."""
+    try:
+        content = parsed(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):  # not JSON, not text
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 
 
 def write_placement(path: Path, content: Mapping[str, Any]) -> None:

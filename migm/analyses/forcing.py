@@ -15,6 +15,7 @@ from migm.bases.base import Branch, StepRecord, image_rows
 from migm.config.earlier import sampling_identity
 from migm.runtime.errors import UserError
 from migm.runtime.shapes import Positions, Tokens
+from migm.sampling import agreement
 from migm.sampling.agreement import MOST_LOGITS, Sums, divergence, means
 from migm.sampling.loop import guided_logits
 from migm.sampling.sampler import Sampler
@@ -131,7 +132,7 @@ def log_probabilities(
     """Return the logarithms of the distributions that guided logits give at a record's step, in at least float32."""
     guidance, n = sampler.sampling.guidance, record.num_steps
     logits = guided_logits(sampler.base, record.branches, features, positions, guidance, record.index, n)
-    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
+    return agreement.log_probabilities(logits)
 
 
 def relative_error(

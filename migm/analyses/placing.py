@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from migm.accelerators.accelerator import Accelerator
-from migm.accelerators.placed import FORMAT, write_placement
+from migm.accelerators.placed import FORMAT, content_of, write_placement
 from migm.accelerators.placement import Total
 from migm.accelerators.refresh import Always
 from migm.analyses.placing_page import TITLES, draw, shown
@@ -21,7 +21,6 @@ from migm.runtime.console import Plain
 from migm.runtime.device import DTypeName
 from migm.runtime.errors import UserError
 from migm.runtime.identity import identity
-from migm.runtime.jsonl import parsed
 from migm.runtime.kinds import Count, Seed, Whole
 from migm.runtime.progress import progress
 from migm.runtime.provenance import environment
@@ -32,7 +31,7 @@ ErrorName = Literal["kl_revealed", "kl_masked", "error"]
 
 @dataclass(frozen=True)
 class Placing:
-    """What to measure, and which plans to make of it.
+    """The images to measure, and the plans to make of their errors.
 
     The images are numbered from `first_image` on in the run of `seed`. Of every B in `num_full_steps`, by default of
     all, and every number in `first` the file gets the plan with the least `total` of the `error`
@@ -157,11 +156,5 @@ def fingerprints(config: PlaceConfig, sampler: Sampler, placing: Placing) -> lis
 
 def refuse_other_file(path: Path) -> None:
     """Raise a UserError if a file is there that `migm.place` did not write."""
-    if not path.exists():
-        return
-    try:
-        content = parsed(path.read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, not text
-        content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if path.exists() and content_of(path) is None:
         raise UserError(f"place.output={path} is there, and no {FORMAT} file; choose another, or delete it")

@@ -23,7 +23,7 @@ PROFILED = ("full", "cheap", "tail")  # steps
 
 @dataclass
 class Bench:
-    """What one command measures. Every method measures one kind of rows for a batch, of all variants in turns.
+    """The measurements of one command. Every method measures one kind of rows for a batch, of all variants in turns.
 
     Rows that the ledger knows are not measured again; what would begin after the budget is left out and named.
     """

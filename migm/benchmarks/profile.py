@@ -42,7 +42,7 @@ def profiled(job: Job, device: torch.device) -> Row:
 
 
 def operator(event: Any, on_cuda: bool) -> Row | None:
-    """Return name, milliseconds and calls of what ran on the device itself; None for what did not."""
+    """Return name, milliseconds and calls of an operator that ran on the device itself; None for others."""
     on_host = str(event.device_type).endswith("CPU")
     us = event.self_device_time_total if on_cuda else event.self_cpu_time_total
     if on_cuda == on_host or us <= 0:

@@ -17,7 +17,7 @@ from migm.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class Variant:
-    """What one variant measures: vanilla sampling, the samplers of `points`, and the shortcut of their cheap steps."""
+    """The parts of one variant: vanilla sampling, the samplers of `points`, and the shortcut of their cheap steps."""
 
     name: str
     vanilla: Sampler

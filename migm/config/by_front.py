@@ -46,7 +46,7 @@ class Decision:
 
     @property
     def record(self) -> str:
-        """What was chosen and why, without a path: the front is named by a hash of its content."""
+        """Say what was chosen and why, without a path: the front is named by a hash of its content."""
         of = f"front {content_hash(dumped_front(self.front))} of {self.front.name}"
         return f"{self.asked}: {told(self.front, self.point)}{self._device}{self._paper}; {of}{self.also}"
 

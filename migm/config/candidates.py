@@ -15,7 +15,7 @@ from migm.runtime.errors import UserError
 
 
 class CandidateParts:
-    """CandidateParts of samplers and metrics of one config, as overrides of the command line would choose them."""
+    """Build samplers and metrics of one config as overrides of the command line would choose them."""
 
     def __init__(self, cfg: DictConfig, config: TuneConfig):
         self.config, self.runtime = config, build(config.runtime)

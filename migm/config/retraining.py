@@ -27,7 +27,7 @@ OF_TRAINING = {
 }
 
 
-# The same of the keys that decide where full steps are placed; the predictor is part of the accelerator.
+# Keys that decide where full steps are placed; the predictor is part of the accelerator.
 OF_PLACING = {"experiment", "name", "device", "base", "sampling", "data", "evalset", "paths"}
 
 

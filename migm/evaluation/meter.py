@@ -115,7 +115,7 @@ def read_meter(sampler: Sampler, source: InputSource, images: int) -> Reading:
     """Generate the first `images` of `source` together and count."""
     rows, numbers, reading = Counter[str](), torch.arange(images), Reading(images)
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    # What a step computes depends on values only where results decide what is revealed, or which steps are full.
+    # The work of a step depends on values only where results decide what is revealed, or which steps are full.
     planned = sampler.plan() is not None and sampler.sampling.select.rule == "count"
     metered: Any = _Metered(sampler.base, rows, counter, planned)
     with counter:

@@ -1,4 +1,4 @@
-"""What surrounds a training: how much work its command has in all, its points in W&B, and the report."""
+"""Surround a training: how much work its command has in all, its points in W&B, and the report."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

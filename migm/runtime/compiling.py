@@ -20,7 +20,7 @@ MOST_VERSIONS = 256  # of one compiled function: kinds of bases, precisions and 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a sampler and a training run.
+    """Choices of how a sampler and a training run.
 
     `compile` fuses the operators of blocks, shortcut, drawing and selection, and of a training's shortcut and loss
     (torch.compile, shapes that vary).
@@ -61,7 +61,7 @@ PLAIN = Runtime(False, False)
 
 
 class Fast(Protocol):
-    """What turns a function into the one to call."""
+    """A function that turns another into the one to call."""
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
 

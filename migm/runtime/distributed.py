@@ -15,7 +15,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.launch import launched, local_rank
 
 Value = TypeVar("Value")
-# How many minutes a process waits for the others: rank 0 alone measures times, which may take hours.
+# Minutes that a process waits for the others: rank 0 alone measures times, which may take hours.
 PATIENCE = "MIGM_PATIENCE"
 
 

@@ -18,6 +18,11 @@ class Sums(NamedTuple):
     marginals: Float[Tensor, "2 b v"]
 
 
+def log_probabilities(logits: Float[Tensor, "b k v"]) -> Float[Tensor, "b k v"]:
+    """Return the logarithms of the distributions that logits give, in at least float32."""
+    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
+
+
 def divergence(
     true: Float[Tensor, "b k v"], predicted: Float[Tensor, "b k v"], counted: Bool[Tensor, "b k"] | None = None
 ) -> Sums:

@@ -103,7 +103,7 @@ class KeyedNoise:
 
 
 class DrawnAhead:
-    """The same noise, but where each position needs one value, that of all steps and positions is drawn at once.
+    """Noise equal to another; where each position needs one value, that of all steps and positions is drawn at once.
 
     A few large operators take the place of many small ones in every step.
     """

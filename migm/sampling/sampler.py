@@ -120,7 +120,7 @@ class Sampler:
 
     @property
     def fast(self) -> Fast:
-        """What turns a function of a step into the one to call: compiled, or as it is."""
+        """Turn a function of a step into the one to call: compiled, or as it is."""
         return self.runtime.fast(self.base.device, block_parameters(self.base.spec))
 
     @property

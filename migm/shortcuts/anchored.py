@@ -51,6 +51,10 @@ class AnchoredShortcut(ShortcutNetwork):
         self.inner = channels // bottleneck_ratio
         self.body.proj_out = zero(nn.Linear(self.inner, channels))
         self.anchor_embedder = TimeEmbedder(self.inner)
+        self.add_parts()
+
+    def add_parts(self) -> None:
+        """Make the layers that a network of this kind has beyond these; by default none."""
 
     @property
     def blocks(self) -> nn.Module:

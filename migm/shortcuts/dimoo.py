@@ -12,7 +12,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, NotNegative, Positive
 from migm.runtime.shapes import Ratio
 from migm.shortcuts.network import ShortcutNetwork
-from migm.shortcuts.parts import TimeEmbedder, inner_width, published_sizes
+from migm.shortcuts.parts import TimeEmbedder, inner_width, modulated, published_sizes
 
 New = tuple[Float[Tensor, "b k c"], Context]  # new tokens, with the rotations of their rows and their mask
 
@@ -115,10 +115,7 @@ class DiMOOShortcut(ShortcutNetwork):
         for block in self.blocks:
             x = block(x, ctx, source)
         x = self.ln_f(x)
-        if time is not None:
-            scale, shift = self.adaLN_modulation(time)[:, None].chunk(2, -1)
-            x = x * (1 + scale) + shift
-        return x
+        return x if time is None else modulated(x, self.adaLN_modulation(time))
 
     def _source(self, new: Control, ctx: Context) -> New:
         """Return the new tokens that the first attention reads, with the context of their rows."""

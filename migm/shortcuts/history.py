@@ -1,14 +1,12 @@
 """Define the network with history: it also reads the difference of the last two full steps."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from migm.runtime.kinds import Count
 from migm.runtime.shapes import Features, Ratio
-from migm.shortcuts.anchored import AnchoredShortcut, Body
+from migm.shortcuts.anchored import AnchoredShortcut
 from migm.shortcuts.network import Past, Reads
 from migm.shortcuts.parts import TimeEmbedder
 
@@ -23,18 +21,8 @@ class HistoryShortcut(AnchoredShortcut):
 
     reads: ClassVar[Reads] = "two_full_steps"
 
-    def __init__(
-        self,
-        channels: Count,
-        bottleneck_ratio: Count = 2,
-        depth: Count = 1,
-        num_heads: Count = 16,
-        max_gap: Count = 3,
-        body: Body = "maskgit",
-        options: Mapping[str, Any] | None = None,
-    ):
-        super().__init__(channels, bottleneck_ratio, depth, num_heads, max_gap, body, options)
-        self.proj_earlier = nn.Linear(channels, self.inner)
+    def add_parts(self) -> None:
+        self.proj_earlier = nn.Linear(self.config["channels"], self.inner)
         self.span_embedder = TimeEmbedder(self.inner)
 
     def times(self, mask_ratio: Ratio, past: Past) -> Float[Tensor, "b ci"]:

@@ -13,7 +13,7 @@ from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Dropout, Whole
 from migm.runtime.shapes import Ratio
 from migm.shortcuts.network import ShortcutNetwork
-from migm.shortcuts.parts import TimeEmbedder, inner_width, published_sizes
+from migm.shortcuts.parts import TimeEmbedder, inner_width, modulated, published_sizes
 
 
 class MaskGITBlock(nn.Module):
@@ -116,10 +116,7 @@ class MaskGITShortcut(ShortcutNetwork):
         for block in self.blocks:
             x = block(x, source, mask)
         x = self.last_layer(x)
-        if time is not None:
-            scale, shift = self.adaLN_modulation(time)[:, None].chunk(2, -1)
-            x = x * (1 + scale) + shift
-        return x
+        return x if time is None else modulated(x, self.adaLN_modulation(time))
 
     def _positions(self, rows: int) -> Float[Tensor, "{rows} c"]:
         """Return the position embedding of all `rows`; it is zero beyond the first `num_positions`."""

@@ -31,6 +31,12 @@ class TimeEmbedder(nn.Module):
         return self.mlp(self.sinusoid(mask_ratio).to(next(self.parameters()).dtype))
 
 
+def modulated(x: Float[Tensor, "b t c"], by: Float[Tensor, "b c2"]) -> Float[Tensor, "b t c"]:
+    """Scale and shift all rows by an embedding of the time, of twice their channels (adaLN)."""
+    scale, shift = by[:, None].chunk(2, -1)
+    return x * (1 + scale) + shift
+
+
 def inner_width(channels: int, bottleneck_ratio: int, num_heads: int) -> int:
     """Return channels / R; UserError if R does not divide the channels, or `num_heads` the result."""
     if channels % bottleneck_ratio:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from migm.bases.base import Base, image_rows
 from migm.runtime.compiling import Fast, as_it_is
 from migm.runtime.shapes import Features, Positions
-from migm.sampling.agreement import MOST_LOGITS, Sums, divergence, means
+from migm.sampling.agreement import MOST_LOGITS, Sums, divergence, log_probabilities, means
 from migm.sampling.guidance import Guidance, On, Scale, scale_at
 from migm.sampling.loop import logits_of
 from migm.training.rollout import Situation, predict
@@ -60,15 +60,13 @@ class Sites(NamedTuple):
 
 def distributions(base: Base, sites: Sites) -> Distributions:
     """Return the distributions of true and predicted features in at least float32, the true ones without gradients."""
+
+    def made(halves: Sequence[Float[Tensor, "b k c"]]) -> Float[Tensor, "b k v"]:
+        return log_probabilities(logits_of(base, halves, sites.positions, sites.on, sites.scale))
+
     with torch.no_grad():
-        true = log_probabilities(base, sites.true, sites)
-    predicted = log_probabilities(base, sites.predicted, sites)
-    return Distributions(true, predicted, sites.masked, sites.wait)
-
-
-def log_probabilities(base: Base, halves: Sequence[Float[Tensor, "b k c"]], sites: Sites) -> Float[Tensor, "b k v"]:
-    logits = logits_of(base, halves, sites.positions, sites.on, sites.scale)
-    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
+        true = made(sites.true)
+    return Distributions(true, made(sites.predicted), sites.masked, sites.wait)
 
 
 def sums_at(terms: Sequence[GuidedTerm], base: Base, sites: Sites) -> Totals:

@@ -1,6 +1,6 @@
 """Full steps that a policy may have, from the fewest to the most: a search takes the most for which there is time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,11 +16,7 @@ class FullSteps:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The key of a policy that moves its number of full steps -> values to try for N.
-MOVED: dict[str, Callable[[int], range]] = {
-    "interval": lambda n: range(n, 1, -1),
-    "refresh_interval": lambda n: range(n, 1, -1),
-}
+INTERVALS = ("interval", "refresh_interval")  # keys of policies that move their number of full steps
 
 
 def placements(policy: Policy, num_steps: int, first: int = 1, warp: float = 1.0) -> Iterator[FullSteps]:
@@ -35,9 +31,9 @@ def placements(policy: Policy, num_steps: int, first: int = 1, warp: float = 1.0
     elif "num_full_steps" in keys:
         for b in range(max(1, getattr(policy, "u", 0) + 1), n):
             yield FullSteps(b, b)
-    elif moved := next((key for key in MOVED if key in keys), None):
+    elif moved := next((key for key in INTERVALS if key in keys), None):
         before = 0
-        for value in MOVED[moved](n):
+        for value in range(n, 1, -1):
             b = sum(replace(policy, **{moved: value}).plan(n))  # type: ignore[type-var]
             if before < b < n:
                 yield FullSteps(b, None, {f"policy.{moved}": value})

@@ -15,7 +15,7 @@ LEAST = 2  # candidates of a lane below which a rung is left out
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds: of an image by vanilla sampling, of what every image costs beside its steps, and of every candidate."""
+    """Seconds of an image by vanilla sampling, of an image beside its steps, and of every candidate."""
 
     vanilla: float
     extra: float
@@ -28,7 +28,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a search is to do if time allows: lanes by their share of vanilla's time, rungs, and verification."""
+    """The work of a search if time allows: lanes by their share of vanilla's time, rungs, and verification."""
 
     shares: list[float]  # of each lane
     rungs: list[int]  # images
@@ -56,7 +56,8 @@ class Rungs:
 def planned(wanted: Demand, rates: Rates, seconds: float, spent: float = 0.0) -> Rungs:
     """Return the largest plan that fits into `seconds`, of which `spent` are gone.
 
-    Verification gets at most VERIFIED of what is left; then the first rung gets as many candidates as the rest allows.
+    Verification gets at most VERIFIED of the time that is left; then the first rung gets as many candidates as the rest
+    allows.
     Raises UserError with the minutes that the smallest plan needs.
     """
     left = (seconds - spent) * (1 - RESERVE)

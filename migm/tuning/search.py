@@ -73,7 +73,7 @@ class Search:
         self.journal, self.config, self.sign, self.console = journal, config, sign, console
         self.tried: list[Tried] = []
         self.suggested: list[tuple[Tried, Any]] = []  # with Optuna's trial
-        self.work = self.taken = 0.0  # predicted seconds of what this start measured, and what it took with suggestions
+        self.work = self.taken = 0.0  # predicted seconds of this start's measurements, and those they took
         self.mark = journal.clock.spent  # end of the last measurement
 
     def run(self, finalists: int) -> dict[Goal, list[Tried]]:

@@ -1,4 +1,4 @@
-"""What a search may choose: methods that run here, their full steps, the sampler's values; and samplers of choices."""
+"""Choices of a search: methods that run here, their full steps, the sampler's values; and samplers of choices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

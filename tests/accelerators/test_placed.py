@@ -26,7 +26,7 @@ PLANS = [
 
 @pytest.fixture
 def about(tiny_base, make_sampling) -> dict[str, Any]:
-    """What the file says about the tiny base and reuse."""
+    """The facts in a file about the tiny base and reuse."""
     known = {"identity": identity(Reuse()), "fingerprint": ""}
     sampling = make_sampling().identity
     return {"base": ["other", tiny_base.fingerprint()], "sampling": sampling, "predictor": known, "plans": PLANS}

@@ -1,12 +1,14 @@
 """Committed results of the studies keep counting, and results of an earlier version are read."""
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from tiny_parts import ROOT, composed
 
 from migm.config.building import load
+from migm.config.fronts import read_front
 from migm.config.points import former_identities, points
 from migm.config.roots import EvaluateConfig
 from migm.evaluation.results import Results, read
@@ -71,3 +73,33 @@ def test_records_with_hashes_are_translated_once_and_the_old_file_is_kept(study,
     assert Results(path).translate({"0123456789ab": "Later()"}) == (1, 0)  # a later start that has its point
     assert read(path)[-1]["settings"] == "Later()"
     assert path.with_name("results.jsonl.former").read_bytes() == before
+
+
+def script(path: str):
+    """A script of the experiments, as a module."""
+    made = spec_from_file_location(Path(path).stem, ROOT / "experiments" / path)
+    module = module_from_spec(made)
+    made.loader.exec_module(module)
+    return module
+
+
+def test_the_hypervolumes_are_those_that_were_committed(tmp_path, monkeypatch):
+    here = ROOT / "experiments" / "012-front"
+    volumes = script("012-front/volumes.py")
+    monkeypatch.setattr(volumes, "draw", lambda front, box, path: None)
+    monkeypatch.setattr(volumes, "write_atomic", lambda path, text: (tmp_path / path.name).write_text(text))
+    volumes.main()
+    assert (tmp_path / "table.md").read_text() == (here / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_shipped_fronts_follow_from_the_records(tmp_path):
+    for folder in ("cifar10_deep", "dimoo_tiny", "fronts"):
+        (tmp_path / folder).mkdir()
+    script("fronts.py").main(tmp_path)
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.json"))
+    assert len(written) == 5
+    for path in written:
+        shipped = read_front(ROOT / "migm" / "assets" / path)
+        made = read_front(tmp_path / path)
+        assert (made.points, made.vanilla, made.base) == (shipped.points, shipped.vanilla, shipped.base), path
