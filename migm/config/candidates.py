@@ -54,7 +54,7 @@ class CandidateParts:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics, not built: that of the search, then those of the config.
 
-        Raises UserError if the search's depends on the number of images.
+        Raises UserError if the search's depends on the number of images and rungs have different ones.
         """
         name, nodes = self.config.search_metric, dict(self.config.metric)
         if name not in nodes:
@@ -64,10 +64,11 @@ class CandidateParts:
             if name not in found:
                 raise UserError(f"search_metric={name} holds {', '.join(found) or 'no metric'}; choose a file with one")
             nodes[name] = found[name]
-        if not getattr(class_of(nodes[name]), "unbiased", False):
+        if len(self.config.rungs) > 1 and not getattr(class_of(nodes[name]), "unbiased", False):
             raise UserError(
                 f"search_metric={name}: its value depends on the number of images, so that the few of a first rung "
-                "mislead; choose kd_cifarnet, or a mean over images such as class_agreement, clip_score, image_reward"
+                "mislead; choose kd_cifarnet, or a mean over images such as class_agreement, clip_score, image_reward, "
+                "or a single rung such as 'rungs=[500]' with one of seed_sets"
             )
         return [nodes.pop(name), *nodes.values()]
 

@@ -214,6 +214,8 @@ LATER = [
     ({"num_steps": [4, 17]}, "num_steps=[4, 17]: N is at most 16"),
     ({"sampler__select__temperature": [2, 1]}, "sampler.select.temperature=[2, 1] must be the least and the most"),
     ({"methods": {"l2p": {}}}, "methods: none can run here; l2p is left out: "),
+    # a single rung takes a metric that depends on the number of images, so that what is wrong later is said
+    ({"search_metric": "fd_cifarnet", "rungs": [4], "seed_sets": [11], "methods": {"l2p": {}}}, "none can run here"),
 ]
 
 
