@@ -2,8 +2,8 @@
 
     python experiments/012-front/ablation.py [outputs/<experiment>]
 
-A folder is what ablation.sh filled; its records are gathered into ablation_<experiment>.jsonl here. Without one the table
-follows from the records that are here.
+A folder is what run_ablation.sh filled; its records are gathered into ablation_<experiment>.jsonl here. Without one the
+table follows from the records that are here.
 """
 
 import statistics
@@ -18,6 +18,10 @@ from migm.runtime.jsonl import dumped, read_lines
 
 HERE = Path(__file__).parent
 Record = dict[str, Any]
+POINT = ("accelerator", "num_steps", "num_full_steps")
+FIDELITY = (*POINT, "since_full", "images", "first_step", "kl", "kl_se", "error")
+FIDELITY += ("entropy", "equal_top", "marginal_entropy")
+IMAGES = (*POINT, "metric", "n", "seed_set", "value", "device", "torch")
 VALUES = ("fd_cifarnet", "kd_cifarnet", "class_agreement")
 
 
@@ -26,17 +30,12 @@ def gathered(folder: Path) -> list[Record]:
     records = []
     for file in sorted(folder.rglob("fidelity.jsonl")):
         training = file.parent.parent.relative_to(folder).as_posix()
-        kept = ("accelerator", "num_steps", "num_full_steps", "since_full", "images", "first_step", "kl", "kl_se", "error")
-        kept += ("entropy", "equal_top", "marginal_entropy")
-        records += [
-            {"training": training, **{k: row[k] for k in kept}} for row in read_lines(file) if row.get("since_full", 0) > 0
-        ]
+        rows = [row for row in read_lines(file) if row.get("since_full", 0) > 0]
+        records += [{"training": training, **{key: row[key] for key in FIDELITY}} for row in rows]
     for file in sorted(folder.rglob("results.jsonl")):
         training = file.parent.relative_to(folder).as_posix()
-        kept = ("accelerator", "num_steps", "num_full_steps", "metric", "n", "seed_set", "value", "device", "torch")
-        records += [
-            {"training": training, **{k: row[k] for k in kept}} for row in read_lines(file) if "seed_set" in row
-        ]
+        rows = [row for row in read_lines(file) if "seed_set" in row]
+        records += [{"training": training, **{key: row[key] for key in IMAGES}} for row in rows]
     return records
 
 
@@ -59,7 +58,12 @@ def fidelity(records: Iterable[Record]) -> str:
     for name in order:
         found = methods[name]
         last = found[max(found)]
-        tail = [f"{last['error']:.3f}", f"{last['entropy']:+.3f}", f"{last['equal_top']:.3f}", f"{last['marginal_entropy']:+.4f}"]
+        tail = [
+            f"{last['error']:.3f}",
+            f"{last['entropy']:+.3f}",
+            f"{last['equal_top']:.3f}",
+            f"{last['marginal_entropy']:+.4f}",
+        ]
         cells.append([name, *(f"{found[g]['kl']:.4f} ± {found[g]['kl_se']:.4f}" for g in gaps), *tail])
     return markdown(headings, cells)
 
@@ -76,7 +80,9 @@ def images(records: Iterable[Record]) -> str:
     names.sort(key=lambda name: [name.startswith(value) for value in VALUES], reverse=True)
     cells = []
     for point in sorted(values, key=lambda p: (p[1], p[2], statistics.fmean(values[p][names[0]]))):
-        found = [(statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for v in (values[point][n] for n in names)]
+        found = [
+            (statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for v in (values[point][n] for n in names)
+        ]
         cells.append([point[0], f"({point[1]},{point[2]})", *(f"{mean:.3g} ± {spread:.1g}" for mean, spread in found)])
     return markdown(["trained as", "point", *names], cells) if cells else ""
 

@@ -86,10 +86,21 @@ def script(path: str):
 def test_the_hypervolumes_are_those_that_were_committed(tmp_path, monkeypatch):
     here = ROOT / "experiments" / "012-front"
     volumes = script("012-front/volumes.py")
-    monkeypatch.setattr(volumes, "draw", lambda front, box, path: None)
+    monkeypatch.setattr(volumes, "draw", lambda *_: None)
     monkeypatch.setattr(volumes, "write_atomic", lambda path, text: (tmp_path / path.name).write_text(text))
     volumes.main()
     assert (tmp_path / "table.md").read_text() == (here / "table.md").read_text()
+
+
+def test_the_ablation_tables_follow_from_their_records(tmp_path, monkeypatch):
+    here = ROOT / "experiments" / "012-front"
+    ablation = script("012-front/ablation.py")
+    monkeypatch.setattr(ablation, "write_atomic", lambda path, text: (tmp_path / path.name).write_text(text))
+    monkeypatch.setattr(ablation.sys, "argv", ["ablation.py"])
+    ablation.main()
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted(path.name for path in here.glob("ablation_*.md")) != []
+    assert all((tmp_path / name).read_text() == (here / name).read_text() for name in written)
 
 
 @pytest.mark.slow
