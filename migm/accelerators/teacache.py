@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from migm.accelerators.calibration import Calibration, Fit
+from migm.accelerators.calibration import Fit
 from migm.accelerators.predictor import Predictor
 from migm.bases.base import Base, Branch, Moment, of_images
 from migm.bases.layers import Block, LayerBase, layered
@@ -27,8 +27,8 @@ class Accumulate:
     blocks; `first_block` is the output of the first block, which then runs at every step.
 
     The polynomial's `coefficients` come highest first, or are read from a file of `migm.calibrate`, unless
-    `calibration` is None: `Fit` says which. Without both, the relative change itself is added up. The first and the last step are always full. Every image has
-    its own sum, and the decision waits for the device.
+    `calibration` is None: `Fit` says which. Without both, the relative change itself is added up. The first and the
+    last step are always full. Every image has its own sum, and the decision waits for the device.
     """
 
     delta: NotNegative
