@@ -100,17 +100,23 @@ class Fit:
     schedules. Refusals begin with the key `where`.calibration, and name the command that makes another.
     """
 
-    def __init__(self, where: str, part: "LearnedWeights | Any"):
+    def __init__(self, where: str, part: Any):
         self.where, self.key, self.sampling = where, f"{where}.calibration", part.sampling
         self.calibration, self.written, self.bundled = part.calibration, part.written, part.bundled
+        self._choice: Choice | None = None
 
     def command(self, num_steps: int | None) -> str:
         """Return the command that calibrates this base at N."""
         return calibrating_command(Path(self.written or self.calibration or "").parent.name, num_steps)
 
-    @functools.cached_property
+    @property
     def choice(self) -> Choice:
-        """The file, and words for people about it."""
+        """The file, and words for people about it; None and no words where there is none yet."""
+        found = self._choice or self._found()
+        self._choice = found if found.file is not None else None
+        return found
+
+    def _found(self) -> Choice:
         path, bundled = self.calibration, self.bundled
         if path is not None and Path(path).is_file():
             return Choice(path, f"{path}, calibrated here" if path == self.written else f"{path}")
@@ -125,6 +131,7 @@ class Fit:
         """Read the file; UserError without one, for another base, and for another N if N is given."""
         if (file := self.choice.file) is None:
             raise UserError(f"{self.key}={self.calibration}: no such file; write it by {self.command(num_steps)}")
+        _read(file, version(file), self.key)  # a damaged one is refused by its own line
         try:
             return Calibration.load(file, base, num_steps, self.key)
         except UserError as error:

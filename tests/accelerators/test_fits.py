@@ -16,6 +16,7 @@ from migm.accelerators.predictors.forecast import Forecast
 from migm.accelerators.predictors.reuse import Reuse
 from migm.accelerators.refresh import Uniform
 from migm.accelerators.teacache import Accumulate
+from migm.bases.inputs import Classes
 from migm.bases.weights import read_tensors
 from migm.config.building import asset_path, load
 from migm.config.earlier import former_settings
@@ -59,7 +60,7 @@ METHODS = pytest.mark.parametrize(
 def made(tiny_base, make_sampling):
     """Two calibrations of the tiny base, of different trajectories."""
     sampler = Sampler(tiny_base, make_sampling())
-    return [calibrate(sampler, lambda images: images % 10, 2, 2, seed=seed) for seed in (1, 2)]
+    return [calibrate(sampler, Classes(10), 2, 2, seed=seed) for seed in (1, 2)]
 
 
 @pytest.fixture
@@ -158,6 +159,25 @@ def test_one_file_serves_all_images_of_a_run_whatever_is_calibrated_meanwhile(ma
     files["written"].write_bytes(content)
     assert begun.fingerprint(tiny_base) == made[1].fingerprint()
     assert make(files).fingerprint(tiny_base) == made[0].fingerprint()
+
+
+@METHODS
+def test_one_that_was_asked_too_early_finds_what_is_calibrated_later(make, key, files, made, tiny_base):
+    content = files["written"].read_bytes()
+    for path in files.values():
+        path.unlink()
+    early = make(files)
+    with pytest.raises(UserError, match="no such file"):
+        early.fingerprint(tiny_base)
+    files["written"].write_bytes(content)
+    assert early.fingerprint(tiny_base) == made[0].fingerprint()
+
+
+@METHODS
+def test_a_damaged_file_is_refused_and_not_passed_over(make, key, files, tiny_base):
+    files["written"].write_bytes(files["written"].read_bytes()[:-9])
+    with pytest.raises(UserError, match=naming(f"{key}={files['written']}", "is not a file of migm.calibrate")):
+        make(files).fingerprint(tiny_base)
 
 
 def test_where_files_are_does_not_tell_records_apart(files):
