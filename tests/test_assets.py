@@ -63,7 +63,7 @@ def tokens(deep, photos):
     return deep.tokenize(photos[0])
 
 
-@pytest.mark.parametrize("path", sorted(DEEP.glob("*.safetensors")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(DEEP.glob("[!c]*.safetensors")), ids=lambda path: path.stem)  # no calibration
 def test_a_file_of_the_deeper_base_is_bfloat16_and_says_how_it_was_made(path):
     tensors, metadata = read_tensors(path, "assets")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from migm.accelerators.predictor import Learned, Predictor, Sourced
-from migm.accelerators.refresh import AdaptivePolicy, FittedPolicy, Policy
+from migm.accelerators.predictor import Fitted, Learned, Predictor, Sourced
+from migm.accelerators.refresh import AdaptivePolicy, Policy
 from migm.accelerators.runs import AdaptiveRun, PlannedRun, Run
 from migm.bases.base import Base, Branch
 from migm.runtime.compiling import Fast, as_it_is
@@ -45,14 +45,15 @@ class Accelerator:
         return "+".join(filter(None, (part.fingerprint(base) for part in learned)))
 
     def origin(self, base: Base) -> str:
-        """Return "<name>: <file and where it comes from>" of a predictor's weights that say so, else an empty text."""
-        words = self.predictor.origin(base) if isinstance(self.predictor, Sourced) else ""
-        return words and f"{self.name}: {words}"
+        """Return a line "<name>: <file and where it comes from>" for each part whose weights say so, else no text."""
+        words = [part.origin(base) for part in (self.policy, self.predictor) if isinstance(part, Sourced)]
+        return "\n".join(f"{self.name}: {each}" for each in words if each)
 
-    def suits(self, base: Base, sampling: str) -> None:
-        """Refuse a base or sampling, given by its identity, that a policy is not for."""
-        if isinstance(self.policy, FittedPolicy):
-            self.policy.suits(base, self.predictor, sampling)
+    def suits(self, base: Base, sampling: str, num_steps: int) -> None:
+        """Refuse a base, a sampling, given by its identity, or an N that a part is not for."""
+        for part in (self.policy, self.predictor):
+            if isinstance(part, Fitted):
+                part.suits(base, self.predictor, sampling, num_steps)
 
     @property
     def captured(self) -> bool:

@@ -48,7 +48,7 @@ class Placed:
             raise UserError(f"accelerator.policy.num_steps={self.num_steps}, but sampling.num_steps={num_steps}")
         return [i in self.steps for i in range(num_steps)]
 
-    def suits(self, base: Base, predictor: Predictor | None, sampling: str) -> None:
+    def suits(self, base: Base, predictor: Predictor | None, sampling: str, num_steps: int) -> None:
         """Refuse a base, predictor or sampling, given by its identity, for which the steps were not chosen."""
         file, content = self._content()
         known = content["predictor"]

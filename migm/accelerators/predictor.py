@@ -56,8 +56,17 @@ class Learned(Protocol):
 
 
 @runtime_checkable
+class Fitted(Protocol):
+    """A policy or predictor that was made for one base, predictor, sampling or N."""
+
+    def suits(self, base: Base, predictor: "Predictor | None", sampling: str, num_steps: int) -> None:
+        """Raise a UserError for others than these; `sampling` is an identity."""
+        ...
+
+
+@runtime_checkable
 class Sourced(Protocol):
-    """A predictor whose weights may be one of several files."""
+    """A policy or predictor whose weights may be one of several files."""
 
     def origin(self, base: Base) -> str:
         """Return which file runs and where it comes from, empty without a file; refuse what is not there."""

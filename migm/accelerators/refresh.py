@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from migm.accelerators.predictor import Predictor
 from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import Block
 from migm.runtime.errors import UserError
@@ -19,15 +18,6 @@ class Policy(Protocol):
 
     def plan(self, num_steps: int) -> list[bool]:
         """Return True at the steps where the base runs."""
-        ...
-
-
-@runtime_checkable
-class FittedPolicy(Policy, Protocol):
-    """A policy that was made for one base, predictor and sampling."""
-
-    def suits(self, base: Base, predictor: Predictor | None, sampling: str) -> None:
-        """Raise a UserError for others than these; `sampling` is an identity."""
         ...
 
 

@@ -1,5 +1,6 @@
 """TeaCache: run the base once its output should have changed enough (docs/originals/methods.md, TeaCache)."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from migm.accelerators.calibration import Calibration
+from migm.accelerators.calibration import Fit
+from migm.accelerators.predictor import Predictor
 from migm.bases.base import Base, Branch, Moment, of_images
 from migm.bases.layers import Block, LayerBase, layered
 from migm.runtime.kinds import NotNegative
@@ -24,27 +26,43 @@ class Accumulate:
     is mean |difference| over mean |before|, of both guidance halves together. The indicator `input` is the input of the
     blocks; `first_block` is the output of the first block, which then runs at every step.
 
-    The polynomial's `coefficients` come highest first, or are read from a `calibration` file of `migm.calibrate`;
-    without both, the relative change itself is added up. The first and the last step are always full. Every image has
-    its own sum, and the decision waits for the device.
+    The polynomial's `coefficients` come highest first, or are read from a file of `migm.calibrate`, unless
+    `calibration` is None: `Fit` says which. Without both, the relative change itself is added up. The first and the
+    last step are always full. Every image has its own sum, and the decision waits for the device.
     """
 
     delta: NotNegative
     indicator: Indicator = "input"
     coefficients: Sequence[float] | None = None
     calibration: str | Path | None = field(default=None, compare=False)
+    written: str | Path | None = field(default=None, compare=False)
+    bundled: str | Path | None = field(default=None, compare=False)
+    sampling: Literal["same", "any"] = field(default="same", compare=False)
+
+    @functools.cached_property
+    def _fit(self) -> Fit:
+        return Fit("accelerator.policy", self)
 
     def fingerprint(self, base: Base) -> str:
-        return self._load(base).fingerprint() if self.calibration is not None else ""
+        return self._fit.load(base).fingerprint() if self.calibration is not None else ""
 
-    def _load(self, base: Base, num_steps: int | None = None) -> Calibration:
-        return Calibration.load(self.calibration, base, num_steps, "accelerator.policy.calibration")
+    def origin(self, base: Base) -> str:
+        """Say which calibration runs and where it comes from; empty without one."""
+        if self.calibration is None:
+            return ""
+        self._fit.load(base)
+        return self._fit.choice.words
+
+    def suits(self, base: Base, predictor: Predictor | None, sampling: str, num_steps: int) -> None:
+        """Refuse a calibration for another base, N or sampling, given by its identity."""
+        if self.calibration is not None:
+            self._fit.suits(base, num_steps, sampling)
 
     def start(self, base: Base, branches: Sequence[Branch], num_steps: int) -> "_Sum":
         layers = layered(base, f"accelerator.policy.indicator={self.indicator}")
         coefficients = self.coefficients or (1.0, 0.0)
         if self.calibration is not None:
-            coefficients = self._load(base, num_steps).polynomials[self.indicator]
+            coefficients = self._fit.load(base, num_steps).polynomials[self.indicator]
         return _Sum(layers, branches, num_steps, self.delta, self.indicator, coefficients)
 
 

@@ -14,13 +14,14 @@ MOVED = {
     "migm.accelerators.predictors.dllm_cache.": "migm.accelerators.predictors.v_verify.",
     "migm.accelerators.predictors.ml_cache.": "migm.accelerators.predictors.subset.",
 }
-FILES = ("weights", "trained", "bundled", "fit", "calibration")  # files, told apart by their fingerprints
+FILES = ("weights", "trained", "bundled", "fit", "calibration", "written")  # files, told apart by their fingerprints
 # Keys that configs lacked then, with the values that mean the same.
 ADDED = (
     ("linear", "plain"),
     ("order", None),
     ("order", {"_target_": "migm.sampling.order.AllMasked"}),
     ("halves", None),
+    ("sampling", "same"),
 )
 # Keys of command lines and configs of an earlier version -> what an error about them says.
 RENAMED_KEYS = {

@@ -29,6 +29,7 @@ OF_TRAINING = {
 
 # Keys that decide where full steps are placed; the predictor is part of the accelerator.
 OF_PLACING = {"experiment", "name", "device", "base", "sampling", "data", "evalset", "paths"}
+OF_CALIBRATING = OF_PLACING - {"data"}
 
 
 def training_command(name: str) -> str:
@@ -44,6 +45,13 @@ def placing_command(name: str, accelerator: str, num_steps: int) -> str:
     own = {"accelerator": f"accelerator={accelerator}", "sampling.num_steps": f"sampling.num_steps={num_steps}"}
     command = _again("migm.place", OF_PLACING, name, own)
     return command or shlex.join(["python", "-m", "migm.place", *own.values()])
+
+
+def calibrating_command(name: str, num_steps: int | None) -> str:
+    """Return the command that calibrates under `name`, at N if it is given; in Python, of N alone."""
+    own = {} if num_steps is None else {"sampling.num_steps": f"sampling.num_steps={num_steps}"}
+    command = _again("migm.calibrate", OF_CALIBRATING, name, own)
+    return command or shlex.join(["python", "-m", "migm.calibrate", *own.values()])
 
 
 def _again(module: str, roots: set[str], name: str, own: dict[str, str] | None = None) -> str | None:

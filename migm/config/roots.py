@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from migm.config.fitting import Component, PointEntry
-from migm.runtime.device import DeviceName
+from migm.runtime.device import DeviceName, DTypeName
 from migm.runtime.kinds import (
     CostKind,
     Count,
@@ -174,6 +174,7 @@ class TuneConfig(Common):
 @dataclass
 class CalibrateConfig(Common):
     num_images: Count = 64
+    dtypes: list[DTypeName] = field(default_factory=list)
     batch_size: Count = 32
     output: str = ""
 

@@ -58,4 +58,5 @@ def calibrate(sampler: Sampler, source: InputSource, num_images: int, batch_size
     polynomials = {
         name: np.polyfit(changes[name], changes["features"], POLYNOMIAL_DEGREE).tolist() for name in INDICATORS
     }
-    return Calibration(gram, polynomials, base.fingerprint())
+    data = f"{num_images:,} trajectories of vanilla N = {n}, seed {seed}"
+    return Calibration(gram, polynomials, base.fingerprint(), sampler.sampling.identity, {"data": data})

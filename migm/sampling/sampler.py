@@ -53,7 +53,7 @@ class Sampler:
     def __post_init__(self) -> None:
         refuse_guidance(self.base, self.sampling.guidance)
         refuse_steps(self.base, self.num_steps)
-        self.accelerator.suits(self.base, self.sampling.identity)
+        self.accelerator.suits(self.base, self.sampling.identity, self.num_steps)
         if True in (self.runtime.compile, self.runtime.cuda_graphs):
             _ = self.fast, self.replays  # refuse what cannot be, before any work
 

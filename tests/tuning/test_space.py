@@ -48,6 +48,20 @@ def test_what_cannot_run_is_left_out_with_the_reason(parts):
     assert any(line.startswith("shortcut is left out: ") and "migm.train" in line for line in lines)
 
 
+def test_a_bundled_calibration_counts_at_its_own_n_whatever_the_sampler(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("tune", ["base=cifar10", "device=cpu"])
+    config = load(cfg, TuneConfig)
+    config.methods = {name: config.methods[name] for name in ("vanilla", "l2p")}
+    builder = Builder(CandidateParts(cfg, config), build(config.base))
+    found, (line,) = methods_here(builder, config)
+    assert {method.name: method.steps for method in found}["l2p"] == (16,)
+    assert line.startswith("l2p is left out at N other than [16]: ")
+    own = {f"accelerator.{key}": values[0] for key, values in found[1].choices.items()}
+    sampler = builder.sampler(Candidate("l2p", 16, 4, {**own, "sampling.select.temperature": 7.0}))
+    assert sampler.identity["predictor"]
+
+
 def test_keys_that_the_sampling_lacks_are_left_out_and_said(parts):
     builder, config = parts
     values, lines = sampler_values(builder.parts)

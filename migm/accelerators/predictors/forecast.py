@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from migm.accelerators.extrapolation import Extrapolation
-from migm.accelerators.predictor import Learned
+from migm.accelerators.predictor import Fitted, Learned, Predictor, Sourced
 from migm.accelerators.runners import Deltas
 from migm.bases.base import Base, Branch, Moment
 from migm.bases.layers import LayerBase, Runner
@@ -48,6 +48,15 @@ class Forecast:
 
     def fingerprint(self, base: Base) -> str:
         return self.rule.fingerprint(base) if isinstance(self.rule, Learned) else ""
+
+    def origin(self, base: Base) -> str:
+        """Say which file the rule's weights are from; empty without one."""
+        return self.rule.origin(base) if isinstance(self.rule, Sourced) else ""
+
+    def suits(self, base: Base, predictor: Predictor | None, sampling: str, num_steps: int) -> None:
+        """Refuse what the rule's weights are not for."""
+        if isinstance(self.rule, Fitted):
+            self.rule.suits(base, predictor, sampling, num_steps)
 
     def start(self, base: Base, branch: Branch) -> "_Boundary | _Modules":
         self.fingerprint(base)  # reads a calibration, and refuses that of another base
