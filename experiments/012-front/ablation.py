@@ -26,7 +26,7 @@ VALUES = ("fd_cifarnet", "kd_cifarnet", "class_agreement")
 
 
 def gathered(folder: Path) -> list[Record]:
-    """Return the records of all trainings below the folder: fidelity by steps since a full one, and metrics of images."""
+    """Return the records of all trainings below the folder: fidelity by steps since a full one, metrics of images."""
     records = []
     for file in sorted(folder.rglob("fidelity.jsonl")):
         training = file.parent.parent.relative_to(folder).as_posix()
