@@ -10,6 +10,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy as well, and of every process that a test starts
 
 import pytest
+import quick_hydra
 import shape_checks  # compiles the checks into what is imported from here on
 import torch
 from hydra._internal.hydra import Hydra
@@ -36,6 +37,7 @@ from migm.trajectories.dataset import Pairs
 
 Outcome = tuple[int, str, str]  # exit code, standard output, standard error
 
+quick_hydra.install()
 shape_checks.check_fields(Control, Pairs, Situation, Stepped)
 torch.set_num_threads(1)  # the models are tiny: more threads only cost time
 

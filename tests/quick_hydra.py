@@ -1,0 +1,75 @@
+"""Lets Hydra compose configs several times as fast: the tests compose thousands, of the same few chosen files.
+
+Installed by tests/conftest.py. The chosen files are found and merged once, as long as no file of their folders and
+nothing in the ConfigStore changes; values of the command line are set in a copy, by Hydra itself. What a test starts
+as another process composes as in production, and tests/test_quick_hydra.py compares the two ways.
+"""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+LISTED, MERGED = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+_listed: dict[Any, DefaultsList] = {}
+_merged: dict[int, DictConfig] = {}  # by the list of `_listed`, which stays
+
+
+def state_of(folder: str) -> Iterator[tuple[Any, ...]]:
+    """Every file below a folder, with what changes when it is written."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            state = entry.stat()
+            yield entry.path, state.st_ino, state.st_size, state.st_mtime_ns
+            if entry.is_dir():
+                yield from state_of(entry.path)
+
+
+def nodes_of(stored: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Every name of a ConfigStore, with what stands there."""
+    for name, node in stored.items():
+        yield name, id(node)
+        if isinstance(node, dict):
+            yield from nodes_of(node)
+
+
+def listed_once(
+    repo: IConfigRepository,
+    config_name: str | None,
+    overrides_list: list[Override],
+    prepend_hydra: bool,
+    skip_missing: bool,
+) -> DefaultsList:
+    """The files that a config is made of; values that are set in it afterwards change none of them."""
+    values = Overrides(repo, overrides_list).config_overrides
+    choices = tuple(o.input_line for o in overrides_list if not any(o is value for value in values))
+    sources = [(source.scheme(), source.path, source.provider) for source in repo.get_sources()]
+    folders = [path for scheme, path, _ in sources if scheme == "file" and os.path.isdir(path)]
+    state = (*(entry for folder in folders for entry in state_of(folder)), *nodes_of(ConfigStore.instance().repo))
+    key = config_name, choices, prepend_hydra, skip_missing, tuple(sources), hash(state)
+    if key not in _listed:
+        _listed[key] = LISTED(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+    return replace(_listed[key], config_overrides=values)
+
+
+def merged_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+    """A copy of what these files say together."""
+    if id(defaults) not in _merged:
+        _merged[id(defaults)] = MERGED(self, defaults, repo)
+    return copy.deepcopy(_merged[id(defaults)])
+
+
+def install() -> None:
+    """Let Hydra compose so in this process, from here on."""
+    config_loader_impl.create_defaults_list = listed_once
+    ConfigLoaderImpl._compose_config_from_defaults_list = merged_once
