@@ -1,7 +1,7 @@
 """Checks the annotated shapes, dtypes and types of the contracts wherever a test goes through them.
 
-Imported by tests/conftest.py before any module of migm; those that annotate shapes are compiled with the checks in
-them. What a test starts as another process runs unchecked, as in production.
+Imported by tests/shared_fixtures.py before any module of migm; those that annotate shapes are compiled with the checks
+in them. What a test starts as another process runs unchecked, as in production.
 """
 
 import re

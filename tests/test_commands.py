@@ -46,8 +46,8 @@ def arguments(output: Path, assets: Path, *more: str) -> list[str]:
     return [*shared, "metric=[fd_cifarnet,class_agreement]", *more]
 
 
-def process(command: str, args: list[str]) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+def process(command: str, args: list[str], **more: str) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", **more}
     line = [sys.executable, "-m", f"migm.{command}", *args]
     pipe = subprocess.PIPE
     return subprocess.Popen(line, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -78,9 +78,10 @@ def call(call_main) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="module")
 def trained(assets, tmp_path_factory) -> tuple[Path, Outcome]:
-    """The whole chain in one process: collect, train, evaluate, report."""
+    """The whole chain in one process, which names all that it imports: collect, train, evaluate, report."""
     output = tmp_path_factory.mktemp("outputs")
-    return output, finish(process("train", arguments(output, assets, "trainer.max_steps=20")))
+    args = arguments(output, assets, "trainer.max_steps=20")
+    return output, finish(process("train", args, PYTHONPROFILEIMPORTTIME="1"))
 
 
 @pytest.fixture
@@ -110,6 +111,13 @@ def test_one_command_collects_trains_evaluates_and_reports(trained):
     assert all(r["predictor"] for r in records if r["accelerator"] == "shortcut")
     assert "Traceback" not in err
     assert str(folder / "report" / "index.html") in out.replace("\n", "")
+
+
+def test_a_command_checks_nothing_and_loads_no_checker(trained):
+    _, (_, _, err) = trained
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
+    assert {"migm.training.run", "migm.evaluation.study", "migm.reporting.write", "migm.bases.base"} <= imported
+    assert not [name for name in imported if "beartype" in name]
 
 
 def _stored(output: Path) -> Path:

@@ -52,7 +52,11 @@ def arguments(folder, *more):
 
 @pytest.mark.parametrize(
     ("storage", "objective"),
-    [("tokens", "mse_all_rows"), ("features", "rollout"), ("online", "mse_kl")],
+    [
+        ("tokens", "mse_all_rows"),
+        pytest.param("features", "rollout", marks=pytest.mark.slow),  # fast in test_halton_chain and test_maskgit_chain
+        ("online", "mse_kl"),
+    ],
 )
 def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, call_main, storage, objective):
     args = arguments(tmp_path, f"data/storage={storage}", f"objective={objective}")

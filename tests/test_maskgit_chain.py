@@ -35,7 +35,8 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("objective", ["mse", "rollout"])
+# Fast with "mse" in test_commands and test_halton_chain.
+@pytest.mark.parametrize("objective", [pytest.param("mse", marks=pytest.mark.slow), "rollout"])
 def test_the_shrunk_experiment_runs_from_collecting_to_evaluation(tmp_path, call_main, objective):
     args = ["+experiment=maskgit_shortcut", f"paths.output_dir={tmp_path}", f"objective={objective}", *SMALL]
     for command in ("collect", "train"):

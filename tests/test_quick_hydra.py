@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import quick_hydra
 from hydra import compose, initialize_config_dir
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -44,6 +44,8 @@ def flags(cfg: Any, path: str = "") -> Iterator[tuple[Any, ...]]:
 def test_a_config_is_what_hydra_alone_composes(command, overrides, monkeypatch):
     first, again = one(command, *overrides), one(command, *overrides)
     with monkeypatch.context() as alone:
+        alone.setattr(quick_hydra.FILES, "load_config", quick_hydra.PARSED)
+        alone.setattr(defaults_list, "_create_interpolation_map", quick_hydra.MAPPED)
         alone.setattr(config_loader_impl, "create_defaults_list", quick_hydra.LISTED)
         alone.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", quick_hydra.MERGED)
         wanted = one(command, *overrides)

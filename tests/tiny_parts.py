@@ -265,9 +265,9 @@ def smaller_block() -> str:
     assert block, "README has no python block that imports migm"
     code, few = block[1], "overrides={'data.num_val_images': 4, 'data.batch_size': 8}"
     smaller = {
-        "num_images=704": "num_images=24",
+        "num_images=704": "num_images=12",
         "max_steps=4000": f"max_steps=8, {few}",
-        "num_images=500": "num_images=20",
+        "num_images=500": "num_images=8",
     }
     for size, less in smaller.items():
         assert size in code

@@ -1,6 +1,7 @@
 """The texts that tell configurations apart: class names and the parameters that differ from their defaults."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,17 +72,24 @@ def made(*overrides: str) -> Chosen:
     return point(load(composed("evaluate", *overrides), EvaluateConfig))
 
 
-def accelerated(name: str, folder: Path) -> Chosen:
-    """An accelerator at N = 16 and B = 4; full steps that it reads are written below `folder`."""
-    if is_placed(name):
-        write_placed(folder / "migm", name, 16, [4])
-    steps = ["sampling.num_steps=16", "sampling.num_full_steps=4"]
-    return made(f"accelerator={name}", *steps, f"paths.output_dir={folder}")
+@pytest.fixture(scope="module")
+def accelerated(tmp_path_factory) -> Callable[[str], Chosen]:
+    """Make an accelerator at N = 16 and B = 4, once; full steps that it reads are written."""
+
+    @functools.cache
+    def once(name: str) -> Chosen:
+        folder = tmp_path_factory.mktemp("accelerated")
+        if is_placed(name):
+            write_placed(folder / "migm", name, 16, [4])
+        steps = ["sampling.num_steps=16", "sampling.num_full_steps=4"]
+        return made(f"accelerator={name}", *steps, f"paths.output_dir={folder}")
+
+    return once
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "accelerator").glob("*.yaml")))
-def test_no_import_path_is_in_the_identity_of_an_accelerator(name, tmp_path):
-    text = accelerated(name, tmp_path).accelerator.identity
+def test_no_import_path_is_in_the_identity_of_an_accelerator(name, accelerated):
+    text = accelerated(name).accelerator.identity
     assert text
     assert not [part for part in FOREIGN if part in text]
 
@@ -105,8 +113,8 @@ def parts_of(part: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "accelerator").glob("*.yaml")))
-def test_parts_cannot_be_changed_once_they_are_made(name, tmp_path):
-    sampling, accelerator, *_ = accelerated(name, tmp_path)
+def test_parts_cannot_be_changed_once_they_are_made(name, accelerated):
+    sampling, accelerator, *_ = accelerated(name)
     for part in (*parts_of(sampling), *parts_of(accelerator)):
         first, *_ = [each.name for each in fields(part)] or ["anything"]
         with pytest.raises(FrozenInstanceError):
