@@ -8,9 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy as well, and of every 
 
 # Files that take longest come first, so that none is left for one worker at the end.
 LONGEST = [
-    *("test_compiled_runs.py", "test_cuda_chain.py", "test_sweeps.py", "test_ledger.py", "test_dimoo_chain.py"),
-    *("test_several_processes.py", "test_checkpoints.py", "test_experiments.py", "test_training_steps.py"),
-    *("test_typed_commands.py", "test_kills.py"),
+    *("test_config.py", "test_methods.py", "test_commands.py", "test_inception_metrics.py", "test_door.py"),
+    *("test_compiled_runs.py", "test_experiments.py", "test_checkpoints.py", "test_dimoo_chain.py", "test_cost.py"),
+    *("test_tune.py", "test_sweeps.py", "test_ledger.py", "test_cuda_chain.py", "test_several_processes.py"),
+    *("test_typed_commands.py", "test_kills.py"),  # of the slow ones
 ]
 
 

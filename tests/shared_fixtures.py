@@ -13,6 +13,7 @@ import shape_checks  # compiles the checks into what is imported from here on
 import torch
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from matplotlib.figure import Figure
 from tiny_parts import feature_net, reference_for, wrap
 from torch import Tensor
 
@@ -159,9 +160,17 @@ def call_main(monkeypatch, capfd) -> Iterator[Callable[..., Outcome]]:
     """Run the `main` of a command inside this process, as its `python -m` would.
 
     Before it composes a config, Hydra composes it to look for `hydra.mode`; here only where it may be set. Times of
-    sampling are those of one round, where a study takes the median of five.
+    sampling are those of one round, where a study takes the median of five. Figures are drawn once, not a first time
+    for their layout, which tests of the figures have.
     """
     monkeypatch.setattr(Study, "__init__", functools.partialmethod(Study.__init__, repeats=1))
+    saved = Figure.savefig
+
+    def at_once(figure: Figure, *args: Any, **options: Any) -> None:
+        figure.set_layout_engine("none")
+        saved(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", at_once)
     look = Hydra.get_mode
 
     def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:

@@ -210,7 +210,7 @@ def test_a_command_keeps_freed_memory_unless_the_user_set_malloc(kept, made):
         "import resource; from migm.runtime.resources import keep_freed_memory; keep_freed_memory();"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt;"
         f"new = lambda: -faults() + 0 * {made} + faults();"
-        "print(min(new() for _ in range(20)))"
+        "print(min(new() for _ in range(8)))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if kept else {"MALLOC_TRIM_THRESHOLD_": "131072"})}
     least = int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
