@@ -30,6 +30,7 @@ PARSED, MAPPED = FILES.load_config, defaults_list._create_interpolation_map
 LISTED, MERGED = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
 _parsed: dict[tuple[Any, ...], ConfigResult] = {}
 _listed: dict[Any, DefaultsList] = {}
+_seen: dict[int, Any] = {}
 _merged: dict[int, DictConfig] = {}  # by the list of `_listed`, which stays
 
 
@@ -64,6 +65,7 @@ def state_of(folder: str) -> Iterator[tuple[Any, ...]]:
 def nodes_of(stored: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Every name of a ConfigStore, with what stands there."""
     for name, node in stored.items():
+        _seen[id(node)] = node  # no other has its number as long as it is here
         yield name, id(node)
         if isinstance(node, dict):
             yield from nodes_of(node)
