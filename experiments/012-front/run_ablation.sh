@@ -2,7 +2,7 @@
 # Every objective, network and size of the shortcut, trained alike; then their errors along true trajectories and the distances of images.
 #   bash experiments/012-front/run_ablation.sh                         the small base: about three hours of one CPU core
 #   EXPERIMENT=cifar10_deep_shortcut bash .../run_ablation.sh PART     the deep base, for a GPU: parts of under nine minutes each
-# Parts, in their order: collect, terms, networks, sizes, mixed, fidelity, images. Each goes on where it stopped; without a name all run.
+# Parts, in their order: collect, terms, networks, sizes, warm, fidelity, images. Each goes on where it stopped; without a name all run.
 set -euo pipefail
 here=experiments/012-front
 experiment=${EXPERIMENT:-cifar10_shortcut}
@@ -11,10 +11,10 @@ common=(+experiment="$experiment" "${more[@]}")
 case $experiment in
     cifar10_shortcut)
         train=(data.num_images=1152 trainer.max_steps=2000)
-        point='[16,4]' points='[[16,2],[16,4]]' images=500 step=0 steps=16 ;;
+        point='[16,4]' points='[[16,4]]' images=500 step=0 steps=16 ;;
     cifar10_deep_shortcut)
         train=(data.num_images=2112)
-        point='[32,8]' points='[[32,4],[32,6],[32,8]]' images=5000 step=5 steps=32 ;;
+        point='[32,8]' points='[[32,8]]' images=5000 step=5 steps=32 ;;
     *) echo "EXPERIMENT=$experiment must be cifar10_shortcut or cifar10_deep_shortcut" >&2; exit 2 ;;
 esac
 outputs=${OUTPUTS:-outputs}
@@ -23,16 +23,17 @@ learn() { python -m migm.train -m "${common[@]}" "${train[@]}" seed=0 evaluate=f
 
 collect() { python -m migm.collect "${common[@]}" "${train[0]}"; }
 terms() {
-    learn +sweep=ablation_terms objective=mse,guided_kl,guided_kl_soon,marginal,guided_kl_marginal
-    learn +sweep=ablation_terms objective=rollout,guided_kl_rollout
+    learn +sweep=ablation_terms objective=mse,guided_kl,guided_kl_soon
+    learn +sweep=ablation_terms objective=guided_kl_marginal,guided_kl_rollout
 }
 networks() { learn +sweep=ablation_networks shortcut=anchored,history,forecast; }
 sizes() {
-    learn +sweep=ablation_rd shortcut.bottleneck_ratio=1,4 shortcut.depth=1
-    learn +sweep=ablation_rd shortcut.bottleneck_ratio=2 shortcut.depth=2
+    learn +sweep=ablation_rd shortcut.bottleneck_ratio=1 shortcut.depth=1
 }
-mixed() {                                           # what came out best, together
-    learn +sweep=ablation_rd group="$experiment/ablation_mixed" shortcut.bottleneck_ratio=1 shortcut.depth=1 objective=guided_kl_marginal
+warm() {                                            # 500 steps more of the one trained by mse alone
+    learn +sweep=ablation_terms group="$experiment/ablation_warm" trainer.max_steps=500 optimizer.lr=0.001 \
+        warm_start="$outputs/$experiment/ablation_terms/mse_seed0/shortcut.safetensors" \
+        objective=mse,guided_kl,guided_kl_soon,marginal,guided_kl_marginal,rollout
 }
 
 trained() {                                         # a file holds the shape of its network
@@ -59,10 +60,10 @@ images() {                                          # of the trainings named in 
 drawn() { python -m migm.evaluate "${common[@]}" "name=$1" "points=$2" cost=false "evalset.num_images=$images" \
     'evalset.seed_sets=[1,2,3]' 'metric=[fd_cifarnet,kd_cifarnet,class_agreement]'; }
 
-if (($# == 0)); then set -- collect terms networks sizes mixed fidelity images; fi
+if (($# == 0)); then set -- collect terms networks sizes warm fidelity images; fi
 for part in "$@"; do
     case $part in
-        collect | terms | networks | sizes | mixed | fidelity | images) $part ;;
-        *) echo "part $part must be one of collect, terms, networks, sizes, mixed, fidelity, images" >&2; exit 2 ;;
+        collect | terms | networks | sizes | warm | fidelity | images) $part ;;
+        *) echo "part $part must be one of collect, terms, networks, sizes, warm, fidelity, images" >&2; exit 2 ;;
     esac
 done

@@ -68,6 +68,7 @@ class CollectConfig(Common):
 
 @dataclass
 class TrainConfig(Common):
+    warm_start: str | None = None  # the file of a trained shortcut whose weights the training begins with
     collect: bool = True  # fill the trajectory store first
     evaluate: bool = True  # measure `points` afterwards
     cost: CostKind = True  # also measure their time, FFE and memory, or count FFE and caches alone

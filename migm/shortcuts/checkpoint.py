@@ -70,6 +70,20 @@ def load_shortcut(
     return shortcut.eval().requires_grad_(False), tensors_hash(tensors, text)
 
 
+def start_from(shortcut: ShortcutNetwork, path: str | Path, base_fingerprint: str, key: str) -> None:
+    """Give a network the weights of a trained one; UserError unless both have one class and constructor arguments.
+
+    Dropout may differ, since it has no weights.
+    """
+    trained, _ = load_shortcut(path, base_fingerprint, key)
+    if type(trained) is not type(shortcut):
+        raise UserError(f"{key}={path} holds a {type(trained).__name__}, but shortcut is a {type(shortcut).__name__}")
+    for name, value in shortcut.config.items():
+        if name != "dropout" and trained.config.get(name) != value:
+            raise UserError(f"{key}={path} was trained with shortcut.{name}={trained.config.get(name)}, not {value}")
+    shortcut.load_state_dict(trained.state_dict())
+
+
 def described(
     metadata: Mapping[str, str], base_fingerprint: str, origin: str, plain_fingerprint: str | None = None
 ) -> tuple[type[ShortcutNetwork], dict[str, Any]]:

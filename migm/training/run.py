@@ -27,7 +27,7 @@ from migm.runtime.launch import in_sweep, launched
 from migm.runtime.reading import read_text
 from migm.runtime.resources import refuse_full_disk, refuse_full_memory
 from migm.sampling.sampler import Sampler
-from migm.shortcuts.checkpoint import FORMAT, save_shortcut
+from migm.shortcuts.checkpoint import FORMAT, save_shortcut, start_from
 from migm.shortcuts.network import ShortcutNetwork, reads_full_steps
 from migm.training.checkpoints import Checkpoints, newest
 from migm.training.course import check_course
@@ -71,6 +71,8 @@ class Training:
         if reads_full_steps(shortcut):
             refuse_unfit(shortcut, objective, config.sampling["num_steps"])
         shortcut.calibrate(embeddings(base, build(config.data["inputs"])))
+        if config.warm_start is not None and not self.checkpoint:
+            start_from(shortcut, config.warm_start, base.fingerprint(), "warm_start")
         optimizer, lr_schedule = build(config.optimizer), build(config.lr_schedule)
         self.fast = build(config.runtime).fast(base.device, block_parameters(base.spec))
         self.module = ShortcutModule(shortcut, base, objective, optimizer, lr_schedule, plain, self.fast, guidance)
@@ -254,7 +256,7 @@ def training_config(config: TrainConfig) -> dict[str, Any]:
     plain = {key: by_name(getattr(config, key)) for key in keys}
     plain["data"] = training_data(plain["data"])
     plain["sampling"] = {key: value for key, value in by_name(config.sampling).items() if key != "num_full_steps"}
-    plain["max_steps"] = config.trainer["max_steps"]
+    plain["max_steps"], plain["warm_start"] = config.trainer["max_steps"], config.warm_start
     return plain
 
 

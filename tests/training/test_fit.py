@@ -268,3 +268,33 @@ def test_the_shortcut_file_describes_itself_and_its_base(stored, whole, tmp_path
     assert not module.training
     with pytest.raises(UserError, match=naming("key=", "shortcut.safetensors", base.fingerprint())):
         load_shortcut(path, "ffffffffffff", "key")
+
+
+def test_a_warm_start_begins_with_the_weights_of_a_trained_shortcut(stored, whole, tmp_path, monkeypatch):
+    weights = whole / "shortcut.safetensors"
+    started = []
+    monkeypatch.setattr(Training, "_fit", lambda self, data: started.append(self.module.shortcut.state_dict()))
+    run(stored, tmp_path / "warm", f"warm_start={weights}", "objective=guided_kl")
+    config = config_for(stored, tmp_path / "warm")
+    trained, _ = load_shortcut(weights, build(config.base).fingerprint(), "weights")
+    assert started[0].keys() == trained.state_dict().keys()
+    assert all(torch.equal(value, started[0][name]) for name, value in trained.state_dict().items())
+    wide = config_for(stored, tmp_path / "wide", f"warm_start={weights}", "shortcut.depth=2")
+    with pytest.raises(UserError, match=naming(f"warm_start={weights} was trained with shortcut.depth=1, not 2")):
+        Training(wide, build(wide.base))
+    missing = config_for(stored, tmp_path / "missing", "warm_start=nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match=naming("warm_start=nowhere.safetensors: no such file")):
+        Training(missing, build(missing.base))
+
+
+def test_a_training_that_began_elsewhere_is_not_gone_on_with(stored, whole, tmp_path):
+    run(
+        stored,
+        tmp_path,
+        "trainer.max_steps=2",
+        "lr_schedule.warmup_steps=1",
+        f"warm_start={whole / 'shortcut.safetensors'}",
+    )
+    cold = config_for(stored, tmp_path, "trainer.max_steps=2", "lr_schedule.warmup_steps=1")
+    with pytest.raises(UserError, match="trained with another warm_start"):
+        Training(cold, build(cold.base))
