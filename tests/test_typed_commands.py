@@ -24,7 +24,6 @@ SHORT = "batch_sizes=[1] repeats=1 max_seconds=10"
 
 # Not run: pattern of the command, and why. Each of these is composed by test_documentation.py all the same.
 NOT_RUN = {
-    r"make test$": "these tests themselves",
     r"pip install|install_scorers": "installs packages",
     r"python -m pytest": "tests of make test",
     r"s3://|wandb sync": "needs a server",
