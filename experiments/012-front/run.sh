@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Searches of study 012, from the repository's root; each goes on where it stopped, and may be named alone.
 #   bash experiments/012-front/run.sh tuned           small base by kernel distance, 12 minutes on 2 quiet CPU cores
-#   bash experiments/012-front/run.sh recipes         both small bases by the distance of study 002 and 006, 25 minutes each
 #   bash experiments/012-front/run.sh deep            deep base, 5,000 images, three seed sets: 8 minutes on a GPU
-# Trainings and their tables: run_ablation.sh. TINY=1 rehearses `deep` on a CPU with few images.
+# Trainings and their tables: run_ablation.sh. TINY=1 rehearses `deep` on a CPU, with few images of the small base.
 set -euo pipefail
 here=experiments/012-front
 outputs=${OUTPUTS:-outputs}
@@ -11,29 +10,24 @@ read -ra more <<< "${MORE:-}"                       # further keys of every comm
 search() {                                          # name, then keys of migm.tune
     local name=$1; shift
     python -m migm.tune "name=$name" "paths.output_dir=$outputs" "$@" "${more[@]}"
-    [[ ${TINY:-} ]] && return
+    if [[ ${TINY:-} ]]; then return; fi
     cp "$outputs/$name/front.json" "$here/$name.json"
     cp "$outputs/$name/tune/table.md" "$here/$name.md"
     cp "$outputs/$name/tune/front.png" "$here/$name.png"
 }
 tuned() { search tuned_cifar10 base=cifar10 budget=12; }
-recipes() {                                         # one rung: a Frechet distance is comparable at equal numbers of images alone
-    local one=('rungs=[500]' 'seed_sets=[1001]' verify_images=500 search_metric=fd_cifarnet)
-    search recipe_cifar10 +experiment=cifar10_shortcut budget=25 "${one[@]}"
-    search recipe_dimoo_tiny +experiment=dimoo_tiny budget=25 "${one[@]}"
-}
 deep() {
-    local size=('rungs=[1000,5000]' verify_images=5000 evalset.batch_size=1000)
-    [[ ! ${TINY:-} ]] || size=('rungs=[20,40]' verify_images=20 'verify_seed_sets=[1]' evalset.batch_size=20 device=cpu budget=6 'shares=[0.2]')
-    search tuned_cifar10_deep base=cifar10_deep budget=8 evalset=cifar10_5k 'latency=[batch200_amortised]' 'seed_sets=[1001,1002]' \
+    local size=(base=cifar10_deep budget=8 'rungs=[1000,5000]' verify_images=5000 evalset.batch_size=1000)
+    [[ ! ${TINY:-} ]] || size=(base=cifar10 budget=3 'rungs=[10,20]' verify_images=20 evalset.batch_size=10 'shares=[0.33]' device=cpu)
+    search tuned_cifar10_deep evalset=cifar10_5k 'latency=[batch200_amortised]' 'seed_sets=[1001,1002]' \
         'metric=[fd_cifarnet,class_agreement]' "${size[@]}"
 }
 
-(($#)) || set -- tuned recipes
+(($#)) || set -- tuned
 for part in "$@"; do
     case $part in
-        tuned | recipes | deep) $part ;;
-        *) echo "part $part must be one of tuned, recipes, deep" >&2; exit 2 ;;
+        tuned | deep) $part ;;
+        *) echo "part $part must be tuned or deep" >&2; exit 2 ;;
     esac
 done
 python $here/volumes.py

@@ -2,10 +2,9 @@
 
     python experiments/012-front/volumes.py
 
-The fronts are those that ship in migm/assets, and beside them what a search of `migm.tune` found by the same metric
-and seed sets (recipe_*.json). The box of a base is in boxes.yaml: from no time to a share of vanilla's, from 0 to a
-value of its metric. The hypervolume is the share of that box that a method's points beat; fewer steps of the base are a
-method like any other.
+The fronts are those that ship in migm/assets, and those that runs of `migm.tune` left here (tuned_*.json). The box of a
+base is in boxes.yaml: from no time to a share of vanilla's, from 0 to a value of its metric. The hypervolume is the
+share of that box that a method's points beat; fewer steps of the base are a method like any other.
 """
 
 from pathlib import Path
@@ -60,35 +59,17 @@ def grouped(front: Front) -> dict[str, list[FrontPoint]]:
     return groups
 
 
-def rows(front: Front, box: Box, recipe: Front | None = None) -> list[list[str]]:
-    """Return a line for every method, best first, one for all together, and one for what a search found."""
+def rows(front: Front, box: Box) -> list[list[str]]:
+    """Return a line for every method, best first, and one for all together."""
     groups = {**grouped(front), "all together": front.points}
-    if recipe is not None:
-        groups["migm.tune"] = recipe.points
     known = sorted(((volume(points, box), name, points) for name, points in groups.items()), reverse=True)
     return [[name, f"{part:.3f}", *(best_within(points, s) for s in SHARES)] for part, name, points in known]
 
 
-def gain(front: Front, recipe: Front, box: Box) -> str:
-    """Return a sentence: how far the hypervolume of what a search found is above the others'."""
-    if recipe.metric != front.metric:
-        raise ValueError(f"{recipe.name} was searched by {recipe.metric}, and the other points are by {front.metric}")
-    best, name = max((volume(points, box), name) for name, points in grouped(front).items())
-    own, together = volume(recipe.points, box), volume(front.points, box)
-    return (
-        f"What migm.tune found changes the hypervolume by {own / best - 1:+.1%} against the best method ({name}), by "
-        f"{own / together - 1:+.1%} against all methods together. Measured beside it, vanilla N = "
-        f"{recipe.vanilla.num_steps} is at {recipe.vanilla.value:.3f}.\n"
-    )
-
-
-def draw(front: Front, box: Box, path: Path, recipe: Front | None = None) -> None:
+def draw(front: Front, box: Box, path: Path) -> None:
     """Draw every method's points, joined where no other of the method beats them."""
     figure, (axes,) = panels(1, 7.5, 5)
-    groups = grouped(front)
-    if recipe is not None:
-        groups["migm.tune"] = recipe.points
-    for name, points in groups.items():
+    for name, points in grouped(front).items():
         shares, values = [1 / p.speed for p in points], [p.value for p in points]
         kept = pareto(shares, values)
         (line,) = axes.plot([shares[i] for i in kept], [values[i] for i in kept], marker="o", ms=4, label=name)
@@ -107,15 +88,14 @@ def main() -> None:
     text = []
     for name, known in OmegaConf.to_container(OmegaConf.load(HERE / "boxes.yaml")).items():
         front, box = read_front(HERE / known["front"]), Box(known["share"], known["value"])
-        recipe = read_front(HERE / known["recipe"]) if "recipe" in known else None
         measured = str(front.about.get("device") or front.points[0].device)
         headings = ["method", "hypervolume", *(f"best within {share:.0%}" for share in SHARES)]
         text.append(
             f"## {name}\n{front.metric} on {measured}; vanilla N = {front.vanilla.num_steps}: "
             f"{front.vanilla.value:.3f}; box to {box.share:.0%} of its time and {box.value:g}.\n\n"
-            f"{markdown(headings, rows(front, box, recipe))}" + (f"\n{gain(front, recipe, box)}" if recipe else "")
+            f"{markdown(headings, rows(front, box))}"
         )
-        draw(front, box, HERE / f"{name}.png", recipe)
+        draw(front, box, HERE / f"{name}.png")
     write_atomic(HERE / "table.md", "# Hypervolumes\n" + "\n".join(text))
 
 
