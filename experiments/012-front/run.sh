@@ -17,10 +17,12 @@ search() {                                          # name, then keys of migm.tu
 }
 tuned() { search tuned_cifar10 base=cifar10 budget=12; }
 deep() {
-    local size=(base=cifar10_deep budget=8 'rungs=[1000,5000]' verify_images=5000 evalset.batch_size=1000)
-    [[ ! ${TINY:-} ]] || size=(base=cifar10 budget=3 'rungs=[10,20]' verify_images=20 evalset.batch_size=10 'shares=[0.33]' device=cpu)
-    search tuned_cifar10_deep evalset=cifar10_5k 'latency=[batch200_amortised]' 'seed_sets=[1001,1002]' \
-        'metric=[fd_cifarnet,class_agreement]' "${size[@]}"
+    local size=(base=cifar10_deep budget=8 'rungs=[1000,5000]' verify_images=5000 evalset.batch_size=1000 'latency=[batch200_amortised]')
+    if [[ ${TINY:-} ]]; then
+        size=(base=cifar10 device=cpu budget=4 'rungs=[10,20]' verify_images=20 evalset.batch_size=10 'latency=[batch10_amortised]'
+            'shares=[0.33]' finalists=1 '~methods' '+methods={reuse: {}, taylorseer: {}}')
+    fi
+    search tuned_cifar10_deep evalset=cifar10_5k 'seed_sets=[1001,1002]' 'metric=[fd_cifarnet,class_agreement]' "${size[@]}"
 }
 
 (($#)) || set -- tuned
