@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every objective, network and size of the shortcut, trained alike; then their errors along true trajectories and the distances of images.
-#   bash experiments/012-front/run_ablation.sh                         the small base: about three hours of one CPU core
+#   bash experiments/012-front/run_ablation.sh                         the small base: some hours of one CPU core
 #   EXPERIMENT=cifar10_deep_shortcut bash .../run_ablation.sh PART     the deep base, for a GPU: parts of under nine minutes each
 # Parts, in their order: collect, terms, networks, sizes, warm, fidelity, images. Each goes on where it stopped; without a name all run.
 set -euo pipefail
