@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from migm.bases.base import take
 from migm.bases.layers import Block, LayerBase, Runner, ends_whole
 
 
@@ -193,17 +194,8 @@ def _advance(block: Block, x: Tensor, ctx: Any, k: Tensor, v: Tensor) -> Tensor:
     return x + block.mlp_delta(x, ctx)
 
 
-def take(stored: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows (b, n) of a tensor (b, t, ...) as (b, n, ...)."""
-    return stored[_batch(rows), rows]
-
-
 def put(stored: Tensor, rows: Tensor, new: Tensor, keep: Tensor | None = None) -> None:
     """Write `new` (b, n, ...) in place to the distinct rows (b, n) of (b, t, ...) where `keep` (b, n) is True."""
     if keep is not None:
         new = new.where(keep.view(*keep.shape, *(1,) * (new.dim() - 2)), take(stored, rows))
-    stored[_batch(rows), rows] = new
-
-
-def _batch(rows: Tensor) -> Tensor:
-    return torch.arange(len(rows), device=rows.device)[:, None]
+    stored[torch.arange(len(rows), device=rows.device)[:, None], rows] = new

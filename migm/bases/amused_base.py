@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from migm.bases import decoding
 from migm.bases.amused import AmusedVQ
-from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, in_every_copy, prompts_of
+from migm.bases.base import BaseSpec, Branch, Control, Inputs, Moment, in_every_copy, prompts_of, take
 from migm.bases.clip_text import CLIPText, CLIPTextConfig, ReadsPrompts, TextBranch, random_encoder
 from migm.bases.footprint import Holdings
 from migm.bases.layers import Block, Layered
@@ -125,7 +125,7 @@ class Amused(Layered, decoding.Tokenized, ReadsPrompts):
         """
         ctx = self.uvit.context(*self.text.of(branch), self.micro)
         x = self.uvit.rows_in(self._ids(tokens).repeat(branch.copies, 1), ctx)
-        return (x if rows is None else x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))), ctx
+        return (x if rows is None else take(x, rows)), ctx
 
     def _ids(self, tokens: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
         return tokens.where(tokens < self.spec.vocab_size, self.mask)

@@ -110,7 +110,13 @@ def image_rows(
 ) -> Float[Tensor, "cb k c"]:
     """Return the features at these image positions, by default at all positions."""
     rows = branch.rows if positions is None else branch.rows.gather(1, positions.repeat(branch.copies, 1))
-    return features[torch.arange(len(features), device=features.device)[:, None], rows]
+    return take(features, rows)
+
+
+def take(x: Shaped[Tensor, "b t *each"], rows: Int[Tensor, "b k"]) -> Shaped[Tensor, "b k *each"]:
+    """Return some rows of every sequence, 0...t-1; copied as wholes, on a CPU several times as fast as by an index."""
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (first + rows).flatten()).view(*rows.shape, *x.shape[2:])
 
 
 def prompts_of(inputs: Inputs) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from migm.bases.base import BaseSpec, Branch, Inputs, Moment, Uniforms
+from migm.bases.base import BaseSpec, Branch, Inputs, Moment, Uniforms, take
 from migm.bases.maskgit import MaskGIT
 from migm.bases.meissonic import Meissonic
 from migm.bases.transformer import Positioned
@@ -139,7 +139,7 @@ class DiMOMaskGIT(OneStep, MaskGIT):
         embedded = net.tok_emb(net.sequence(tokens, branch.condition[:, 0]))
         image = self.blended(embedded[:, :-1], branch.noise)
         x = net.first_layer(torch.cat([image, embedded[:, -1:]], 1) + net.pos_emb)
-        return (x if rows is None else x.take_along_dim(rows[..., None], 1)), Positioned()
+        return (x if rows is None else take(x, rows)), Positioned()
 
     def plain_fingerprint(self) -> str:
         return self.marked(super().plain_fingerprint())

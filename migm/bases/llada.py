@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import embedding, rms_norm, silu
 
 from migm.bases.attention import attention
 from migm.runtime.errors import UserError
@@ -94,7 +94,7 @@ class Context(NamedTuple):
 
     def at(self, rows: Tensor | None) -> "Context":
         """Return the context of the rows (b, n) alone, or of all rows without `rows`."""
-        return self if rows is None else self._replace(cos=self.cos[rows], sin=self.sin[rows])
+        return self if rows is None else self._replace(cos=embedding(rows, self.cos), sin=embedding(rows, self.sin))
 
 
 def rotations(rows: int, head_channels: int, theta: float, device: torch.device) -> Context:

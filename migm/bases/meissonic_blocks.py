@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear, silu
+from torch.nn.functional import embedding, gelu, layer_norm, linear, silu
 
 from migm.bases.attention import attention
+from migm.bases.base import take
 from migm.bases.llada import RMSNorm
 
 EPS = 1e-6
@@ -33,7 +34,7 @@ class JointContext(NamedTuple):
         ranked = (rows < self.num_text).sort(dim=1, descending=True, stable=True)
         most = min(rows.shape[1], self.num_text)
         text, is_text = ranked.indices[:, :most], ranked.values[:, :most]
-        return self._replace(cos=self.cos[rows], sin=self.sin[rows], text=text, is_text=is_text)
+        return self._replace(cos=embedding(rows, self.cos), sin=embedding(rows, self.sin), text=text, is_text=is_text)
 
     def by_segment(self, x: Tensor, text: Callable[[Tensor], Tensor], image: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply a function to the text rows of x (b, n, c) and another one to those of the image.
@@ -43,9 +44,9 @@ class JointContext(NamedTuple):
         """
         if self.text is None or self.is_text is None:
             return torch.cat([text(x[:, : self.num_text]), image(x[:, self.num_text :])], 1)
-        out, at = image(x), self.text[..., None]
-        some, here = text(x.take_along_dim(at, 1)), out.take_along_dim(at, 1)
-        return out.scatter(1, at.expand_as(here), some.where(self.is_text[..., None], here))
+        out = image(x)
+        some, here = text(take(x, self.text)), take(out, self.text)
+        return out.scatter(1, self.text[..., None].expand_as(here), some.where(self.is_text[..., None], here))
 
 
 def rotate(x: Tensor, ctx: JointContext) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from migm.bases.base import take
 from migm.bases.llada import RMSNorm
 from migm.bases.meissonic_blocks import EPS, DoubleBlock, JointContext, SingleBlock, rotations
 from migm.bases.meissonic_config import CELL, MeissonicConfig
@@ -174,7 +175,7 @@ class MeissonicTransformer(nn.Module):
             return embedded
         part = self._resample("down")
         every = linear(part.norm(embedded), part.matrices.flatten(0, 1)).unflatten(-1, (CELL**2, -1))
-        return every.take_along_dim(places[..., None, None], 2)[:, :, 0]
+        return _at(every, places)
 
     def prepare(
         self,
@@ -197,9 +198,8 @@ class MeissonicTransformer(nn.Module):
             embedded = self.embed(cells)
             return torch.cat([text, self.rows_in(embedded if blend is None else blend(embedded))], 1), ctx
         assert blend is None, "noise is on all tokens"
-        which = rows[..., None]
-        image = self.rows_in(self.embed(cells.take_along_dim((which - num_text).clamp(min=0), 1)))
-        return text.take_along_dim(which.clamp(max=num_text - 1), 1).where(which < num_text, image), ctx
+        image = self.rows_in(self.embed(take(cells, (rows - num_text).clamp(min=0))))
+        return take(text, rows.clamp(max=num_text - 1)).where(rows[..., None] < num_text, image), ctx
 
     def _rotations(self, grid: tuple[int, int], num_text: int, device: torch.device) -> tuple[Tensor, ...]:
         key = (grid, num_text, device)
@@ -224,7 +224,12 @@ class MeissonicTransformer(nn.Module):
         every = self.up(features)
         if places is None:
             return self.mlm_layer(every)
-        return self.mlm_layer(every.take_along_dim(places[..., None, None], 2)[:, :, 0])
+        return self.mlm_layer(_at(every, places))
 
     def _resample(self, way: str) -> Resample:
         return self.get_submodule(f"{way}_block.{way}sample")  # type: ignore[return-value]
+
+
+def _at(every: Tensor, places: Tensor) -> Tensor:
+    """Return the tokens (b, k, c) at places (b, k) in cells (b, k, s, c)."""
+    return take(every.flatten(0, 1), places.flatten()[:, None]).view(*places.shape, -1)

@@ -4,7 +4,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from migm.bases.attention import attention
 from migm.runtime.kinds import Count, Dropout
@@ -204,7 +204,7 @@ class MaskTransformer(nn.Module):
 
     def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return raw input embeddings, table plus position, of ids (b, n) at positions (b, n) or at all rows."""
-        where = self.pos_emb if positions is None else self.pos_emb[0, positions]
+        where = self.pos_emb if positions is None else embedding(positions, self.pos_emb[0])
         return self.tok_emb(ids) + where
 
     def prepare(self, ids: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Positioned]:
@@ -229,5 +229,5 @@ class MaskTransformer(nn.Module):
         The result is (b, n, v), or (b, n, v + 1) with `mask_logit`.
         """
         v = self.num_logits
-        bias = self.bias[: features.shape[1], :v] if positions is None else self.bias[:, :v][positions]
+        bias = self.bias[: features.shape[1], :v] if positions is None else embedding(positions, self.bias[:, :v])
         return linear(features, self.tok_emb.weight[:v]) + bias

@@ -9,8 +9,9 @@ from tiny_parts import moment
 from migm.accelerators.extrapolation import Taylor
 from migm.accelerators.predictors.forecast import histories
 from migm.accelerators.predictors.reuse import Reuse
-from migm.accelerators.runners import Deltas, KeyValues, VVerify, put, take
+from migm.accelerators.runners import Deltas, KeyValues, VVerify, put
 from migm.accelerators.runs import full_step
+from migm.bases.base import take
 from migm.bases.layers import run_blocks
 from migm.bases.segments import image_span, other_rows
 
@@ -141,6 +142,15 @@ def test_of_rows_that_are_not_to_be_kept_nothing_is_stored(filled, family, image
     for pair, before in zip(store.layers, other.layers, strict=True):
         for stored, old in zip(pair, before, strict=True):
             assert {(b, r) for b, r in (stored != old).any(-1).any(1).nonzero().tolist()} == written
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_taken_rows_and_their_gradients_are_those_of_an_index(number):
+    x = torch.randn(2, 5, 4, 3, requires_grad=True)
+    rows = torch.stack([torch.randperm(5), torch.randperm(5)])[:, :number]
+    ours, plain = take(x, rows), x[torch.arange(2)[:, None], rows]
+    assert torch.equal(ours, plain)
+    assert torch.equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, plain)))
 
 
 def test_put_and_take_are_each_others_inverse_and_leave_the_rest(family):

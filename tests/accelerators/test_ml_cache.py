@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from migm.accelerators.accelerator import Accelerator
 from migm.accelerators.predictors.ml_cache import Subset, num_rows
 from migm.accelerators.refresh import Always, WarmupInterval
-from migm.accelerators.runners import KeyValues, take
+from migm.accelerators.runners import KeyValues
+from migm.bases.base import take
 from migm.bases.dimoo import LuminaDiMOO
 from migm.bases.llada import LLaDAConfig
 from migm.bases.tokenizer import ConvVQ

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from migm.accelerators.runners import KeyValues, RowFeatures, put, take
-from migm.bases.base import Branch, Moment, image_rows
+from migm.accelerators.runners import KeyValues, RowFeatures, put
+from migm.bases.base import Branch, Moment, image_rows, take
 from migm.bases.layers import LayerBase, Runner
 from migm.bases.segments import image_span
 from migm.runtime.kinds import Share
