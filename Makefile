@@ -14,7 +14,7 @@ KNOWN := fd_cifarnet of 5,000 images, measured on an H200 in experiments/007-cif
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
-# On two cores without fast bfloat16 the page was there after 43 s, the report after 5 min 14 s and 509 CPU seconds.
+# On two cores without fast bfloat16 the page was there after 48 s, the report after 4 min 51 s and 494 CPU seconds.
 run: $(STAMP)
 	$(BIN)/python -m migm.side_by_side +experiment=cifar10_deep_best max_seconds=36 "note='$(KNOWN)'"
 	$(BIN)/python -m migm.train +experiment=cifar10_quick
