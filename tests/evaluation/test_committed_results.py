@@ -103,6 +103,14 @@ def test_the_ablation_tables_follow_from_their_records(tmp_path, monkeypatch):
     assert all((tmp_path / name).read_text() == (here / name).read_text() for name in written)
 
 
+def test_the_table_of_samplers_follows_from_its_records(tmp_path, monkeypatch):
+    samplers = script("007-cifar10-deep/samplers.py")
+    monkeypatch.setattr(samplers, "write_atomic", lambda path, text: (tmp_path / path.name).write_text(text))
+    monkeypatch.setattr(samplers.sys, "argv", ["samplers.py"])
+    samplers.main()
+    assert (tmp_path / "samplers.md").read_text() == (ROOT / "experiments/007-cifar10-deep/samplers.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_shipped_fronts_follow_from_the_records(tmp_path):
     for folder in ("cifar10_deep", "dimoo_tiny", "fronts"):
