@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from migm.bases.base import Branch, Inputs, prompts_of
 from migm.bases.clip_words import CLIPWords, PaddedChecksums, Words
 from migm.bases.weights import assign_strictly, locate, sampled
+from migm.runtime.device import without_values
 from migm.runtime.errors import UserError
 from migm.runtime.extras import optional
 from migm.runtime.files import tensors_hash
@@ -178,7 +179,7 @@ def published_encoder(config: CLIPTextConfig, folder: str | Path | None, key: st
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise UserError(f"{origin} is not a complete safetensors file ({error})") from error
-    with torch.device("meta"):
+    with without_values():
         net = _encoder(config, activation)
     assign_strictly(net, tensors, origin, mapped=True)
     positions = torch.arange(config.max_position_embeddings)[None]

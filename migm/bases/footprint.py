@@ -9,7 +9,7 @@ from torch import nn
 from migm.bases.decoding import BYTES, image_bytes, narrow, placed
 from migm.bases.linear import quantise
 from migm.config.building import class_of
-from migm.runtime.device import pick_device, pick_dtype
+from migm.runtime.device import pick_device, pick_dtype, without_values
 from migm.runtime.errors import UserError
 from migm.runtime.resources import readable
 
@@ -66,7 +66,7 @@ def footprint(node: Mapping[str, Any]) -> Footprint | None:
         return None
     device, meta = pick_device(node.get("device", "auto")), torch.device("meta")
     dtype = pick_dtype(node.get("dtype", "auto"), device)
-    with torch.device("meta"):
+    with without_values():
         net, narrowed, tokenizer, grid, channels, like_base, encoder, shared = kind.parts(node)
         net.to(dtype)
         own = dtype if like_base and dtype != torch.float64 else torch.float32

@@ -23,7 +23,7 @@ from migm.bases.meissonic_net import MeissonicTransformer
 from migm.bases.tokenizer import ConvVQ
 from migm.bases.weights import load_strictly, locate, sampled
 from migm.config.building import build
-from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
+from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype, without_values
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.kinds import Count, Whole
@@ -99,7 +99,7 @@ class Meissonic(Layered, decoding.Tokenized, ReadsPrompts):
                 quantise(blocks, linear, "base.linear")
 
     def _transformer(self, config: MeissonicConfig, folder: str | None) -> MeissonicTransformer:
-        with torch.device("meta"):
+        with without_values():
             net = MeissonicTransformer(config)
         if folder is None:
             small = sum(weight.numel() for weight in net.parameters()) < DRAWN_ON_CPU

@@ -21,7 +21,7 @@ from migm.bases.llada import PREFIX, Context, LLaDA, LLaDAConfig, init_block
 from migm.bases.shards import load_shards
 from migm.bases.weights import load_strictly, locate, sample, sampled
 from migm.config.building import build
-from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype
+from migm.runtime.device import DeviceName, DTypeName, pick_device, pick_dtype, without_values
 from migm.runtime.errors import UserError
 from migm.runtime.files import tensors_hash
 from migm.runtime.shapes import Positions, Tokens
@@ -110,7 +110,7 @@ class PromptedLLaDA(Layered, decoding.Tokenized):
         raise NotImplementedError
 
     def _transformer(self, config: LLaDAConfig, weights: str | Path | None) -> LLaDA:
-        with torch.device("meta"):
+        with without_values():
             net = LLaDA(config).to(self.dtype)
         shrink = Shrinking(net, self.linear, "base.linear", sample)
         if weights is None:

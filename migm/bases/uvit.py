@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from migm.bases.attention import attention
 from migm.bases.weights import load_strictly, locate
+from migm.runtime.device import without_values
 from migm.runtime.errors import UserError
 from migm.runtime.kinds import Count, Positive
 from migm.runtime.reading import read_text
@@ -199,7 +200,7 @@ def random_net(config: UVitConfig) -> nn.Module:
 def published_net(config: UVitConfig, folder: str | Path, key: str) -> nn.Module:
     """Return the `UVit2DModel` of a folder or hub address, loaded strictly."""
     config.check(locate(f"{folder}/config.json", key))
-    with torch.device("meta"):
+    with without_values():
         net = _net(config)
     load_strictly(net, f"{folder}/{WEIGHTS}", key, mapped=True)
     return net

@@ -125,7 +125,7 @@ def checked(cfg: DictConfig, root: type[Root]) -> Root:
     """Resolve a composed config; UserError for values that its root or a component's signature does not allow."""
     refuse_values_of_groups(cfg)
     plain = resolved(cfg, "config")
-    check(plain, root, OmegaConf.to_container(cfg))
+    check(plain, root, OmegaConf.to_container(cfg), root.unbuilt)
     return root(**plain)
 
 

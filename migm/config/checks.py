@@ -77,16 +77,17 @@ def borrowed(raw: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def check(plain: dict[str, Any], root: Callable[..., Any], raw: Any) -> None:
+def check(plain: dict[str, Any], root: Callable[..., Any], raw: Any, unbuilt: Set[str] = frozenset()) -> None:
     """Refuse values that the annotations of a root and of its components forbid, at the key where they were written.
 
-    `raw` is the config before it was resolved: values that `${...}` takes from other keys are checked last.
+    `raw` is the config before it was resolved: values that `${...}` takes from other keys are checked last. Components
+    at or below the keys `unbuilt` are passed over.
     """
     for later in (set(borrowed(raw)), set()):
         check_arguments("", root, plain, later=later)
         refuse_emptied_groups(plain)
         for path, node in targets(plain, ""):
-            if not any(f"{path}.".startswith(f"{one}.") for one in later):
+            if not any(f"{path}.".startswith(f"{one}.") for one in later | unbuilt):
                 check_target(path, node, later)
 
 

@@ -20,12 +20,18 @@ from migm.runtime.kinds import (
     Whole,
 )
 
+OF_TRAINING = frozenset({"data", "objective", "optimizer", "lr_schedule", "trainer", "callbacks", "logger.csv"})
+OF_SCORES = frozenset({"metric", "inception"})
+
 
 @dataclass
 class Common:
     """Keys of every command."""
 
     draws_by_one: ClassVar[bool] = False  # whether `speed` and `quality` may choose the command's sampler
+    # Keys of which the command builds nothing. Their classes are not checked: that would import Lightning and
+    # torchmetrics, which takes longer than a short command's own work.
+    unbuilt: ClassVar[frozenset[str]] = frozenset()
 
     name: Filled
     group: Filled
@@ -78,12 +84,15 @@ class TrainConfig(Common):
 @dataclass
 class EvaluateConfig(Common):
     draws_by_one = True
+    unbuilt = OF_TRAINING
 
     cost: CostKind = True  # also measure time, FFE and memory, or count FFE and caches alone
 
 
 @dataclass
 class ReportConfig(Common):
+    unbuilt = OF_TRAINING | OF_SCORES
+
     results: list[str] = field(default_factory=list)
     folder: str = ""
     baseline: str = ""
@@ -93,6 +102,8 @@ class ReportConfig(Common):
 @dataclass
 class ImagesConfig(Common):
     """Keys of commands that make images of labels or prompts by seeds."""
+
+    unbuilt = OF_TRAINING | OF_SCORES
 
     labels: Annotated[list[Whole], Length()] | None = None
     prompt: str | None = None
@@ -138,6 +149,8 @@ class BenchConfig(Common):
 
 @dataclass
 class AblationsConfig(Common):
+    unbuilt = OF_TRAINING | OF_SCORES
+
     sweeps: list[str] = field(default_factory=list)
     reference: str = ""
     folder: str = ""
@@ -150,6 +163,8 @@ Span = Annotated[list[Positive], Length(2, 2)]  # least and most
 @dataclass
 class TuneConfig(Common):
     """Keys of a search for the best samplers in shares of vanilla's time; conf/tune.yaml says what each is."""
+
+    unbuilt = OF_TRAINING
 
     budget: Positive = 20.0  # minutes
     shares: Annotated[list[Annotated[float, Limits(above=0, most=1)]], Length()] = field(default_factory=list)
@@ -174,6 +189,8 @@ class TuneConfig(Common):
 
 @dataclass
 class CalibrateConfig(Common):
+    unbuilt = OF_TRAINING | OF_SCORES
+
     num_images: Count = 64
     dtypes: list[DTypeName] = field(default_factory=list)
     batch_size: Count = 32
@@ -182,12 +199,15 @@ class CalibrateConfig(Common):
 
 @dataclass
 class PlaceConfig(Common):
+    unbuilt = OF_TRAINING | OF_SCORES
+
     place: Component = field(default_factory=dict)
 
 
 @dataclass
 class PlanConfig(Common):
     draws_by_one = True
+    unbuilt = OF_TRAINING | OF_SCORES
 
     full: Positive = 1.0
     cheap: NotNegative = 0.04
@@ -196,6 +216,7 @@ class PlanConfig(Common):
 @dataclass
 class AnalyseConfig(Common):
     draws_by_one = True
+    unbuilt = OF_TRAINING | OF_SCORES
 
     analysis: str | list[str] = "all"
     analyses: dict[str, Component] = field(default_factory=dict)
@@ -204,6 +225,8 @@ class AnalyseConfig(Common):
 
 @dataclass
 class HumanevalConfig(Common):
+    unbuilt = OF_TRAINING | OF_SCORES
+
     method: str | None = None
     baseline: str | None = None
     num_pairs: Count | None = None

@@ -13,13 +13,17 @@ from omegaconf import OmegaConf
 from migm.bases.base import Base
 from migm.config.building import build, checked, conf_path
 from migm.config.groups import experiment_of, names
-from migm.config.roots import Common, EvaluateConfig, TrainConfig
+from migm.config.roots import Common, EvaluateConfig, GenerateConfig, TrainConfig
 from migm.runtime.errors import UserError, nearest
 
 Root = TypeVar("Root", bound=Common)
 NAME = "config_name"  # attribute of bases from conf/base
 OWN = "cifar10"  # whose data and evaluation set a base of one's own gets, to be changed by overrides
-COMMANDS: dict[type[Common], str] = {EvaluateConfig: "evaluate", TrainConfig: "train"}
+COMMANDS: dict[type[Common], str] = {
+    EvaluateConfig: "evaluate",
+    GenerateConfig: "generate",
+    TrainConfig: "train",
+}
 
 
 def config_of(

@@ -5,7 +5,7 @@ from typing import Any
 
 from migm.accelerators.predictors.shortcut import Shortcut
 from migm.bases.base import Base
-from migm.config.roots import EvaluateConfig
+from migm.config.roots import GenerateConfig
 from migm.door.configs import NAME, built, config_of
 
 
@@ -17,7 +17,7 @@ def load_base(name: str = "cifar10", **overrides: Any) -> Base:
     FileNotFoundError for missing weights.
     """
     changes = {f"base.{key.replace('__', '.')}": value for key, value in overrides.items()}
-    config = config_of(EvaluateConfig, name, changes)
+    config = config_of(GenerateConfig, name, changes)
     base = built(config.base, config.seed)
     setattr(base, NAME, name)
     return base

@@ -13,7 +13,7 @@ from migm.accelerators.refresh import Uniform
 from migm.bases.base import Base
 from migm.config.by_front import AUTO
 from migm.config.points import Chosen, point
-from migm.config.roots import EvaluateConfig
+from migm.config.roots import GenerateConfig
 from migm.door.configs import NAME, built, config_of, hydra_on_our_tree, random_state
 from migm.door.images import Images
 from migm.runtime.console import Plain
@@ -71,7 +71,7 @@ class Sampler(core.Sampler):
                 "accelerator": accelerator if isinstance(accelerator, str) else "vanilla",
                 "sampling": sampling if isinstance(sampling, str) else None,
             }
-            config = config_of(EvaluateConfig, base, given, **named)
+            config = config_of(GenerateConfig, base, given, **named)
             rules = replace(sampling, **steps) if isinstance(sampling, Sampling) else built(config.sampling)
             made = accelerator_of(accelerator, config, rules)
             super().__init__(base, rules, made, variant, built(config.runtime))
@@ -119,7 +119,7 @@ class Sampler(core.Sampler):
         return Images(images, record, len(seeds))
 
 
-def accelerator_of(accelerator: Any, config: EvaluateConfig, rules: Sampling) -> Accelerator:
+def accelerator_of(accelerator: Any, config: GenerateConfig, rules: Sampling) -> Accelerator:
     """Return the accelerator of a name or predictor, or the given one; UserError if N does not fit."""
     if accelerator is None or isinstance(accelerator, str):
         accelerator = built(config.accelerator)
@@ -141,7 +141,7 @@ def by_front(base: Base, wanted: Mapping[str, Any], parts: Mapping[str, Any], gi
     if not hasattr(base, NAME) and wanted["front"] is None:
         raise UserError("front=None: a base of one's own has no front; python -m migm.tune makes one, front= names it")
     changes = {key: value for key, value in given.items() if not key.startswith("accelerator.")}
-    config = config_of(EvaluateConfig, base, {**changes, **wanted}, accelerator=AUTO, sampling=parts["sampling"])
+    config = config_of(GenerateConfig, base, {**changes, **wanted}, accelerator=AUTO, sampling=parts["sampling"])
     named = {group: part for group, part in parts.items() if part is not None}
     with hydra_on_our_tree(), random_state():
         return point(config, list({**named, **given}.items()))

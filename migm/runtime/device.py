@@ -3,10 +3,13 @@
 import functools
 import platform
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from migm.runtime.errors import UserError
 from migm.runtime.launch import local_rank
@@ -81,3 +84,28 @@ def _cpu_name() -> str:
         return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Make the modules and tensors of the block on the device `meta`, where they have shapes and no values.
+
+    With `torch.device("meta")` alone, torch draws their random initial values by functions in Python, and imports its
+    compiler for them, which takes a second.
+    """
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
+class _NoDraws(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.normal_ or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -11,10 +11,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from migm.bases.weights import assign_strictly, is_published, read_tensors
+from migm.runtime.device import without_values
 from migm.runtime.errors import UserError
 from migm.runtime.files import check_seal, tensors_hash, write_sealed
 from migm.shortcuts.network import ShortcutNetwork, address, networks
@@ -59,7 +59,7 @@ def load_shortcut(
         if metadata.get("format") == FORMAT:
             check_seal(tensors, metadata, {"format", "kind", "config", "base", "card"}, origin)
         network, config = described(metadata, base_fingerprint, origin, plain_fingerprint)
-    with torch.device("meta"):  # initial values of a large network would take seconds
+    with without_values():  # initial values of a large network would take seconds
         shortcut = network(**config)
     for name, value in asked.items():
         if shortcut.config.get(name) != value:

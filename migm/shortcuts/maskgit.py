@@ -69,7 +69,7 @@ class MaskGITShortcut(ShortcutNetwork):
         if cross_attention:
             self.new_token_proj_in = nn.Linear(channels, inner) if project else nn.Identity()
         if num_positions:
-            self.pos_emb = nn.Parameter(torch.randn(num_positions, inner) * 0.3)
+            self.pos_emb = nn.Parameter(nn.init.normal_(torch.empty(num_positions, inner), std=0.3))
         self.blocks = nn.ModuleList(MaskGITBlock(inner, num_heads, dropout) for _ in range(depth))
         self.last_layer = nn.Sequential(
             nn.LayerNorm(inner, eps=1e-12), nn.Linear(inner, inner), nn.GELU(), nn.LayerNorm(inner, eps=1e-12)

@@ -231,7 +231,7 @@ def test_a_number_becomes_text_only_where_nothing_else_may_be(value, hint, made)
 def test_a_number_may_be_a_name_and_a_folder():
     assert loaded("generate", "name", 7).name == "7"
     assert loaded("generate", "prompt", 7).prompt == "7"
-    assert loaded("generate", "data.folder", 2024).data["folder"] == "2024"
+    assert loaded("train", "data.folder", 2024).data["folder"] == "2024"
 
 
 def test_no_source_checks_by_hand_what_an_annotation_can_say():
