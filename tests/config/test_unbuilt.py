@@ -44,7 +44,7 @@ del names["images"]  # what generate and side_by_side share
 with initialize_config_dir(conf_path(), version_base="1.3"):
     for name, root in names.items():
         load(compose(name, ["+experiment=cifar10_shortcut", "paths.output_dir=" + sys.argv[1]]), root)
-sampler = migm.Sampler(migm.load_base("cifar10", device="cpu"), 2, 1)
+sampler = migm.Sampler(migm.load_base("cifar10", device="cpu"), 2, 1, "shortcut")
 assert len(sampler(labels=[3], seeds=[0])) == 1
 print(sorted(names), [name for name in {HEAVY} if name in sys.modules])
 """
